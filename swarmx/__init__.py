@@ -1,0 +1,1 @@
+"""SwarmX: scheduler agents for agentic workflows."""

@@ -1,0 +1,1 @@
+"""Scheduler agents: pure decisions, messages in, messages and actions out."""

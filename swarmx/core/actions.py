@@ -1,0 +1,55 @@
+"""Everything that agents may do: one closed union; an agent declares which of these it can emit."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class _Action(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    pass
+
+
+class Dispatch(_Action):
+    """Send the call to the replica."""
+
+    call_id: str
+    attempt: int
+    replica_id: str
+
+
+class Cancel(_Action):
+    """Stop the attempt: close its connection, so that the engine frees its slot."""
+
+    call_id: str
+    attempt: int
+    replica_id: str
+
+
+RefusalReason = Literal["no_replica", "retries_exhausted", "failed"]
+
+
+class Refuse(_Action):
+    """Give the call up and tell its client."""
+
+    call_id: str
+    reason: RefusalReason
+    attempts: int
+    detail: str
+
+
+class StartTimer(_Action):
+    """Send me TimerFired(key) at `at_s`; a second timer with the same key replaces the first."""
+
+    key: str
+    at_s: float
+
+
+class StopTimer(_Action):
+    """Forget the timer."""
+
+    key: str
+
+
+Action = Dispatch | Cancel | Refuse | StartTimer | StopTimer

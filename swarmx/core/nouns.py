@@ -1,0 +1,83 @@
+"""The nouns: calls, replicas, and what a router remembers of a decision. Immutable values, no behaviour."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from swarmx.core.engine import EngineProfile
+from swarmx.core.forecast import Forecast
+
+CallKind = Literal["llm", "image"]
+ReplicaState = Literal["starting", "ready", "cordoned", "draining", "gone"]
+FailureReason = Literal[
+    "connect", "timeout", "bad_answer", "connection_lost", "replica_gone", "replica_error", "rejected", "client_gone"
+]
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """One request to one model, as the scheduler sees it: features and references, never the prompt itself.
+
+    `prompt_tokens` is an estimate from bytes; `work_limit` is what the client allows at most (output tokens, or
+    megapixel-steps of an image); `deadline_at_s` is absolute, on the clock of the process that accepted the call.
+    """
+
+    call_id: str
+    tenant: str
+    kind: CallKind
+    model: str
+    role: str
+    workflow_id: str
+    workflow_kind: str
+    node: str
+    prompt_key: str
+    prompt_bytes: int
+    prompt_tokens: int
+    work_limit: float
+    stream: bool = False
+    deadline_at_s: float | None = None
+
+
+class Replica(msgspec.Struct, frozen=True, kw_only=True):
+    """One server that answers calls for one model on one device."""
+
+    replica_id: str
+    model: str
+    kind: CallKind
+    device: str
+    url: str
+    profile: EngineProfile
+    provider: str
+    emulated: bool
+
+
+class Candidates(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of the fleet view that a decision saw, by column; all columns have shape [rows].
+
+    At most 32 rows are kept (the chosen one and the cheapest); `total` counts all that were eligible.
+    """
+
+    total: int
+    replica_ids: tuple[str, ...]
+    in_flight: tuple[int, ...]
+    remaining_work: tuple[float, ...]
+    context_tokens: tuple[float, ...]
+    signal_age_s: tuple[float | None, ...]
+    cost_s: tuple[float, ...] | None
+    terms_s: dict[str, tuple[float, ...]]
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a call went where it went."""
+
+    call: Call
+    attempt: int
+    at_s: float
+    policy: str
+    parameters: dict[str, float]
+    replica_id: str
+    runner_up: str | None
+    forecast: Forecast
+    candidates: Candidates
+    note: str = ""

@@ -1,0 +1,105 @@
+"""The seams, on one screen: what an agent, a policy, a forecaster, a provider, a store and a caller have to offer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from swarmx.core.actions import Action
+from swarmx.core.fleet import CallView, Choice, FleetView
+from swarmx.core.forecast import Forecast
+from swarmx.core.messages import Message
+from swarmx.core.nouns import Call, Decision, Replica
+from swarmx.core.records import (
+    CallRecord,
+    ModelRequest,
+    ModelResult,
+    StoredEvent,
+    WorkflowPage,
+    WorkflowRecord,
+    WorkflowState,
+)
+
+Output = Message | Action
+
+
+class SchedulerAgent(Protocol):
+    """A pure decision maker: the same messages at the same times give the same outputs.
+
+    `listens` are the message types that it wants; `actions` are the action types that it may emit, its bounded set of
+    tools: the shell refuses any other.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def listens(self) -> frozenset[type]: ...
+    @property
+    def actions(self) -> frozenset[type]: ...
+    def handle(self, message: Message, now_s: float) -> Sequence[Output]: ...
+
+
+class Policy(Protocol):
+    """Picks one of the candidates. A frozen dataclass: its fields are its parameters."""
+
+    @property
+    def name(self) -> str: ...
+    def choose(self, call: CallView, fleet: FleetView, rng: np.random.Generator) -> Choice: ...
+
+
+class Forecaster(Protocol):
+    """Forecasts the work of a call and learns from what it came to."""
+
+    def forecast(self, call: Call) -> Forecast: ...
+    def observe(self, call: Call, work_done: float) -> None: ...
+
+
+class Provider(Protocol):
+    """Brings replicas to life, and to an end. `start` returns once every replica answers its health check."""
+
+    async def start(self) -> Sequence[Replica]: ...
+    async def stop(self) -> None: ...
+
+
+class Caller(Protocol):
+    """Has one model call answered by some replica. A refusal is a result, not an exception."""
+
+    async def complete(self, request: ModelRequest) -> ModelResult: ...
+
+
+class Store(Protocol):
+    """The durable truth: workflows and their events, calls, decisions, blobs. Every method is atomic and durable.
+
+    Reads never cross tenants unless `tenant` is None (an operator's view). `append` refuses (returns False) when the
+    workflow is already terminal or `expected_seq` is not its number of events: a writer that lost its place changes
+    nothing.
+    """
+
+    async def open(self) -> None: ...
+    async def close(self) -> None: ...
+    async def accept(self, workflow: WorkflowRecord, events: Sequence[bytes]) -> None: ...
+    async def append(
+        self,
+        workflow_id: str,
+        events: Sequence[bytes],
+        *,
+        expected_seq: int,
+        at_s: float,
+        state: WorkflowState | None = None,
+        outcome: bytes | None = None,
+    ) -> bool: ...
+    async def workflow(self, workflow_id: str, *, tenant: str | None) -> WorkflowRecord | None: ...
+    async def workflows(
+        self, *, tenant: str | None, state: WorkflowState | None, limit: int, cursor: str | None
+    ) -> WorkflowPage: ...
+    async def events(self, workflow_id: str) -> list[StoredEvent]: ...
+    async def unfinished(self) -> list[WorkflowRecord]: ...
+    async def record_call(self, record: CallRecord) -> None: ...
+    async def call(self, call_id: str, *, tenant: str | None) -> CallRecord | None: ...
+    async def calls(self, workflow_id: str, *, tenant: str | None) -> list[CallRecord]: ...
+    async def record_decision(self, decision: Decision) -> None: ...
+    async def decisions(self, call_id: str, *, tenant: str | None) -> list[Decision]: ...
+    async def put_blob(self, tenant: str, media_type: str, data: bytes) -> str: ...
+    async def blob(self, sha256: str, *, tenant: str | None) -> tuple[str, bytes] | None: ...

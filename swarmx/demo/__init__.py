@@ -1,0 +1,1 @@
+"""The demo: its tasks, its workflows and its run."""

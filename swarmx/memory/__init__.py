@@ -1,0 +1,1 @@
+"""What outlives a process: workflows, their events, calls and decisions."""

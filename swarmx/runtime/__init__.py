@@ -1,0 +1,1 @@
+"""The shells around the agents: clocks, timers, journal, connections to replicas."""
