@@ -4,6 +4,8 @@ vLLM's own GGUF loader needs CUDA kernels, so the weights are dequantised once, 
 `.venv-vllm`, never in the project's environment.
 """
 
+# mypy: disable-error-code="import-not-found,import-untyped"
+# (vLLM and its libraries live in their own environment)
 import argparse
 import json
 import os
@@ -12,8 +14,8 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: it reads it once
 
-import torch  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: E402
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 
 def main() -> int:
@@ -48,7 +50,7 @@ def main() -> int:
     tokenizer.save_pretrained(args.out)
     source = {"source": args.source, "gguf": name, "gguf_sha256": args.sha256}
     (args.out / "SOURCE.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
-    print(f"{args.out.name}: {sum(p.numel() for p in model.parameters()):,} parameters in bf16")
+    print(f"{args.gguf.stem}: {sum(p.numel() for p in model.parameters()):,} parameters in bf16")
     return 0
 
 

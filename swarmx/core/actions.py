@@ -11,7 +11,7 @@ class _Action(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     pass
 
 
-class Dispatch(_Action):
+class Dispatch(_Action, frozen=True, kw_only=True):
     """Send the call to the replica."""
 
     call_id: str
@@ -19,7 +19,7 @@ class Dispatch(_Action):
     replica_id: str
 
 
-class Cancel(_Action):
+class Cancel(_Action, frozen=True, kw_only=True):
     """Stop the attempt: close its connection, so that the engine frees its slot."""
 
     call_id: str
@@ -30,7 +30,7 @@ class Cancel(_Action):
 RefusalReason = Literal["no_replica", "retries_exhausted", "failed"]
 
 
-class Refuse(_Action):
+class Refuse(_Action, frozen=True, kw_only=True):
     """Give the call up and tell its client."""
 
     call_id: str
@@ -39,14 +39,14 @@ class Refuse(_Action):
     detail: str
 
 
-class StartTimer(_Action):
+class StartTimer(_Action, frozen=True, kw_only=True):
     """Send me TimerFired(key) at `at_s`; a second timer with the same key replaces the first."""
 
     key: str
     at_s: float
 
 
-class StopTimer(_Action):
+class StopTimer(_Action, frozen=True, kw_only=True):
     """Forget the timer."""
 
     key: str

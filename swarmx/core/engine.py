@@ -60,6 +60,13 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
         middle = self.step_s(1, prompt_tokens + output_tokens / 2.0)
         return self.call_base_s + prefill + decode * middle
 
+    def scaled(self, factor: float) -> EngineProfile:
+        """The same engine `factor` times faster: every `_s` field divided by it."""
+        if factor <= 0.0:
+            raise ValueError(f"an engine cannot run {factor} times faster, expected a factor above zero")
+        times = {name: getattr(self, name) / factor for name in self.__struct_fields__ if name.endswith("_s")}
+        return msgspec.structs.replace(self, **times)
+
 
 class _ProfileFile(msgspec.Struct):
     version: int
@@ -70,8 +77,9 @@ class _ProfileFile(msgspec.Struct):
 
 @cache
 def profiles() -> dict[tuple[str, str], EngineProfile]:
-    """The fitted profiles that ship with SwarmX, by (model, device). How they came about: docs/reference/calibration.md."""
-    raw = msgspec.json.decode(files("swarmx.core").joinpath("data/engine_profiles.json").read_bytes(), type=_ProfileFile)
+    """The fitted profiles that ship with SwarmX, by (model, device); docs/reference/calibration.md says whence."""
+    data = files("swarmx.core").joinpath("data/engine_profiles.json").read_bytes()
+    raw = msgspec.json.decode(data, type=_ProfileFile)
     return {(p.model, p.device): p for p in _read(raw)}
 
 

@@ -26,14 +26,15 @@ class CallView:
 class FleetView:
     """The replicas that may take the call, never none; every array has shape [replicas].
 
-    `in_flight` counts this router's own calls, exactly. `remaining_work` is the expected work that they still need,
+    `in_flight` counts this router's own calls, exactly; `last_chosen` is the number of the decision
+    that last chose the replica, 0 before the first. `remaining_work` is the expected work that they still need,
     `context_tokens` the context they hold, `prefill_tokens` prompts of theirs that no first token answered yet. The
     profile columns are those of `EngineProfile`. The signal columns are the engine's own word, NaN where it never
     spoke, `signal_age_s` old.
     """
 
-    rows: Ints
     in_flight: Ints
+    last_chosen: Ints
     remaining_work: Floats
     context_tokens: Floats
     prefill_tokens: Floats
@@ -51,7 +52,7 @@ class FleetView:
     signal_age_s: Floats
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.in_flight)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

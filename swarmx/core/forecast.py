@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import msgspec
@@ -40,7 +41,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 f"a forecast needs as many quantiles as levels and at least two, got {len(self.levels)} levels "
                 f"and {len(self.quantiles)} quantiles"
             )
-        if not (0.0 < self.levels[0] and self.levels[-1] < 1.0) or not _rises(self.levels, strictly=True):
+        if not (self.levels[0] > 0.0 and self.levels[-1] < 1.0) or not _rises(self.levels, strictly=True):
             raise ValueError(f"levels must rise strictly within (0, 1), got {self.levels}")
         if not all(math.isfinite(q) and q >= 0.0 for q in self.quantiles) or not _rises(self.quantiles):
             raise ValueError(f"quantiles must be finite, not negative and must not fall, got {self.quantiles}")
@@ -106,7 +107,7 @@ def from_samples(
         position = level * last
         i = int(position)
         upper = ordered[min(i + 1, last)]
-        values.append(ordered[i] + (upper - ordered[i]) * (position - i))
+        values.append(min(upper, ordered[i] + (upper - ordered[i]) * (position - i)))  # rounding must not overshoot
     return Forecast(levels=levels, quantiles=tuple(values), unit=unit, source=source)
 
 
@@ -116,7 +117,7 @@ def point(value: float, *, unit: Unit, source: Source = "prior") -> Forecast:
 
 
 def _rises(values: Sequence[float], *, strictly: bool = False) -> bool:
-    return all(a < b if strictly else a <= b for a, b in zip(values, values[1:], strict=False))
+    return all(a < b if strictly else a <= b for a, b in pairwise(values))
 
 
 def _interpolate(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
@@ -125,4 +126,4 @@ def _interpolate(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
     if x >= xs[-1]:
         return ys[-1]
     i = bisect_right(xs, x) - 1
-    return ys[i] + (ys[i + 1] - ys[i]) * (x - xs[i]) / (xs[i + 1] - xs[i])
+    return min(ys[i + 1], ys[i] + (ys[i + 1] - ys[i]) * (x - xs[i]) / (xs[i + 1] - xs[i]))

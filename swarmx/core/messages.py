@@ -14,21 +14,21 @@ class _Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     pass
 
 
-class CallReady(_Event):
+class CallReady(_Event, frozen=True, kw_only=True):
     """A call wants a replica. The forecast of its work comes along: a replay never runs a predictor."""
 
     call: Call
     forecast: Forecast
 
 
-class FirstToken(_Event):
+class FirstToken(_Event, frozen=True, kw_only=True):
     """The replica began to answer: from here on the call cannot be retried elsewhere."""
 
     call_id: str
     attempt: int
 
 
-class TokensProgressed(_Event):
+class TokensProgressed(_Event, frozen=True, kw_only=True):
     """The attempt has produced `work_done` so far (output tokens, or megapixel-steps)."""
 
     call_id: str
@@ -36,7 +36,7 @@ class TokensProgressed(_Event):
     work_done: float
 
 
-class CallFinished(_Event):
+class CallFinished(_Event, frozen=True, kw_only=True):
     """The attempt answered in full."""
 
     call_id: str
@@ -46,7 +46,7 @@ class CallFinished(_Event):
     work_done: float
 
 
-class CallFailed(_Event):
+class CallFailed(_Event, frozen=True, kw_only=True):
     """The attempt will not answer. `retryable` is false once something was streamed or the request itself is wrong."""
 
     call_id: str
@@ -55,20 +55,20 @@ class CallFailed(_Event):
     retryable: bool
 
 
-class CallCancelled(_Event):
+class CallCancelled(_Event, frozen=True, kw_only=True):
     """The client or its workflow no longer wants the call."""
 
     call_id: str
 
 
-class ReplicaChanged(_Event):
+class ReplicaChanged(_Event, frozen=True, kw_only=True):
     """A replica appeared, changed its state or is gone."""
 
     replica: Replica
     state: ReplicaState
 
 
-class SignalReported(_Event):
+class SignalReported(_Event, frozen=True, kw_only=True):
     """The engine's own counters, read at `measured_at_s`."""
 
     replica_id: str
@@ -78,26 +78,26 @@ class SignalReported(_Event):
     measured_at_s: float
 
 
-class PolicyChanged(_Event):
+class PolicyChanged(_Event, frozen=True, kw_only=True):
     """From now on route by this policy."""
 
     policy: str
     parameters: dict[str, float]
 
 
-class TimerFired(_Event):
+class TimerFired(_Event, frozen=True, kw_only=True):
     """A timer that an agent started has run out."""
 
     key: str
 
 
-class DecisionMade(_Event):
+class DecisionMade(_Event, frozen=True, kw_only=True):
     """A router decided; goes to the decision log."""
 
     decision: Decision
 
 
-class AlertRaised(_Event):
+class AlertRaised(_Event, frozen=True, kw_only=True):
     """Something an operator should know, as an enum and numbers; `subject` is an opaque id."""
 
     kind: Literal["breaker_opened", "breaker_closed", "policy_failed"]

@@ -55,7 +55,8 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
 class Candidates(msgspec.Struct, frozen=True, kw_only=True):
     """The part of the fleet view that a decision saw, by column; all columns have shape [rows].
 
-    At most 32 rows are kept (the chosen one and the cheapest); `total` counts all that were eligible.
+    At most 32 rows are kept (the chosen one, its runner-up and the cheapest); `total` counts all that were eligible.
+    Costs and their terms are None where the policy gave no finite number.
     """
 
     total: int
@@ -64,8 +65,8 @@ class Candidates(msgspec.Struct, frozen=True, kw_only=True):
     remaining_work: tuple[float, ...]
     context_tokens: tuple[float, ...]
     signal_age_s: tuple[float | None, ...]
-    cost_s: tuple[float, ...] | None
-    terms_s: dict[str, tuple[float, ...]]
+    cost_s: tuple[float | None, ...] | None
+    terms_s: dict[str, tuple[float | None, ...]]
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):

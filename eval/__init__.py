@@ -1,0 +1,1 @@
+"""Measurements, fits and experiments around SwarmX; nothing here runs in production."""

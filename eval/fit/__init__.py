@@ -1,0 +1,1 @@
+"""Fits of the constants in swarmx/core/data from public tables."""

@@ -1,0 +1,5 @@
+"""`python -m swarmx` is `swarmx`."""
+
+from swarmx.cli import main
+
+main()

@@ -1,0 +1,19 @@
+"""least_outstanding: the candidate with the fewest calls in flight."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from swarmx.core.fleet import CallView, Choice, FleetView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeastOutstanding:
+    """The candidate with the fewest calls in flight, ties broken at random. Blind to devices and to lengths."""
+
+    name: ClassVar[str] = "least_outstanding"
+
+    def choose(self, call: CallView, fleet: FleetView, rng: np.random.Generator) -> Choice:
+        fewest = np.flatnonzero(fleet.in_flight == fleet.in_flight.min())
+        return Choice(index=int(fewest[rng.integers(len(fewest))]))

@@ -1,0 +1,217 @@
+"""The router's memory of the replicas of one model: arrays by replica, updated call by call."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from swarmx.core.fleet import Choice, FleetView, Floats, Ints
+from swarmx.core.nouns import Call, Candidates, Replica, ReplicaState
+
+_INTS = ("in_flight", "last_chosen", "max_batch")
+_FLOATS = (
+    "remaining_work",
+    "context_tokens",
+    "prefill_tokens",
+    "kv_capacity_tokens",
+    "call_base_s",
+    "step_base_s",
+    "decode_seq_s",
+    "decode_ctx_token_s",
+    "prefill_token_s",
+    "prefill_ctx_token_s",
+    "running",
+    "waiting",
+    "kv_usage",
+    "measured_at_s",
+    "prefill_at_s",
+    "prefill_rate",
+)
+_I = {name: row for row, name in enumerate(_INTS)}
+_F = {name: row for row, name in enumerate(_FLOATS)}
+_IN_FLIGHT, _LAST_CHOSEN, _MAX_BATCH = _I["in_flight"], _I["last_chosen"], _I["max_batch"]
+_REMAINING, _CONTEXT, _PREFILL = _F["remaining_work"], _F["context_tokens"], _F["prefill_tokens"]
+_PREFILL_AT, _PREFILL_RATE, _MEASURED_AT = _F["prefill_at_s"], _F["prefill_rate"], _F["measured_at_s"]
+_SEEN = tuple(
+    (name, row) for name, row in _F.items() if row not in (_PREFILL, _PREFILL_AT, _PREFILL_RATE, _MEASURED_AT)
+)
+_KEPT_ROWS = 32
+
+
+class Pool:
+    """Replicas of one model. A replica keeps its column until it is gone; columns are compacted then."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.replicas: list[Replica] = []
+        self.states: list[ReplicaState] = []
+        self._index: dict[str, int] = {}
+        self._broken: set[str] = set()
+        self._ints: Ints = np.zeros((len(_INTS), 8), dtype=np.int64)
+        self._floats: Floats = np.zeros((len(_FLOATS), 8))
+        self._eligible: Ints = np.zeros(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.replicas)
+
+    def __contains__(self, replica_id: str) -> bool:
+        return replica_id in self._index
+
+    def set_state(self, replica: Replica, state: ReplicaState, now_s: float) -> None:
+        """Add the replica, change its state, or forget it when it is gone."""
+        column = self._index.get(replica.replica_id)
+        if state == "gone":
+            if column is not None:
+                self._remove(column)
+        elif column is None:
+            self._add(replica, state, now_s)
+        else:
+            self.states[column] = state
+            self._describe(column, replica)
+        self._refresh()
+
+    def set_broken(self, replica_id: str, broken: bool) -> None:
+        """Open or close the circuit breaker of one replica."""
+        (self._broken.add if broken else self._broken.discard)(replica_id)
+        self._refresh()
+
+    def set_signal(self, replica_id: str, running: int, waiting: int, kv_usage: float, measured_at_s: float) -> None:
+        """Keep the engine's own counters; an older report than the last one is ignored."""
+        column = self._index[replica_id]
+        if self._floats[_MEASURED_AT, column] >= measured_at_s:
+            return
+        self._floats[_F["running"], column] = running
+        self._floats[_F["waiting"], column] = waiting
+        self._floats[_F["kv_usage"], column] = kv_usage
+        self._floats[_MEASURED_AT, column] = measured_at_s
+
+    def eligible(self, excluded: frozenset[str]) -> Ints:
+        """Columns that may take a call; those in `excluded` only when nobody else is left."""
+        if not excluded:
+            return self._eligible
+        tried = [self._index[replica_id] for replica_id in excluded if replica_id in self._index]
+        rest = self._eligible[np.isin(self._eligible, tried, invert=True)]
+        return rest if len(rest) else self._eligible
+
+    def view(self, columns: Ints, now_s: float) -> FleetView:
+        """The fleet as a policy sees it; arrays are copies, so a policy cannot change the memory."""
+        i, f = self._ints.take(columns, axis=1), self._floats.take(columns, axis=1)
+        drained = (now_s - f[_PREFILL_AT]) * f[_PREFILL_RATE]
+        return FleetView(
+            in_flight=i[_IN_FLIGHT],
+            last_chosen=i[_LAST_CHOSEN],
+            max_batch=i[_MAX_BATCH],
+            prefill_tokens=np.maximum(0.0, f[_PREFILL] - drained),
+            signal_age_s=now_s - f[_MEASURED_AT],
+            **{name: f[row] for name, row in _SEEN},
+        )
+
+    def dispatched(self, replica_id: str, call: Call, expected_work: float, decision: int, now_s: float) -> None:
+        """The call is on its way to the replica; its prompt joins a backlog that drains at the prefill rate."""
+        column = self._index[replica_id]
+        self._ints[_IN_FLIGHT, column] += 1
+        self._ints[_LAST_CHOSEN, column] = decision
+        floats = self._floats[:, column]
+        floats[_REMAINING] += expected_work
+        floats[_CONTEXT] += call.prompt_tokens
+        rate = floats[_PREFILL_RATE]
+        if rate > 0.0:
+            left = floats[_PREFILL] - (now_s - floats[_PREFILL_AT]) * rate
+            floats[_PREFILL] = max(0.0, left) + call.prompt_tokens
+            floats[_PREFILL_AT] = now_s
+
+    def progressed(self, replica_id: str, work_change: float, context_change: float) -> None:
+        """The expected rest of a call, and the context that it holds, have changed."""
+        column = self._index.get(replica_id)
+        if column is not None:
+            self._floats[_REMAINING, column] = max(0.0, self._floats[_REMAINING, column] + work_change)
+            self._floats[_CONTEXT, column] = max(0.0, self._floats[_CONTEXT, column] + context_change)
+
+    def ended(self, replica_id: str, work_left: float, context: float) -> None:
+        """The call is no longer on the replica, whatever became of it."""
+        column = self._index.get(replica_id)
+        if column is None:
+            return
+        self._ints[_IN_FLIGHT, column] -= 1
+        if self._ints[_IN_FLIGHT, column] == 0:  # an idle replica is idle exactly: no rounding error survives
+            self._floats[[_REMAINING, _CONTEXT, _PREFILL], column] = 0.0
+        else:
+            self.progressed(replica_id, -work_left, -context)
+
+    def in_flight(self, replica_id: str) -> int:
+        """How many of this router's calls are on the replica."""
+        return int(self._ints[_IN_FLIGHT, self._index[replica_id]])
+
+    def candidates(self, columns: Ints, view: FleetView, choice: Choice, second: int | None) -> Candidates:
+        """What of the view is worth keeping in the decision log: the chosen one, the second and the cheapest others."""
+        kept = _kept(view.in_flight if choice.cost_s is None else choice.cost_s, choice.index, second)
+        replicas = self.replicas
+        return Candidates(
+            total=len(columns),
+            replica_ids=tuple([replicas[c].replica_id for c in columns[kept].tolist()]),
+            in_flight=tuple(view.in_flight[kept].tolist()),
+            remaining_work=tuple(view.remaining_work[kept].tolist()),
+            context_tokens=tuple(view.context_tokens[kept].tolist()),
+            signal_age_s=_finite(view.signal_age_s[kept]),
+            cost_s=None if choice.cost_s is None else _finite(choice.cost_s[kept]),
+            terms_s={name: _finite(values[kept]) for name, values in choice.terms_s.items()},
+        )
+
+    def _add(self, replica: Replica, state: ReplicaState, now_s: float) -> None:
+        column = len(self.replicas)
+        if column == self._ints.shape[1]:
+            self._ints = np.concatenate([self._ints, np.zeros_like(self._ints)], axis=1)
+            self._floats = np.concatenate([self._floats, np.zeros_like(self._floats)], axis=1)
+        self.replicas.append(replica)
+        self.states.append(state)
+        self._index[replica.replica_id] = column
+        self._ints[:, column] = 0
+        self._floats[:, column] = 0.0
+        for name in ("running", "waiting", "kv_usage", "measured_at_s"):
+            self._floats[_F[name], column] = math.nan
+        self._floats[_PREFILL_AT, column] = now_s
+        self._describe(column, replica)
+
+    def _describe(self, column: int, replica: Replica) -> None:
+        """Keep what the replica is; what this router has on it stays."""
+        profile = replica.profile
+        self.replicas[column] = replica
+        self._ints[_MAX_BATCH, column] = profile.max_batch
+        for name, row in _F.items():
+            if hasattr(profile, name):
+                self._floats[row, column] = getattr(profile, name)
+        self._floats[_PREFILL_RATE, column] = 1.0 / profile.prefill_token_s if profile.prefill_token_s > 0.0 else 0.0
+
+    def _remove(self, column: int) -> None:
+        self._broken.discard(self.replicas[column].replica_id)
+        del self.replicas[column], self.states[column]
+        self._ints = np.delete(self._ints, column, axis=1)
+        self._floats = np.delete(self._floats, column, axis=1)
+        self._index = {replica.replica_id: c for c, replica in enumerate(self.replicas)}
+        if self._ints.shape[1] == 0:
+            self._ints, self._floats = np.zeros((len(_INTS), 8), dtype=np.int64), np.zeros((len(_FLOATS), 8))
+
+    def _refresh(self) -> None:
+        self._eligible = np.array(
+            [
+                c
+                for c, (replica, state) in enumerate(zip(self.replicas, self.states, strict=True))
+                if state == "ready" and replica.replica_id not in self._broken
+            ],
+            dtype=np.int64,
+        )
+
+
+def _kept(order: Floats | Ints, chosen: int, second: int | None) -> Ints | slice:
+    """Positions of the `_KEPT_ROWS` smallest of `order`, two of which have to be there; all, if there are so few."""
+    if len(order) <= _KEPT_ROWS:
+        return slice(None)
+    smallest: list[int] = np.argpartition(order, _KEPT_ROWS - 1)[:_KEPT_ROWS].tolist()
+    wanted = dict.fromkeys([chosen, *smallest] if second is None else [chosen, second, *smallest])
+    return np.array(list(wanted)[:_KEPT_ROWS], dtype=np.int64)
+
+
+def _finite(values: Floats) -> tuple[float | None, ...]:
+    """A journal holds JSON, which has no NaN and no infinity."""
+    return tuple([value if math.isfinite(value) else None for value in values.tolist()])

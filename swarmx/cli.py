@@ -1,0 +1,415 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from swarmx.client import Api, token_for
+from swarmx.core.errors import SwarmXError
+
+DEFAULT_URL = "http://127.0.0.1:8100"
+
+
+class _Group(click.Group):
+    """Prints errors of the tree as one plain sentence and exits with 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SwarmXError as error:
+            raise click.ClickException(str(error)) from None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            known = ", ".join(self.list_commands(ctx))
+            raise click.UsageError(f"{error.message} There are: {known}.", ctx) from None
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="swarmx")
+@click.option("--url", envvar="SWARMX_URL", default=DEFAULT_URL, show_default=True, help="The server to talk to.")
+@click.option(
+    "--state-dir",
+    envvar="SWARMX_STATE_DIR",
+    type=click.Path(path_type=Path),
+    default=Path(".swarmx"),
+    show_default=True,
+    help="Folder in which `swarmx up` keeps its database, keys and journals.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of tables for people.")
+@click.pass_context
+def main(ctx: click.Context, url: str, state_dir: Path, as_json: bool) -> None:
+    """SwarmX: scheduler agents for agentic workflows.
+
+    Every command talks to a running server (`swarmx up`), but for up, demo, replay, config and keys.
+    """
+    ctx.obj = {"url": url, "state_dir": state_dir, "json": as_json}
+
+
+def _ask(ctx: click.Context, work: Callable[[Api], Awaitable[Any]]) -> Any:
+    async def go() -> Any:
+        async with Api(ctx.obj["url"], token_for(ctx.obj["state_dir"])) as api:
+            return await work(api)
+
+    return asyncio.run(go())
+
+
+def _show(ctx: click.Context, data: Any, render: Callable[[Console], None]) -> None:
+    if ctx.obj["json"]:
+        click.echo(json.dumps(data, indent=2))
+    else:
+        render(Console())
+
+
+@main.command()
+@click.option("--config", type=click.Path(path_type=Path), envvar="SWARMX_CONFIG", help="Settings, a TOML file.")
+@click.option("--emulated", is_flag=True, help="Serve a small emulated fleet, to try things without a GPU.")
+@click.option("--port", type=int, help="Overrides server.port.")
+@click.option("--exit-with-parent", is_flag=True, hidden=True)
+@click.pass_context
+def up(ctx: click.Context, config: Path | None, emulated: bool, port: int | None, exit_with_parent: bool) -> None:
+    """Start the gateway and its agents in the foreground."""
+    from swarmx.serve import serve
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    serve(
+        config=config,
+        state_dir=ctx.obj["state_dir"],
+        emulated=emulated,
+        port=port,
+        exit_with_parent=exit_with_parent,
+    )
+
+
+@main.command()
+@click.option("--workflows", default=72, show_default=True, type=click.IntRange(3, 600), help="How many workflows.")
+@click.option("--time-scale", default=10.0, show_default=True, help="How much faster than real the fleet is emulated.")
+@click.option("--seed", default=0, show_default=True, help="Seed of arrivals, of the choice of tasks and of answers.")
+@click.option(
+    "--engine", type=click.Choice(["emulated", "vllm"]), default="emulated", show_default=True, help="Who answers."
+)
+@click.option("--model", type=click.Path(path_type=Path), help="Folder of the model for --engine vllm.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Keep databases, journals and result.json in this folder.")
+@click.pass_context
+def demo(
+    ctx: click.Context,
+    workflows: int,
+    time_scale: float,
+    seed: int,
+    engine: str,
+    model: Path | None,
+    keep: Path | None,
+) -> None:
+    """Run the main job: many agentic workflows over a mixed fleet, with round robin beside it."""
+    from swarmx.demo.run import run_demo
+
+    result = asyncio.run(
+        run_demo(
+            workflows=workflows,
+            time_scale=time_scale,
+            seed=seed,
+            engine=engine,
+            model=model,
+            keep=keep,
+            console=Console(stderr=ctx.obj["json"]),
+        )
+    )
+    if ctx.obj["json"]:
+        click.echo(json.dumps(result, indent=2))
+
+
+@main.command()
+@click.argument("file", type=click.File("rb"))
+@click.option("--input", "inputs", multiple=True, metavar="NAME=VALUE", help="An input of the workflow; JSON or text.")
+@click.option("--wait", is_flag=True, help="Wait for the end; exit with 1 unless it finished.")
+@click.pass_context
+def submit(ctx: click.Context, file: Any, inputs: tuple[str, ...], wait: bool) -> None:
+    """Submit the workflow in FILE (YAML or JSON; - for standard input)."""
+    source = file.read()
+    values = dict(_input(text) for text in inputs)
+
+    async def work(api: Api) -> Any:
+        body = json.dumps({"workflow": source.decode(), "inputs": values}).encode()
+        accepted = await api.post("/api/v1/workflows", data=body)
+        while wait:
+            row = await api.get(f"/api/v1/workflows/{accepted['workflow_id']}")
+            if row["ended_at_s"] is not None:
+                return row
+            await asyncio.sleep(0.2)
+        return accepted
+
+    row = _ask(ctx, work)
+    _show(ctx, row, lambda console: _print_workflow(console, row))
+    if wait and row["state"] != "finished":
+        sys.exit(1)
+
+
+def _input(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.BadParameter(f"--input {text!r}: write NAME=VALUE.")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+@main.command()
+@click.option("--state", type=click.Choice(["running", "cancelling", "finished", "failed", "cancelled"]))
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 200))
+@click.option("--cursor", help="Where the last page ended.")
+@click.pass_context
+def workflows(ctx: click.Context, state: str | None, limit: int, cursor: str | None) -> None:
+    """List workflows, newest first."""
+    page = _ask(ctx, lambda api: api.get("/api/v1/workflows", state=state, limit=limit, cursor=cursor))
+
+    def render(console: Console) -> None:
+        table = Table("workflow", "kind", "name", "state", "seconds")
+        for row in page["workflows"]:
+            table.add_row(row["workflow_id"], row["kind"], row["name"], row["state"], _seconds(row))
+        console.print(table)
+        if page["next_cursor"]:
+            console.print(f"More: swarmx workflows --cursor {page['next_cursor']}")
+
+    _show(ctx, page, render)
+
+
+@main.command()
+@click.argument("workflow_id")
+@click.pass_context
+def show(ctx: click.Context, workflow_id: str) -> None:
+    """Show one workflow: its nodes, calls and outputs."""
+    row = _ask(ctx, lambda api: api.get(f"/api/v1/workflows/{workflow_id}"))
+    _show(ctx, row, lambda console: _print_workflow(console, row))
+
+
+@main.command()
+@click.argument("workflow_id")
+@click.pass_context
+def cancel(ctx: click.Context, workflow_id: str) -> None:
+    """Cancel a workflow, down to the engines that work on it."""
+    row = _ask(ctx, lambda api: api.post(f"/api/v1/workflows/{workflow_id}/cancel"))
+    _show(ctx, row, lambda console: _print_workflow(console, row))
+
+
+@main.command()
+@click.argument("call_id")
+@click.pass_context
+def why(ctx: click.Context, call_id: str) -> None:
+    """Explain why a call went where it went."""
+    row = _ask(ctx, lambda api: api.get(f"/api/v1/calls/{call_id}/why"))
+
+    def render(console: Console) -> None:
+        for item in row["decisions"]:
+            print_decision(console, item)
+
+    _show(ctx, row, render)
+
+
+def print_decision(console: Console, item: dict[str, Any]) -> None:
+    """The explanation, and the table of candidates that it rests on."""
+    for line in item["explanation"]:
+        console.print(line, highlight=False)
+    decision = item["decision"]
+    seen = decision["candidates"]
+    costs = seen["cost_s"]
+    terms = {name: values for name, values in seen["terms_s"].items()}
+    table = Table("candidate", "in flight", *(["expected s"] if costs else []), *(n.removesuffix("_s") for n in terms))
+    order = sorted(range(len(seen["replica_ids"])), key=lambda i: costs[i] if costs else seen["in_flight"][i])
+    for i in order[:10]:
+        name = seen["replica_ids"][i]
+        style = "bold" if name == decision["replica_id"] else None
+        cost = [f"{costs[i]:.3g}"] if costs else []
+        table.add_row(name, str(seen["in_flight"][i]), *cost, *(f"{v[i]:.3g}" for v in terms.values()), style=style)
+    console.print(table)
+
+
+@main.command()
+@click.pass_context
+def replicas(ctx: click.Context) -> None:
+    """List the replicas, their state and load."""
+    data = _ask(ctx, lambda api: api.get("/api/v1/replicas"))
+    _show(ctx, data, lambda console: print_replicas(console, data["replicas"]))
+
+
+def print_replicas(console: Console, rows: list[dict[str, Any]]) -> None:
+    """One line a replica."""
+    table = Table("replica", "model", "device", "state", "in flight", "calls", "busy", "provider")
+    for row in rows:
+        provider = "emulated" if row["emulated"] else row["provider"]
+        busy = f"{row['utilisation']:.0%}"
+        numbers = (str(row["in_flight"]), str(row["calls"]), busy)
+        table.add_row(row["replica_id"], row["model"], row["device"], row["state"], *numbers, provider)
+    console.print(table)
+
+
+@main.command()
+@click.option("--set", "name", metavar="POLICY", help="Route by this policy from now on.")
+@click.option("--param", multiple=True, metavar="NAME=NUMBER", help="A parameter of that policy.")
+@click.pass_context
+def policies(ctx: click.Context, name: str | None, param: tuple[str, ...]) -> None:
+    """List the routing policies, or set the one in force."""
+    parameters = {}
+    for text in param:
+        key, _, value = text.partition("=")
+        try:
+            parameters[key] = float(value)
+        except ValueError:
+            raise click.BadParameter(f"--param {text!r}: write NAME=NUMBER.") from None
+
+    async def work(api: Api) -> Any:
+        if name is not None:
+            await api.put("/api/v1/policies/routing", json={"policy": name, "parameters": parameters})
+        return await api.get("/api/v1/policies")
+
+    data = _ask(ctx, work)
+
+    def render(console: Console) -> None:
+        table = Table("", "policy", "parameters", "what it does")
+        for row in data["policies"]:
+            mark = "●" if row["name"] == data["active"]["policy"] else ""
+            values = {**row["parameters"], **(data["active"]["parameters"] if mark else {})}
+            table.add_row(mark, row["name"], ", ".join(f"{k}={v:g}" for k, v in values.items()), row["description"])
+        console.print(table)
+
+    _show(ctx, data, render)
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--agent", multiple=True, metavar="NAME=MODULE:FACTORY", help="How to build an agent of your own.")
+@click.pass_context
+def replay(ctx: click.Context, file: Path, agent: tuple[str, ...]) -> None:
+    """Feed a journal to fresh agents and check that they decide the same; exit with 1 if not."""
+    import msgspec
+
+    from swarmx.runtime.journal import AGENT_FACTORIES, load_factory
+    from swarmx.runtime.journal import replay as replay_journal
+
+    own = dict(load_factory(text) for text in agent)
+    result = replay_journal(file, {**AGENT_FACTORIES, **own})
+    data = msgspec.to_builtins(result)
+
+    def render(console: Console) -> None:
+        if result.divergence is None:
+            console.print(f"{result.steps} steps, {result.decisions} dispatches: all reproduced.")
+            return
+        console.print(f"Step {result.divergence.step} diverges, on {type(result.divergence.entry.heard.message).__name__}.")
+        console.print("Journal:", data["divergence"]["entry"]["answered"])
+        console.print("Replay: ", data["divergence"]["replayed"])
+
+    _show(ctx, data, render)
+    if result.divergence is not None:
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--config", type=click.Path(path_type=Path), envvar="SWARMX_CONFIG", help="Settings, a TOML file.")
+@click.pass_context
+def config(ctx: click.Context, config: Path | None) -> None:
+    """Check a settings file and print all settings with their values and meaning."""
+    from swarmx.config import load, rows
+
+    settings = load(config)
+    data = settings.model_dump(mode="json")
+
+    def render(console: Console) -> None:
+        table = Table("setting", "value", "meaning")
+        for name, value, help_text in rows(settings):
+            table.add_row(name, value, help_text)
+        console.print(table)
+
+    _show(ctx, data, render)
+
+
+@main.group()
+def keys() -> None:
+    """Tokens: who may do what."""
+
+
+@keys.command("add")
+@click.argument("name")
+@click.option("--role", type=click.Choice(["client", "viewer", "operator", "admin"]), required=True)
+@click.option("--tenant", default="default", show_default=True)
+@click.pass_context
+def keys_add(ctx: click.Context, name: str, role: Any, tenant: str) -> None:
+    """Make a token; it is shown once and kept only as a hash."""
+    from swarmx.gateway.keys import Keyring
+
+    token = Keyring(ctx.obj["state_dir"] / "keys.json").add(name, role, tenant)
+    data = {"name": name, "role": role, "tenant": tenant, "token": token}
+    _show(ctx, data, lambda console: console.print(token, soft_wrap=True, highlight=False))
+
+
+@keys.command("list")
+@click.pass_context
+def keys_list(ctx: click.Context) -> None:
+    """List the keys, without their tokens."""
+    from swarmx.gateway.keys import Keyring
+
+    data = [{"name": k.name, "role": k.role, "tenant": k.tenant} for k in Keyring(_keys_path(ctx)).all()]
+
+    def render(console: Console) -> None:
+        table = Table("name", "role", "tenant")
+        for row in data:
+            table.add_row(row["name"], row["role"], row["tenant"])
+        console.print(table)
+
+    _show(ctx, data, render)
+
+
+@keys.command("revoke")
+@click.argument("name")
+@click.pass_context
+def keys_revoke(ctx: click.Context, name: str) -> None:
+    """Forget a key; a running server refuses its token from then on."""
+    from swarmx.gateway.keys import Keyring
+
+    Keyring(_keys_path(ctx)).revoke(name)
+    _show(ctx, {"revoked": name}, lambda console: console.print(f"revoked {name}"))
+
+
+def _keys_path(ctx: click.Context) -> Path:
+    path: Path = ctx.obj["state_dir"] / "keys.json"
+    return path
+
+
+def _seconds(row: dict[str, Any]) -> str:
+    return "" if row["ended_at_s"] is None else f"{row['ended_at_s'] - row['created_at_s']:.1f}"
+
+
+def _print_workflow(console: Console, row: dict[str, Any]) -> None:
+    console.print(f"{row['workflow_id']}: {row['state']} {_seconds(row) and _seconds(row) + ' s'}", highlight=False)
+    if row.get("nodes"):
+        table = Table("node", "kind", "state", "seconds")
+        for node in row["nodes"]:
+            begun, ended = node.get("started_at_s"), node.get("ended_at_s")
+            seconds = f"{ended - begun:.2f}" if begun is not None and ended is not None else ""
+            table.add_row(node["path"], node["kind"], node["state"], seconds)
+        console.print(table)
+    if row.get("calls"):
+        table = Table("call", "node", "model", "replica", "state", "seconds")
+        for call in row["calls"]:
+            seconds = f"{call['ended_at_s'] - call['ready_at_s']:.2f}"
+            table.add_row(call["call_id"], call["node"], call["model"], call["replica_id"], call["state"], seconds)
+        console.print(table)
+    if row.get("error"):
+        console.print(f"Failed at {row.get('error_node') or 'the workflow'}: {row['error']}", highlight=False)
+    if row.get("outputs") is not None:
+        console.print_json(data=row["outputs"])
+
+
+if __name__ == "__main__":
+    main()

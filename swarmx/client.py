@@ -1,0 +1,82 @@
+"""A small client of the REST API, for the command line and the demo."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+from swarmx.core.errors import ConfigError, SwarmXError
+
+
+class ApiError(SwarmXError):
+    """The server refused the request; the text is its own explanation."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
+class Api:
+    """Requests to one server with one token. Use as an async context manager."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self.url = url.rstrip("/")
+        self._session = aiohttp.ClientSession(
+            headers={"authorization": f"Bearer {token}"}, timeout=aiohttp.ClientTimeout(total=60.0)
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def get(self, path: str, **params: str | int | None) -> Any:
+        return await self._request("GET", path, params={k: v for k, v in params.items() if v is not None})
+
+    async def post(self, path: str, *, data: bytes | None = None, json: Any = None) -> Any:
+        return await self._request("POST", path, data=data, json=json)
+
+    async def put(self, path: str, *, json: Any) -> Any:
+        return await self._request("PUT", path, json=json)
+
+    async def _request(self, method: str, path: str, **kwargs: Any) -> Any:
+        """The decoded answer. Raises ApiError for a refusal, ConfigError when nobody answers."""
+        try:
+            async with self._session.request(method, self.url + path, **kwargs) as response:
+                if "json" not in response.content_type:
+                    text = await response.text()
+                    if response.status >= 400:
+                        raise ApiError(response.status, f"status {response.status}: {text[:300]}")
+                    return text
+                body = await response.json(content_type=None)
+                if response.status >= 400 and "detail" in body:
+                    raise ApiError(response.status, str(body["detail"]))
+                return body
+        except aiohttp.ClientConnectorError:
+            raise ConfigError(
+                f"nobody answers at {self.url}. Start a server with `swarmx up`, or name one with --url."
+            ) from None
+
+
+def token_for(state_dir: Path) -> str:
+    """The token to use: $SWARMX_TOKEN, else the one that `swarmx up` left for its own user. Raises ConfigError."""
+    if token := os.environ.get("SWARMX_TOKEN"):
+        return token
+    path = state_dir / "admin.token"
+    try:
+        return path.read_text().strip()
+    except OSError:
+        raise ConfigError(
+            f"no token: $SWARMX_TOKEN is not set and {path} cannot be read. `swarmx up` in this folder writes it; "
+            "`swarmx keys add` makes another."
+        ) from None

@@ -1,0 +1,1 @@
+"""The demo's three workflows, as YAML."""

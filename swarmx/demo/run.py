@@ -1,0 +1,188 @@
+"""`swarmx demo`: the main job, end to end, under two routing policies with the same arrivals."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from swarmx.agents.policies import DEFAULT_POLICY
+from swarmx.client import Api
+from swarmx.core.errors import ReplicaError
+from swarmx.demo import report
+from swarmx.demo.corpus import KINDS, flow, openers
+from swarmx.demo.fleet import EMULATED, MODELS, server
+from swarmx.demo.vllm import vllm_fleet
+
+BASELINE = "round_robin"
+_ARRIVALS_PER_S = 0.36  # workflows a second of emulated time
+_PASS_LIMIT_S = 1800.0
+
+
+class Arrival(msgspec.Struct, frozen=True, kw_only=True):
+    """One workflow to submit, `at_s` wall seconds after the start of a pass."""
+
+    at_s: float
+    kind: str
+    spec: dict[str, Any]
+
+
+class Pass(msgspec.Struct, frozen=True, kw_only=True):
+    """What one policy made of the arrivals; times in wall seconds."""
+
+    policy: str
+    workflows: list[dict[str, Any]]
+    replicas: list[dict[str, Any]]
+    explained: dict[str, Any] | None
+    voids: list[str]
+    seconds: float
+
+
+def arrivals(count: int, *, seed: int, per_s: float, models: Mapping[str, str]) -> list[Arrival]:
+    """Poisson arrivals; the kinds take turns and each walks through its own tasks in a shuffled order."""
+    rng = np.random.default_rng(seed)
+    at_s = np.cumsum(rng.exponential(1.0 / per_s, size=count))
+    order = {kind: rng.permutation(len(openers(kind))) for kind in KINDS}
+    rows = []
+    for i in range(count):
+        kind = KINDS[i % len(KINDS)]
+        tasks = openers(kind)
+        task = tasks[order[kind][(i // len(KINDS)) % len(tasks)]]
+        rows.append(Arrival(at_s=float(at_s[i]), kind=kind, spec=flow(kind, task, models)))
+    return rows
+
+
+async def run_demo(
+    *, workflows: int, time_scale: float, seed: int, engine: str, model: Path | None, keep: Path | None, console: Console
+) -> dict[str, Any]:
+    """Both passes, the table, one explained decision. Returns what --json prints."""
+    with tempfile.TemporaryDirectory(prefix="swarmx-demo-") as temporary:
+        folder = keep or Path(temporary)
+        if engine == "vllm":
+            async with vllm_fleet(folder, model, console) as fleet:
+                console.print(fleet.label)
+                todo = arrivals(min(workflows, 6), seed=seed, per_s=0.2, models=fleet.models)
+                passes = await _passes(fleet.settings, todo, folder, console)
+                scale = 1.0
+        else:
+            console.print(
+                f"An [bold]emulated[/] fleet: 12 replicas, 3 models on 3 device types, {time_scale:g} times faster "
+                "than real. Times below are in emulated seconds."
+            )
+            settings = {"emulation": {"time_scale": time_scale, "seed": seed}, "emulated": EMULATED}
+            todo = arrivals(workflows, seed=seed, per_s=_ARRIVALS_PER_S * time_scale, models=MODELS)
+            passes = await _passes(settings, todo, folder, console)
+            scale = time_scale
+        result = report.summarise(passes, engine=engine, scale=scale, seed=seed)
+        report.show(console, result, passes)
+        if keep is not None:
+            (keep / "result.json").write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
+            console.print(f"Databases, journals and result.json are in {keep}.")
+        return result
+
+
+async def _passes(
+    settings: Mapping[str, Any], todo: Sequence[Arrival], folder: Path, console: Console
+) -> list[Pass]:
+    passes = []
+    for policy in (BASELINE, DEFAULT_POLICY):
+        own = {**settings, "router": {"policy": policy}}
+        passes.append(await _one_pass(policy, server(own, folder / policy), todo, console))
+    return passes
+
+
+async def _one_pass(
+    policy: str, running: AbstractAsyncContextManager[Api], todo: Sequence[Arrival], console: Console
+) -> Pass:
+    """Submit every workflow at its time, watch until all have ended, collect what is worth telling."""
+    columns = (TextColumn("{task.description:>14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=not console.is_terminal) as bar:
+        line = bar.add_task(policy, total=len(todo), note="starting the fleet")
+        async with running as api:
+            start_s = time.monotonic()
+            submitting = asyncio.create_task(_submit(api, todo, start_s))
+            try:
+                rows = await _watch(api, len(todo), submitting, bar, line)
+            finally:
+                submitting.cancel()
+            seconds = time.monotonic() - start_s
+            replicas = (await api.get("/api/v1/replicas"))["replicas"]
+            return Pass(
+                policy=policy,
+                workflows=rows,
+                replicas=replicas,
+                explained=await _explained(api, rows),
+                voids=await _voids(replicas),
+                seconds=seconds,
+            )
+
+
+async def _submit(api: Api, todo: Sequence[Arrival], start_s: float) -> None:
+    async def one(arrival: Arrival) -> None:
+        await asyncio.sleep(max(0.0, start_s + arrival.at_s - time.monotonic()))
+        await api.post("/api/v1/workflows", json=arrival.spec)
+
+    await asyncio.gather(*(one(arrival) for arrival in todo))
+
+
+async def _watch(api: Api, total: int, submitting: asyncio.Task[None], bar: Progress, line: Any) -> list[dict[str, Any]]:
+    deadline_s = time.monotonic() + _PASS_LIMIT_S
+    while time.monotonic() < deadline_s:
+        if submitting.done():
+            submitting.result()
+        rows = await _workflows(api)
+        ended = sum(row["ended_at_s"] is not None for row in rows)
+        bar.update(line, completed=ended, note=f"{len(rows) - ended} running")
+        if ended == total:
+            bar.update(line, note="done")
+            return rows
+        await asyncio.sleep(0.5)
+    raise ReplicaError(f"{total - ended} workflows had not ended after {_PASS_LIMIT_S:g} s; see the server's log.")
+
+
+async def _workflows(api: Api) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    cursor = None
+    while True:
+        page = await api.get("/api/v1/workflows", limit=200, cursor=cursor)
+        rows += page["workflows"]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            return rows
+
+
+async def _explained(api: Api, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The decision about the longest language-model call of the slowest workflow that finished."""
+    finished = [row for row in rows if row["state"] == "finished"]
+    if not finished:
+        return None
+    slowest = max(finished, key=lambda row: float(row["ended_at_s"] - row["created_at_s"]))
+    details = await api.get(f"/api/v1/workflows/{slowest['workflow_id']}")
+    calls = [call for call in details["calls"] if call["kind"] == "llm"]
+    longest = max(calls, key=lambda call: float(call["ended_at_s"] - call["ready_at_s"]))
+    why = await api.get(f"/api/v1/calls/{longest['call_id']}/why")
+    explained: dict[str, Any] = why["decisions"][-1]
+    return explained
+
+
+async def _voids(replicas: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Replicas whose emulation could not keep up with its own clock: their times mean nothing."""
+    voids = []
+    async with aiohttp.ClientSession() as session:
+        for row in replicas:
+            if row["emulated"]:
+                async with session.get(f"{row['url']}/emulator/report") as response:
+                    said = await response.json()
+                if said["void"]:
+                    voids.append(f"{row['replica_id']}: {said['why']}")
+    return voids

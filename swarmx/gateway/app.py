@@ -1,0 +1,29 @@
+"""Puts the front door together."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+import swarmx.gateway.openai as openai_front
+from swarmx.gateway import rest
+from swarmx.gateway.context import Context
+from swarmx.gateway.limits import BodyLimit
+from swarmx.gateway.problems import install
+
+
+def create_app(context: Context, *, max_body_bytes: int) -> FastAPI:
+    """The ASGI application over a running context."""
+    app = FastAPI(
+        title="SwarmX",
+        summary="Scheduler agents for agentic workflows.",
+        version="1",
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    app.state.context = context
+    install(app)
+    app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
+    app.include_router(rest.health(context))
+    app.include_router(rest.router(context))
+    app.include_router(openai_front.router(context))
+    return app

@@ -1,0 +1,154 @@
+"""The OpenAI front: any client of that API, streaming or not, with its calls routed by the agents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from swarmx.core.errors import NotFound
+from swarmx.core.nouns import Call, CallKind
+from swarmx.core.records import ModelRequest
+from swarmx.gateway.keys import Key
+from swarmx.gateway.transparent import NO_WORKFLOW, Identity, identity_of, store_id
+from swarmx.runtime.requests import BadRequest, call_of
+from swarmx.gateway.context import Context
+
+
+
+def router(context: Context) -> APIRouter:
+    """Routes under /v1."""
+    routes = APIRouter(prefix="/v1", tags=["OpenAI"])
+
+    @routes.get("/models", summary="Models that some replica serves")
+    async def models(request: Request) -> Response:
+        context.keys.check(request.headers.get("authorization")).require("read")
+        rows = [{"id": name, "object": "model", "created": 0, "owned_by": "swarmx"} for name in context.book.models()]
+        return JSONResponse({"object": "list", "data": rows})
+
+    @routes.post("/chat/completions", summary="Chat completion, streamed or not")
+    async def chat(request: Request) -> Response:
+        return await _answer(context, request, "llm")
+
+    @routes.post("/images/generations", summary="Images from a prompt; `steps` is an extension")
+    async def images(request: Request) -> Response:
+        return await _answer(context, request, "image")
+
+    return routes
+
+
+async def _answer(context: Context, request: Request, kind: CallKind) -> Response:
+    key = context.keys.check(request.headers.get("authorization"))
+    key.require("submit")
+    raw = await request.body()
+    call, identity = _call(context, request, key, kind, raw)
+    if identity is not None:
+        await context.transparent.touch(identity, key.tenant)
+    try:
+        if call.stream:
+            return await _streamed(context, request, call, raw, identity)
+        task = asyncio.ensure_future(context.calls.answer(call, raw))
+        if not await _done_before_disconnect(request, task):
+            return Response(status_code=499)
+        answer = task.result()
+        headers = {
+            "x-swarmx-call-id": answer.call_id,
+            "x-swarmx-replica": answer.replica_id,
+            "x-swarmx-attempts": str(answer.attempts),
+        }
+        return Response(answer.body, 200, headers, media_type="application/json")
+    finally:
+        if identity is not None and not call.stream:
+            await context.transparent.release(identity, key.tenant)
+
+
+def _call(
+    context: Context, request: Request, key: Key, kind: CallKind, raw: bytes
+) -> tuple[Call, Identity | None]:
+    try:
+        body: Any = msgspec.json.decode(raw)
+    except msgspec.MsgspecError as error:
+        raise BadRequest(f"the body is not JSON: {error}.") from None
+    if not isinstance(body, dict):
+        raise BadRequest(f"the body must be a JSON object, not {type(body).__name__}.")
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise BadRequest("`model` must name the model to ask.", param="model")
+    models = context.book.models()
+    if model not in models:
+        raise NotFound(f"no replica serves the model {model!r}; there are: {', '.join(models) or 'none'}.")
+    if models[model] != kind:
+        other = "/v1/images/generations" if models[model] == "image" else "/v1/chat/completions"
+        raise BadRequest(f"the model {model!r} is asked at {other}.", param="model")
+    identity = identity_of(request.headers)
+    request_ = ModelRequest(
+        tenant=key.tenant,
+        workflow_id=store_id(identity, key.tenant) if identity else NO_WORKFLOW,
+        workflow_kind=identity.kind if identity else "single",
+        node=identity.node if identity else "",
+        role=request.headers.get("x-swarmx-role", "assistant")[:64],
+        kind=kind,
+        model=model,
+        body=body,
+    )
+    return call_of(request_, context.clock.now_s()), identity
+
+
+async def _streamed(
+    context: Context, request: Request, call: Call, raw: bytes, identity: Identity | None
+) -> Response:
+    stream = context.calls.stream(call, raw)
+    first = asyncio.ensure_future(anext(stream))
+    try:
+        if not await _done_before_disconnect(request, first):
+            return Response(status_code=499)
+        chunk = first.result()
+    except BaseException:
+        await stream.aclose()
+        if identity is not None:
+            await context.transparent.release(identity, call.tenant)
+        raise
+
+    async def rest() -> AsyncIterator[bytes]:
+        try:
+            yield chunk
+            async for more in stream:
+                yield more
+        finally:
+            await _close(stream)
+            if identity is not None:
+                await context.transparent.release(identity, call.tenant)
+
+    headers = {"x-swarmx-call-id": call.call_id, "cache-control": "no-cache"}
+    return StreamingResponse(rest(), 200, headers, media_type="text/event-stream")
+
+
+async def _close(stream: AsyncGenerator[bytes, None]) -> None:
+    await asyncio.shield(stream.aclose())
+
+
+async def _done_before_disconnect(request: Request, task: asyncio.Future[Any]) -> bool:
+    """Wait for the task; cancel it and return False when the client hangs up first."""
+    gone = asyncio.ensure_future(request.receive())
+    try:
+        while True:
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return True
+            if gone.result()["type"] == "http.disconnect":
+                task.cancel()
+                await asyncio.wait({task})
+                return False
+            gone = asyncio.ensure_future(request.receive())
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    finally:
+        gone.cancel()
+
+

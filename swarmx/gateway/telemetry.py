@@ -1,0 +1,64 @@
+"""Prometheus metrics of the gateway and its agents; labels are models, states and policies, nothing unbounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from swarmx.core.messages import AlertRaised, DecisionMade, Message
+from swarmx.core.records import CallRecord
+from swarmx.runtime.fleet_book import FleetBook
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Telemetry:
+    """Counts what passes by; the fleet's gauges are read from the book when asked for."""
+
+    def __init__(self, book: FleetBook) -> None:
+        self._registry = CollectorRegistry()
+        self._book = book
+        self._calls = Counter("swarmx_calls", "Calls that ended.", ["model", "state"], registry=self._registry)
+        self._call_s = Histogram(
+            "swarmx_call_seconds", "From acceptance to end.", ["model"], buckets=_SECONDS, registry=self._registry
+        )
+        self._decisions = Counter("swarmx_decisions", "Routing decisions.", ["policy"], registry=self._registry)
+        self._alerts = Counter("swarmx_alerts", "Alerts that agents raised.", ["kind"], registry=self._registry)
+        self._lost = Counter("swarmx_records_lost", "Records that could not be stored.", registry=self._registry)
+        self._registry.register(self)
+
+    def observe(self, message: Message, now_s: float) -> None:
+        """Count decisions and alerts; register as an observer of the switchboard."""
+        if isinstance(message, DecisionMade):
+            self._decisions.labels(message.decision.policy).inc()
+        elif isinstance(message, AlertRaised):
+            self._alerts.labels(message.kind).inc()
+
+    def call_ended(self, record: CallRecord) -> None:
+        self._calls.labels(record.model, record.state).inc()
+        self._call_s.labels(record.model).observe(max(0.0, record.ended_at_s - record.ready_at_s))
+
+    def record_lost(self) -> None:
+        self._lost.inc()
+
+    def collect(self) -> Iterator[Metric]:
+        """Gauges of the fleet, by model (called by prometheus_client)."""
+        replicas = GaugeMetricFamily("swarmx_replicas", "Replicas.", labels=["model", "state"])
+        in_flight = GaugeMetricFamily("swarmx_in_flight", "Calls at replicas.", labels=["model"])
+        counts: dict[tuple[str, str], int] = {}
+        loads: dict[str, int] = {}
+        for row in self._book.statuses():
+            counts[row.model, row.state] = counts.get((row.model, row.state), 0) + 1
+            loads[row.model] = loads.get(row.model, 0) + row.in_flight
+        for (model, state), count in counts.items():
+            replicas.add_metric([model, state], count)
+        for model, load in loads.items():
+            in_flight.add_metric([model], load)
+        yield replicas
+        yield in_flight
+
+    def text(self) -> bytes:
+        """The exposition format of Prometheus."""
+        return generate_latest(self._registry)

@@ -1,0 +1,59 @@
+"""The tables, and the steps that bring an older database up to date."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from swarmx.core.errors import StoreError
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE workflows (
+            workflow_id TEXT PRIMARY KEY, tenant TEXT NOT NULL, mode TEXT NOT NULL, kind TEXT NOT NULL,
+            name TEXT NOT NULL, state TEXT NOT NULL, created_at_s REAL NOT NULL, deadline_at_s REAL, ended_at_s REAL,
+            seq INTEGER NOT NULL, outcome BLOB, schema_version INTEGER NOT NULL)""",
+        "CREATE INDEX workflows_newest ON workflows (created_at_s DESC, workflow_id DESC)",
+        "CREATE INDEX workflows_of_tenant ON workflows (tenant, created_at_s DESC, workflow_id DESC)",
+        "CREATE INDEX workflows_unfinished ON workflows (created_at_s) WHERE state IN ('running', 'cancelling')",
+        """CREATE TABLE events (
+            workflow_id TEXT NOT NULL REFERENCES workflows, seq INTEGER NOT NULL, tenant TEXT NOT NULL,
+            at_s REAL NOT NULL, body BLOB NOT NULL, schema_version INTEGER NOT NULL,
+            PRIMARY KEY (workflow_id, seq))""",
+        """CREATE TABLE calls (
+            call_id TEXT PRIMARY KEY, tenant TEXT NOT NULL, workflow_id TEXT NOT NULL, ready_at_s REAL NOT NULL,
+            body BLOB NOT NULL, schema_version INTEGER NOT NULL)""",
+        "CREATE INDEX calls_of_workflow ON calls (workflow_id, ready_at_s, call_id)",
+        """CREATE TABLE decisions (
+            decision_id INTEGER PRIMARY KEY, call_id TEXT NOT NULL, tenant TEXT NOT NULL, at_s REAL NOT NULL,
+            body BLOB NOT NULL, schema_version INTEGER NOT NULL)""",
+        "CREATE INDEX decisions_of_call ON decisions (call_id, decision_id)",
+        """CREATE TABLE blobs (
+            tenant TEXT NOT NULL, sha256 TEXT NOT NULL, media_type TEXT NOT NULL, data BLOB NOT NULL,
+            schema_version INTEGER NOT NULL, PRIMARY KEY (sha256, tenant))""",
+    ),
+)
+
+
+def migrate(connection: sqlite3.Connection, path: str | Path) -> None:
+    """Create or update the tables. Raises StoreError for a database that a newer version wrote."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
+        row = connection.execute("SELECT version FROM schema_version").fetchone()
+        version = 0 if row is None else int(row[0])
+        if version > len(MIGRATIONS):
+            raise StoreError(
+                f"the database {path} has schema {version}, this version of SwarmX knows up to {len(MIGRATIONS)}; "
+                "use a newer SwarmX or another database"
+            )
+        for statements in MIGRATIONS[version:]:
+            for statement in statements:
+                connection.execute(statement)
+        connection.execute("DELETE FROM schema_version")
+        connection.execute("INSERT INTO schema_version VALUES (?)", (len(MIGRATIONS),))
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -1,0 +1,72 @@
+"""The first forecaster: quantiles of what earlier calls of the same kind, role and model came to."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import msgspec
+
+from swarmx.core.forecast import LEVELS, Forecast, from_samples, point
+from swarmx.core.nouns import Call
+
+_WINDOW = 256
+_ENOUGH = 8
+_REFRESH = 8
+
+_Group = tuple[str, ...]
+
+
+class EmpiricalForecaster:
+    """Implements `core.ports.Forecaster` without learning.
+
+    A call is compared with the last 256 calls of the same (workflow kind, role, model); while there are fewer than 8,
+    with those of the same (role, model), then of the model, and at last with a wide prior that is capped by the call's
+    own limit. The work of an image is known from its request. Quantiles are recomputed every 8 observations.
+    """
+
+    version = "empirical-1"
+
+    def __init__(self) -> None:
+        self._seen: dict[_Group, deque[float]] = {}
+        self._cached: dict[_Group, Forecast] = {}
+        self._fresh: dict[_Group, int] = {}
+
+    def forecast(self, call: Call) -> Forecast:
+        """Shape [7]: the quantiles at `core.forecast.LEVELS`, in output tokens or megapixel-steps."""
+        if call.kind == "image":
+            return point(call.work_limit, unit="work")
+        for group in _groups(call):
+            cached = self._cached.get(group)
+            if cached is not None:
+                return _capped(cached, call.work_limit)
+        return _prior(call.work_limit)
+
+    def observe(self, call: Call, work_done: float) -> None:
+        """Remember what the call came to; a number that cannot be an amount of work is not learned from."""
+        if call.kind == "image" or not (math.isfinite(work_done) and work_done >= 0.0):
+            return
+        for group in _groups(call):
+            seen = self._seen.setdefault(group, deque(maxlen=_WINDOW))
+            seen.append(work_done)
+            self._fresh[group] = self._fresh.get(group, 0) + 1
+            if len(seen) >= _ENOUGH and (group not in self._cached or self._fresh[group] >= _REFRESH):
+                self._cached[group] = msgspec.structs.replace(from_samples(seen, unit="tokens"), version=self.version)
+                self._fresh[group] = 0
+
+
+def _groups(call: Call) -> tuple[_Group, ...]:
+    return (call.workflow_kind, call.role, call.model), (call.role, call.model), (call.model,)
+
+
+def _capped(forecast: Forecast, limit: float) -> Forecast:
+    if forecast.quantiles[-1] <= limit:
+        return forecast
+    return msgspec.structs.replace(forecast, quantiles=tuple(min(q, limit) for q in forecast.quantiles))
+
+
+def _prior(limit: float) -> Forecast:
+    # Output lengths of chat models are near log-normal with a median of a few hundred tokens and a factor of about
+    # three between quartiles (docs/reference/calibration.md); before the first observation nothing better is known.
+    wide = (20.0, 80.0, 220.0, 450.0, 900.0, 1300.0, 2500.0)
+    return Forecast(levels=LEVELS, quantiles=tuple(min(q, limit) for q in wide), unit="tokens", source="prior")

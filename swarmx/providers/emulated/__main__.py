@@ -1,0 +1,96 @@
+"""One emulated replica as a process: `python -m swarmx.providers.emulated --help`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import uvicorn
+
+from swarmx.core.engine import EngineProfile
+from swarmx.core.errors import ConfigError
+from swarmx.core.nouns import CallKind
+from swarmx.providers.emulated.app import replica_app
+from swarmx.providers.emulated.truth import Truth, length_factors, recorded
+
+GRACE_S = 2
+
+
+@click.command()
+@click.option("--model", required=True, help="Name of the model on the wire.")
+@click.option("--device", required=True, help="Name of the device that is emulated.")
+@click.option("--kind", type=click.Choice(["llm", "image"]), default="llm", show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Loopback port; 0 (default) picks one.")
+@click.option("--time-scale", type=click.FloatRange(0.0, min_open=True), default=1.0, help="Times faster than real.")
+@click.option("--seed", type=int, default=0, help="Another seed is another run of the same model.")
+@click.option("--profile-json", required=True, help="EngineProfile fields as JSON, in real seconds.")
+@click.option("--size-class", default="small", show_default=True, help="Stretches recorded answer lengths.")
+@click.option("--recorded", "folder", type=click.Path(path_type=Path), help="Folder of recorded answers (*.jsonl).")
+@click.option("--exit-with-parent", is_flag=True, help="Exit when stdin ends.")
+def main(
+    model: str,
+    device: str,
+    kind: CallKind,
+    port: int,
+    time_scale: float,
+    seed: int,
+    profile_json: str,
+    size_class: str,
+    folder: Path | None,
+    exit_with_parent: bool,
+) -> None:
+    """Serve one emulated replica on loopback and print {"port": N} once it can be reached."""
+    try:
+        fields: dict[str, Any] = {"model": model, "device": device, **msgspec.json.decode(profile_json, type=dict)}
+        profile = msgspec.convert(fields, EngineProfile).scaled(time_scale)
+        app = replica_app(
+            model,
+            kind,
+            profile,
+            truth=lambda: Truth(
+                rows=recorded(folder), model=model, size_class=size_class, factors=length_factors(), seed=seed
+            ),
+            seed=seed,
+        )
+        listener = socket.create_server(("127.0.0.1", port), backlog=1024)
+    except (msgspec.DecodeError, ConfigError, OSError) as error:
+        raise click.ClickException(f"{model} on {device}: {error}") from error
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        lifespan="off",
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    click.echo(msgspec.json.encode({"port": listener.getsockname()[1]}))
+    _Server(config, exit_with_parent=exit_with_parent).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """A server that also stops when the other end of stdin is closed."""
+
+    def __init__(self, config: uvicorn.Config, *, exit_with_parent: bool) -> None:
+        super().__init__(config)
+        self._exit_with_parent = exit_with_parent
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._exit_with_parent:
+            asyncio.get_running_loop().add_reader(sys.stdin.fileno(), self._read_stdin)
+
+    def _read_stdin(self) -> None:
+        if not os.read(sys.stdin.fileno(), 4096):
+            asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+            self.should_exit = True
+
+
+if __name__ == "__main__":
+    main()

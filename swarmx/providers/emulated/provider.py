@@ -1,0 +1,205 @@
+"""Brings emulated replicas to life as processes on this host, and to an end."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+
+from swarmx.core.engine import EngineProfile
+from swarmx.core.errors import ReplicaError
+from swarmx.core.nouns import CallKind, Replica
+from swarmx.providers.emulated.telemetry import Report
+
+START_DEADLINE_S = 60.0
+STOP_PATIENCE_S = 5.0
+STDERR_LINES = 20
+REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=10.0)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmulatedSpec:
+    """One replica to emulate; `profile` holds real seconds, `size_class` stretches recorded answers."""
+
+    replica_id: str
+    model: str
+    kind: CallKind
+    device: str
+    profile: EngineProfile
+    size_class: str = "small"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Child:
+    """A replica's process, and the last that it said."""
+
+    spec: EmulatedSpec
+    process: asyncio.subprocess.Process
+    said: deque[str] = field(default_factory=lambda: deque(maxlen=STDERR_LINES))
+    listener: asyncio.Task[None] | None = None
+    url: str = ""
+
+
+class _Listening(msgspec.Struct):
+    port: int
+
+
+class EmulatedProvider:
+    """A Provider whose replicas are processes that only pretend to compute.
+
+    Every emulated second takes `1 / time_scale` seconds on the wall clock; the profiles of the replicas that `start`
+    returns are wall times. The same specs, seed and recordings (those that ship with SwarmX, or the folder
+    `recorded`) give the same answers.
+    """
+
+    def __init__(
+        self, specs: Sequence[EmulatedSpec], *, time_scale: float = 1.0, seed: int = 0, recorded: Path | None = None
+    ) -> None:
+        self._specs = tuple(specs)
+        self._time_scale = time_scale
+        self._seed = seed
+        self._recorded = recorded
+        self._children: list[_Child] = []
+
+    async def start(self) -> Sequence[Replica]:
+        """Start all replicas at once; return when each answers its health check.
+
+        Raises ReplicaError, with nothing left running, when one does not come up.
+        """
+        if self._children:
+            raise ReplicaError("the emulated replicas are already running: stop them before starting again")
+        try:
+            async with asyncio.timeout(START_DEADLINE_S), aiohttp.ClientSession(timeout=REQUEST_TIMEOUT) as session:
+                results = await asyncio.gather(*(self._spawn(s, session) for s in self._specs), return_exceptions=True)
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
+        except TimeoutError as error:
+            slow = [child.spec.replica_id for child in self._children if not child.url]
+            await self.stop()
+            raise ReplicaError(
+                f"emulated replicas {', '.join(slow)} were not up within {START_DEADLINE_S:.0f} s: lower the load here"
+            ) from error
+        except BaseException:
+            await self.stop()
+            raise
+        return [self._replica(child) for child in self._children]
+
+    async def stop(self) -> None:
+        """End all processes: asked first, killed after a while. Safe at any time, also after a partial start."""
+        children, self._children = self._children, []
+        await asyncio.gather(*(_end(child) for child in children))
+
+    async def reports(self) -> dict[str, Report]:
+        """How late each replica was for its engine, by replica id."""
+        async with aiohttp.ClientSession(timeout=REQUEST_TIMEOUT) as session:
+
+            async def one(child: _Child) -> Report:
+                async with session.get(f"{child.url}/emulator/report") as response:
+                    return msgspec.json.decode(await response.read(), type=Report)
+
+            reports = await self._of_all(one)
+        return dict(zip((child.spec.replica_id for child in self._children), reports, strict=True))
+
+    async def reset(self) -> None:
+        """Clear caches, counters and lags of all replicas. Raises ReplicaError when one is not idle."""
+        async with aiohttp.ClientSession(timeout=REQUEST_TIMEOUT) as session:
+
+            async def one(child: _Child) -> None:
+                async with session.post(f"{child.url}/emulator/reset") as response:
+                    if response.status != 200:
+                        raise ReplicaError(f"replica {child.spec.replica_id}: {await response.text()}")
+
+            await self._of_all(one)
+
+    async def _of_all(self, one: Callable[[_Child], Awaitable[T]]) -> list[T]:
+        try:
+            return await asyncio.gather(*(one(child) for child in self._children))
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ReplicaError(f"an emulated replica does not answer: {error or type(error).__name__}") from error
+
+    async def _spawn(self, spec: EmulatedSpec, session: aiohttp.ClientSession) -> None:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "swarmx.providers.emulated",
+            *self._arguments(spec),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        child = _Child(spec=spec, process=process)
+        self._children.append(child)
+        if process.stderr is not None:
+            child.listener = asyncio.create_task(_listen(process.stderr, child.said))
+        line = await process.stdout.readline() if process.stdout is not None else b""
+        try:
+            url = f"http://127.0.0.1:{msgspec.json.decode(line, type=_Listening).port}"
+            async with session.get(f"{url}/health") as response:
+                response.raise_for_status()
+        except (msgspec.DecodeError, aiohttp.ClientError) as error:
+            raise ReplicaError(await _obituary(child)) from error
+        child.url = url
+
+    def _arguments(self, spec: EmulatedSpec) -> list[str]:
+        options = {
+            "--model": spec.model,
+            "--device": spec.device,
+            "--kind": spec.kind,
+            "--time-scale": repr(self._time_scale),
+            "--seed": str(self._seed),
+            "--size-class": spec.size_class,
+            "--profile-json": msgspec.json.encode(spec.profile).decode(),
+        }
+        if self._recorded is not None:
+            options["--recorded"] = str(self._recorded)
+        return [*(part for option in options.items() for part in option), "--port", "0", "--exit-with-parent"]
+
+    def _replica(self, child: _Child) -> Replica:
+        return Replica(
+            replica_id=child.spec.replica_id,
+            model=child.spec.model,
+            kind=child.spec.kind,
+            device=child.spec.device,
+            url=child.url,
+            profile=child.spec.profile.scaled(self._time_scale),
+            provider="emulated",
+            emulated=True,
+        )
+
+
+async def _listen(stderr: asyncio.StreamReader, said: deque[str]) -> None:
+    """Keep the last lines, so that the pipe never fills up and errors can be quoted."""
+    async for line in stderr:
+        said.append(line.decode(errors="replace").rstrip())
+
+
+async def _obituary(child: _Child) -> str:
+    """Why a replica did not start, in its own words; ends its process."""
+    await _end(child)
+    said = " | ".join(child.said) or "it said nothing"
+    return f"replica {child.spec.replica_id} did not start, exit status {child.process.returncode}: {said}"
+
+
+async def _end(child: _Child) -> None:
+    process = child.process
+    if process.returncode is None:
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_PATIENCE_S)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+    if child.listener is not None:
+        await child.listener

@@ -1,0 +1,415 @@
+"""The data plane: asks the router where each call goes, carries it there, relays the answer, reports what happened."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import aiohttp
+import msgspec
+
+from swarmx.core.actions import Cancel, Dispatch, Refuse
+from swarmx.core.forecast import Forecast
+from swarmx.core.messages import (
+    CallCancelled,
+    CallFailed,
+    CallFinished,
+    CallReady,
+    FirstToken,
+    Message,
+    ReplicaChanged,
+    TokensProgressed,
+)
+from swarmx.core.nouns import Call, Replica
+from swarmx.core.ports import Forecaster
+from swarmx.core.records import CallRecord, CallState, ModelRequest, ModelResult
+from swarmx.runtime.clock import Clock
+from swarmx.runtime.fleet_book import FleetBook
+from swarmx.runtime.requests import ENDPOINTS, call_of
+from swarmx.runtime.upstream import AttemptFailed, Upstream, Usage, hang_up, usage_of
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_EVERY_S = 0.25
+_LINGER_S = 1.0
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the client gets: the replica's own bytes."""
+
+    body: bytes
+    decoded: dict[str, Any]
+    call_id: str
+    replica_id: str
+    attempts: int
+
+
+class CallRefused(Exception):
+    """The call was given up. `status` and `body` are the replica's own where it refused the request itself."""
+
+    def __init__(self, refusal: Refuse, failure: AttemptFailed | None) -> None:
+        super().__init__(f"{refusal.reason}: {failure.detail if failure else refusal.detail}")
+        self.call_id = refusal.call_id
+        self.reason = refusal.reason
+        self.attempts = refusal.attempts
+        self.status = 503 if refusal.reason == "no_replica" else failure.status if failure else 502
+        self.body = failure.body if failure else b""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Pending:
+    """A call between its acceptance and its end."""
+
+    call: Call
+    forecast: Forecast
+    body: bytes
+    ready_at_s: float
+    verdicts: deque[Dispatch | Refuse] = field(default_factory=deque)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    scope: asyncio.Timeout | None = None
+    attempt: int = 0
+    aborted: int = 0
+    failure: AttemptFailed | None = None
+    replica: Replica | None = None
+    dispatched_at_s: float | None = None
+    first_token_at_s: float | None = None
+    done: bool = False
+
+
+class CallService:
+    """Implements `core.ports.Caller`; also answers the OpenAI front, streamed or not.
+
+    `post` hands messages to the shell; the shell calls `perform_dispatch`, `perform_cancel` and `perform_refuse`.
+    `on_record` is given the record of every call, exactly once, when it has ended.
+    """
+
+    def __init__(
+        self,
+        *,
+        post: Callable[[Message], None],
+        clock: Clock,
+        forecaster: Forecaster,
+        upstream: Upstream,
+        book: FleetBook,
+        on_record: Callable[[CallRecord], None],
+    ) -> None:
+        self._post = post
+        self._clock = clock
+        self._forecaster = forecaster
+        self._upstream = upstream
+        self._book = book
+        self._on_record = on_record
+        self._pending: dict[str, _Pending] = {}
+        self._replicas: dict[str, Replica] = {}
+
+    @property
+    def in_flight(self) -> int:
+        """Calls accepted and not yet ended."""
+        return len(self._pending)
+
+    def observe(self, message: Message, now_s: float) -> None:
+        """Keep the addresses of the replicas; register as an observer of the switchboard."""
+        if isinstance(message, ReplicaChanged):
+            if message.state == "gone":
+                self._replicas.pop(message.replica.replica_id, None)
+            else:
+                self._replicas[message.replica.replica_id] = message.replica
+
+    def perform_dispatch(self, action: Dispatch) -> None:
+        self._verdict(action)
+
+    def perform_refuse(self, action: Refuse) -> None:
+        self._verdict(action)
+
+    def perform_cancel(self, action: Cancel) -> None:
+        pending = self._pending.get(action.call_id)
+        if pending is None:
+            return
+        for verdict in pending.verdicts:
+            if isinstance(verdict, Dispatch) and verdict.attempt == action.attempt:
+                pending.verdicts.remove(verdict)  # it was not even begun
+                return
+        if pending.attempt == action.attempt != pending.aborted:
+            pending.aborted = action.attempt
+            if pending.scope is not None:
+                pending.scope.reschedule(asyncio.get_running_loop().time())
+
+    async def complete(self, request: ModelRequest) -> ModelResult:
+        """Have a workflow's call answered; cancelling the awaiting task cancels the call down to the engine."""
+        call = call_of(request, self._clock.now_s())
+        try:
+            answer = await self.answer(call, msgspec.json.encode(request.body))
+        except CallRefused as refused:
+            return ModelResult(
+                call_id=call.call_id, replica_id=None, attempts=refused.attempts, error=_explain(refused)
+            )
+        return ModelResult(
+            call_id=call.call_id, replica_id=answer.replica_id, attempts=answer.attempts, answer=answer.decoded
+        )
+
+    async def answer(self, call: Call, body: bytes) -> Answer:
+        """The whole answer to a call. Raises CallRefused."""
+        pending = self._accept(call, body)
+        try:
+            while True:
+                replica = await self._assignment(pending)
+                self._book.attempt_started(replica.replica_id)
+                try:
+                    response = await self._open(pending, replica)
+                    raw, decoded, usage = await self._guard(pending, self._upstream.read(response))
+                except AttemptFailed as failure:
+                    self._attempt_failed(pending, failure)
+                    continue
+                finally:
+                    self._book.attempt_ended(replica.replica_id)
+                self._finish(pending, usage, work_done=usage.work_done)
+                return Answer(
+                    body=raw,
+                    decoded=decoded,
+                    call_id=call.call_id,
+                    replica_id=replica.replica_id,
+                    attempts=pending.attempt,
+                )
+        finally:
+            self._leave(pending)
+
+    async def stream(self, call: Call, body: bytes) -> AsyncGenerator[bytes, None]:
+        """The answer as the replica's own server-sent events.
+
+        Nothing is yielded before a replica began to answer, so CallRefused comes out of the first step or not at all
+        for a failure that another replica could mend. A stream that breaks later ends with an error event.
+        """
+        pending = self._accept(call, body)
+        try:
+            while True:
+                replica = await self._assignment(pending)
+                self._book.attempt_started(replica.replica_id)
+                try:
+                    response = await self._open(pending, replica)
+                    async with aclosing(self._relay(pending, response)) as chunks:
+                        async for chunk in chunks:
+                            yield chunk
+                    return
+                except AttemptFailed as failure:
+                    started = pending.first_token_at_s is not None
+                    self._attempt_failed(pending, failure)
+                    if started:
+                        yield _error_event(failure)
+                        return
+                finally:
+                    self._book.attempt_ended(replica.replica_id)
+        finally:
+            self._leave(pending)
+
+    async def _relay(self, pending: _Pending, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+        """Pass the events on, count them, and close the books at [DONE]."""
+        call_id, attempt = pending.call.call_id, pending.attempt
+        events, reported_at_s, tail = 0, 0.0, b""
+        try:
+            async with aclosing(self._upstream.chunks(response)) as chunks:
+                while chunk := await self._guard(pending, anext(chunks, b"")):
+                    if pending.first_token_at_s is None:
+                        self._begin_stream(pending, chunk)
+                    events += chunk.count(b"data:")
+                    tail = (tail + chunk)[-4096:]
+                    now_s = self._clock.now_s()
+                    if b"[DONE]" in tail:
+                        usage = _usage_in(tail)
+                        work_done = usage.work_done if usage.work_done is not None else max(0.0, events - 2.0)
+                        self._finish(pending, usage, work_done=work_done)
+                        yield chunk
+                        async for rest in _rest(chunks):
+                            yield rest
+                        return
+                    if now_s - reported_at_s >= _PROGRESS_EVERY_S:
+                        reported_at_s = now_s
+                        self._post(TokensProgressed(call_id=call_id, attempt=attempt, work_done=float(events)))
+                    yield chunk
+            raise AttemptFailed("connection_lost", "the stream ended without [DONE]", retryable=True)
+        finally:
+            hang_up(response)
+
+    def _begin_stream(self, pending: _Pending, head: bytes) -> None:
+        """From the first bytes on the call is bound to this replica. Raises AttemptFailed while it is not."""
+        if pending.aborted == pending.attempt:
+            raise AttemptFailed("timeout", "the replica answered too late", retryable=True, status=504)
+        head = head.lstrip()
+        if not any(head.startswith(field) or field.startswith(head) for field in (b"data:", b":", b"event:", b"id:")):
+            raise AttemptFailed("bad_answer", "the answer is not an event stream", retryable=True)
+        pending.first_token_at_s = self._clock.now_s()
+        self._post(FirstToken(call_id=pending.call.call_id, attempt=pending.attempt))
+
+    def _accept(self, call: Call, body: bytes) -> _Pending:
+        forecast = self._forecaster.forecast(call)
+        pending = _Pending(call=call, forecast=forecast, body=body, ready_at_s=self._clock.now_s())
+        self._pending[call.call_id] = pending
+        self._post(CallReady(call=call, forecast=forecast))
+        return pending
+
+    async def _assignment(self, pending: _Pending) -> Replica:
+        """Wait for the router's word. Raises CallRefused."""
+        while True:
+            while not pending.verdicts:
+                pending.wake.clear()
+                await pending.wake.wait()
+            verdict = pending.verdicts.popleft()
+            if isinstance(verdict, Refuse):
+                self._record(pending, "refused", error=f"{verdict.reason}: {verdict.detail}")
+                raise CallRefused(verdict, pending.failure)
+            pending.attempt = verdict.attempt
+            pending.dispatched_at_s = self._clock.now_s()
+            pending.replica = self._replicas.get(verdict.replica_id)
+            if pending.replica is not None:
+                return pending.replica
+            self._attempt_failed(pending, AttemptFailed("replica_gone", "the replica is gone", retryable=True))
+
+    async def _open(self, pending: _Pending, replica: Replica) -> aiohttp.ClientResponse:
+        url = replica.url + ENDPOINTS[pending.call.kind]
+        return await self._guard(pending, self._upstream.open(url, pending.body))
+
+    async def _guard(self, pending: _Pending, step: Awaitable[_T]) -> _T:
+        """Await one step of the attempt so that the router's Cancel can interrupt it."""
+        try:
+            async with asyncio.timeout(None) as scope:
+                pending.scope = scope
+                if pending.aborted == pending.attempt:
+                    scope.reschedule(asyncio.get_running_loop().time())
+                return await step
+        except TimeoutError:
+            raise AttemptFailed("timeout", "the replica took too long", retryable=True, status=504) from None
+        finally:
+            pending.scope = None
+
+    def _attempt_failed(self, pending: _Pending, failure: AttemptFailed) -> None:
+        pending.failure = failure
+        if pending.first_token_at_s is not None:
+            self._record(pending, "failed", error=f"{failure.reason}: {failure.detail}")
+        if pending.aborted == pending.attempt:
+            return  # the router gave this attempt up itself
+        self._post(
+            CallFailed(
+                call_id=pending.call.call_id,
+                attempt=pending.attempt,
+                reason=failure.reason,
+                retryable=failure.retryable and pending.first_token_at_s is None,
+            )
+        )
+
+    def _finish(self, pending: _Pending, usage: Usage, *, work_done: float | None) -> None:
+        call = pending.call
+        if call.kind == "image":
+            work_done = call.work_limit
+        self._post(
+            CallFinished(
+                call_id=call.call_id,
+                attempt=pending.attempt,
+                prompt_tokens=usage.prompt_tokens,
+                cached_tokens=usage.cached_tokens,
+                work_done=work_done or 0.0,
+            )
+        )
+        if work_done is not None:
+            self._forecaster.observe(call, work_done)
+        self._record(pending, "finished", usage=usage, work_done=work_done or 0.0)
+
+    def _leave(self, pending: _Pending) -> None:
+        """The client's side is over; a call that has not ended by now was cancelled by it.
+
+        So is what the router still wants of a call that a late answer ended, of an attempt that it had given up.
+        """
+        self._pending.pop(pending.call.call_id, None)
+        overtaken = pending.attempt > 0 and pending.aborted == pending.attempt
+        if not pending.done or overtaken:
+            self._post(CallCancelled(call_id=pending.call.call_id))
+            self._record(pending, "cancelled")
+
+    def _record(
+        self,
+        pending: _Pending,
+        state: CallState,
+        *,
+        usage: Usage | None = None,
+        work_done: float = 0.0,
+        error: str | None = None,
+    ) -> None:
+        if pending.done:
+            return
+        pending.done = True
+        call = pending.call
+        self._on_record(
+            CallRecord(
+                call_id=call.call_id,
+                tenant=call.tenant,
+                workflow_id=call.workflow_id,
+                workflow_kind=call.workflow_kind,
+                node=call.node,
+                role=call.role,
+                kind=call.kind,
+                model=call.model,
+                state=state,
+                attempts=pending.attempt,
+                replica_id=pending.replica.replica_id if pending.replica else None,
+                device=pending.replica.device if pending.replica else None,
+                prompt_key=call.prompt_key,
+                prompt_bytes=call.prompt_bytes,
+                prompt_tokens=(usage.prompt_tokens if usage else 0) or call.prompt_tokens,
+                work_done=work_done,
+                forecast_p50=pending.forecast.quantile(0.5),
+                forecast_p90=pending.forecast.quantile(0.9),
+                forecast_source=pending.forecast.source,
+                ready_at_s=pending.ready_at_s,
+                dispatched_at_s=pending.dispatched_at_s,
+                first_token_at_s=pending.first_token_at_s,
+                ended_at_s=self._clock.now_s(),
+                error=error,
+            )
+        )
+
+    def _verdict(self, verdict: Dispatch | Refuse) -> None:
+        pending = self._pending.get(verdict.call_id)
+        if pending is not None:
+            pending.verdicts.append(verdict)
+            pending.wake.set()
+
+
+async def _rest(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """What follows [DONE], a blank line at most: read to the end, so that the connection can be kept."""
+    try:
+        while True:
+            async with asyncio.timeout(_LINGER_S):
+                chunk = await anext(chunks, b"")
+            if not chunk:
+                return
+            yield chunk
+    except (AttemptFailed, TimeoutError):
+        return
+
+
+def _usage_in(tail: bytes) -> Usage:
+    """The usage object in the last events of a stream, if the client asked for one."""
+    for line in reversed(tail.split(b"\n")):
+        if line.startswith(b"data:") and b'"usage"' in line:
+            try:
+                event = msgspec.json.decode(line[5:].strip())
+            except msgspec.MsgspecError:
+                return Usage()
+            return usage_of(event.get("usage")) if isinstance(event, dict) else Usage()
+    return Usage()
+
+
+def _error_event(failure: AttemptFailed) -> bytes:
+    error = {"message": f"The replica failed while it answered: {failure.detail}", "type": "upstream_error"}
+    return b"data: " + msgspec.json.encode({"error": {**error, "param": None, "code": failure.reason}}) + b"\n\n"
+
+
+def _explain(refused: CallRefused) -> str:
+    own = f" ({refused.body[:500].decode(errors='replace')})" if refused.body else ""
+    return f"call {refused.call_id} was refused after {refused.attempts} attempts: {refused}{own}"

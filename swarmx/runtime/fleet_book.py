@@ -1,0 +1,111 @@
+"""What an operator sees of the replicas: state, load, how busy they have been."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from swarmx.core.messages import Message, ReplicaChanged, SignalReported
+from swarmx.core.nouns import Replica, ReplicaState
+from swarmx.runtime.clock import Clock
+
+
+class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the list of replicas. `utilisation` is the share of the time since it was first
+    seen with a call in flight."""
+
+    replica_id: str
+    model: str
+    kind: str
+    device: str
+    url: str
+    provider: str
+    emulated: bool
+    state: ReplicaState
+    in_flight: int
+    calls: int
+    utilisation: float
+    running: int | None
+    waiting: int | None
+    kv_usage: float | None
+    signal_age_s: float | None
+
+
+@dataclass(slots=True)
+class _Entry:
+    replica: Replica
+    state: ReplicaState
+    since_s: float
+    in_flight: int = 0
+    calls: int = 0
+    busy_s: float = 0.0
+    busy_since_s: float = 0.0
+    signal: SignalReported | None = None
+
+
+class FleetBook:
+    """Keeps the books; observes the switchboard and is told of every attempt."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._entries: dict[str, _Entry] = {}
+
+    def observe(self, message: Message, now_s: float) -> None:
+        """Follow states and signals."""
+        if isinstance(message, ReplicaChanged):
+            entry = self._entries.get(message.replica.replica_id)
+            if entry is None:
+                self._entries[message.replica.replica_id] = _Entry(message.replica, message.state, now_s)
+            else:
+                entry.replica, entry.state = message.replica, message.state
+        elif isinstance(message, SignalReported) and message.replica_id in self._entries:
+            self._entries[message.replica_id].signal = message
+
+    def attempt_started(self, replica_id: str) -> None:
+        entry = self._entries[replica_id]
+        if entry.in_flight == 0:
+            entry.busy_since_s = self._clock.now_s()
+        entry.in_flight += 1
+        entry.calls += 1
+
+    def attempt_ended(self, replica_id: str) -> None:
+        entry = self._entries[replica_id]
+        entry.in_flight -= 1
+        if entry.in_flight == 0:
+            entry.busy_s += self._clock.now_s() - entry.busy_since_s
+
+    def models(self) -> dict[str, str]:
+        """Every model that some replica serves, with its kind; replicas that are gone count as well."""
+        return {entry.replica.model: entry.replica.kind for entry in self._entries.values()}
+
+    def ready(self) -> int:
+        """How many replicas take calls."""
+        return sum(entry.state == "ready" for entry in self._entries.values())
+
+    def statuses(self) -> list[ReplicaStatus]:
+        """All replicas, by model and id."""
+        now_s = self._clock.now_s()
+        rows = [self._status(entry, now_s) for entry in self._entries.values()]
+        return sorted(rows, key=lambda row: (row.model, row.replica_id))
+
+    def _status(self, entry: _Entry, now_s: float) -> ReplicaStatus:
+        busy_s = entry.busy_s + (now_s - entry.busy_since_s if entry.in_flight else 0.0)
+        signal = entry.signal
+        return ReplicaStatus(
+            replica_id=entry.replica.replica_id,
+            model=entry.replica.model,
+            kind=entry.replica.kind,
+            device=entry.replica.device,
+            url=entry.replica.url,
+            provider=entry.replica.provider,
+            emulated=entry.replica.emulated,
+            state=entry.state,
+            in_flight=entry.in_flight,
+            calls=entry.calls,
+            utilisation=min(1.0, busy_s / max(1e-9, now_s - entry.since_s)),
+            running=signal.running if signal else None,
+            waiting=signal.waiting if signal else None,
+            kv_usage=signal.kv_usage if signal else None,
+            signal_age_s=now_s - signal.measured_at_s if signal else None,
+        )

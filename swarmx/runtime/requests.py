@@ -1,0 +1,98 @@
+"""From an OpenAI request body to the call that the scheduler sees."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from swarmx.core.nouns import Call, CallKind
+from swarmx.core.prompt_key import prompt_key
+from swarmx.core.records import ModelRequest
+
+ENDPOINTS: dict[CallKind, str] = {"llm": "/v1/chat/completions", "image": "/v1/images/generations"}
+DEFAULT_IMAGE_STEPS = 30
+_BYTES_PER_TOKEN = 4.0
+_DEFAULT_WORK_LIMIT_TOKENS = 4096.0
+
+
+class BadRequest(Exception):
+    """The body is not a request that this endpoint takes. `param` names the field at fault."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+def call_of(request: ModelRequest, now_s: float) -> Call:
+    """The call of a workflow node. Raises BadRequest for a body that no engine would take."""
+    system, user, size = _prompt(request.kind, request.body)
+    return Call(
+        call_id=new_id("call"),
+        tenant=request.tenant,
+        kind=request.kind,
+        model=request.model,
+        role=request.role,
+        workflow_id=request.workflow_id,
+        workflow_kind=request.workflow_kind,
+        node=request.node,
+        prompt_key=prompt_key(system, user),
+        prompt_bytes=size,
+        prompt_tokens=max(1, int(size / _BYTES_PER_TOKEN)),
+        work_limit=_work_limit(request.kind, request.body),
+        stream=bool(request.body.get("stream", False)),
+        deadline_at_s=request.deadline_at_s,
+    )
+
+
+def new_id(kind: str) -> str:
+    """A fresh opaque id such as "call_5f0c…"; 96 random bits."""
+    return f"{kind}_{secrets.token_hex(12)}"
+
+
+def _prompt(kind: CallKind, body: dict[str, Any]) -> tuple[str, str, int]:
+    """System text, first user text, and the size of all text in bytes."""
+    if kind == "image":
+        prompt = body.get("prompt")
+        if not isinstance(prompt, str) or not prompt:
+            raise BadRequest("`prompt` must be a text that is not empty.", param="prompt")
+        return "", prompt, len(prompt.encode())
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise BadRequest("`messages` must be a list with at least one message.", param="messages")
+    system = user = ""
+    size = 0
+    for position, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise BadRequest(f"`messages[{position}]` must be an object with a `role`.", param="messages")
+        text = _text(message.get("content"))
+        size += len(text.encode())
+        if message["role"] == "system" and not system:
+            system = text
+        elif message["role"] == "user" and not user:
+            user = text
+    return system, user, size
+
+
+def _text(content: object) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "\n".join(str(part["text"]) for part in content if isinstance(part, dict) and "text" in part)
+    return ""
+
+
+def _work_limit(kind: CallKind, body: dict[str, Any]) -> float:
+    if kind == "llm":
+        limit = body.get("max_completion_tokens") or body.get("max_tokens")
+        if limit is None:
+            return _DEFAULT_WORK_LIMIT_TOKENS
+        if not isinstance(limit, int) or limit < 1:
+            raise BadRequest(f"`max_tokens` must be a whole number from 1 on, not {limit!r}.", param="max_tokens")
+        return float(limit)
+    width, _, height = str(body.get("size", "1024x1024")).partition("x")
+    steps, count = body.get("steps", DEFAULT_IMAGE_STEPS), body.get("n", 1)
+    if not (width.isdigit() and height.isdigit()):
+        raise BadRequest(f"`size` must look like 1024x1024, not {body.get('size')!r}.", param="size")
+    if not (isinstance(steps, int) and isinstance(count, int) and steps > 0 and count > 0):
+        raise BadRequest(f"`steps` and `n` must be whole numbers from 1 on, not {steps!r}, {count!r}.", param="steps")
+    return steps * count * int(width) * int(height) / 1_048_576

@@ -1,0 +1,92 @@
+"""`swarmx up`: one process with the gateway and its agents, from first token to clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+import uvloop
+
+from swarmx.config import Settings, is_loopback, load
+from swarmx.core.errors import ConfigError
+from swarmx.gateway.keys import Keyring, write_private
+from swarmx.wiring import running
+
+log = logging.getLogger(__name__)
+
+_SMALL_FLEET = [
+    {"model": "qwen3-8b", "device": "l40s", "count": 2, "size_class": "8b"},
+    {"model": "qwen3-8b", "device": "h100", "count": 1, "size_class": "8b"},
+    {"model": "sdxl", "device": "l40s", "count": 1, "kind": "image"},
+]
+
+
+def serve(*, config: Path | None, state_dir: Path, emulated: bool, port: int | None, exit_with_parent: bool) -> None:
+    """Run until SIGTERM or Ctrl-C. Raises ConfigError for settings that cannot work."""
+    settings = load(config)
+    changes: dict[str, object] = {}
+    if config is None or "dir" not in settings.state.model_fields_set:
+        changes["state"] = settings.state.model_copy(update={"dir": state_dir})
+    if port is not None:
+        changes["server"] = settings.server.model_copy(update={"port": port})
+    if emulated:
+        changes["emulated"] = _SMALL_FLEET
+    settings = Settings.model_validate({**settings.model_dump(), **_plain(changes)})
+    if not settings.replicas and not settings.emulated:
+        raise ConfigError(
+            "there are no replicas: name some under [[replicas]] in a settings file, or try `swarmx up --emulated`."
+        )
+    uvloop.run(_serve(settings, exit_with_parent=exit_with_parent))
+
+
+def _plain(changes: dict[str, object]) -> dict[str, object]:
+    return {k: v.model_dump() if hasattr(v, "model_dump") else v for k, v in changes.items()}
+
+
+async def _serve(settings: Settings, *, exit_with_parent: bool) -> None:
+    listener = _listen(settings.server.host, settings.server.port)
+    host, port = listener.getsockname()[:2]
+    async with running(settings) as (app, context):
+        _first_key(context.keys, settings.state.dir)
+        server = uvicorn.Server(
+            uvicorn.Config(app, http="httptools", loop="none", log_level="warning", access_log=False, lifespan="off")
+        )
+        if exit_with_parent:
+            asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _stop, server)
+        log.info("SwarmX listens on http://%s:%s; tokens are in %s", host, port, settings.state.dir)
+        if not is_loopback(settings.server.host):
+            log.warning("%s can be reached from other machines; put TLS in front of it", settings.server.host)
+        print(f'{{"url": "http://{host}:{port}"}}', flush=True)
+        await server.serve(sockets=[listener])
+
+
+def _stop(server: uvicorn.Server) -> None:
+    if not os.read(sys.stdin.fileno(), 4096):
+        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+        server.should_exit = True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}. Choose another with --port, or 0 for a free one."
+        ) from None
+    return listener
+
+
+def _first_key(keys: Keyring, state_dir: Path) -> None:
+    """On the first start, make an admin key and leave its token for the user who runs the server."""
+    if keys.all():
+        return
+    write_private(state_dir / "admin.token", keys.add("admin", "admin", "default").encode())

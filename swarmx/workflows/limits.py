@@ -1,0 +1,18 @@
+"""How large anything in a workflow may become; every bound that the room enforces stands here."""
+
+from __future__ import annotations
+
+SOURCE_BYTES = 256 * 1024  # a definition as text
+SOURCE_DEPTH = 64  # nesting of a definition's mappings and lists
+NODES_DEFINED = 200
+NODES_EXPANDED = 2000  # nodes of one run, with every map item and loop iteration counted
+NESTING = 4  # map and loop bodies inside one another
+TEMPLATE_BYTES = 32 * 1024
+TEMPLATE_OPERATIONS = 256  # filters and operators in one template
+TEMPLATE_DEPTH = 40
+TEMPLATE_PARTS = 2000  # names, constants, operators and texts of one template
+TEXT_CHARS = 1024 * 1024  # a rendered text, or any value on its way through a template
+OUTPUT_CHARS = 4 * 1024 * 1024  # what a node may leave behind
+LIST_ITEMS = 10_000
+JSON_DEPTH = 64
+IMAGE_BYTES = 32 * 1024 * 1024

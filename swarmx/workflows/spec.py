@@ -1,0 +1,131 @@
+"""From the text of a declared workflow to a checked definition; every complaint names the place and the way out."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from swarmx.core.errors import WorkflowError
+from swarmx.workflows.graph import Graph, Problem, build_graph
+from swarmx.workflows.limits import NESTING, OUTPUT_CHARS
+from swarmx.workflows.nodes import KINDS, NODE_MODELS, WorkflowSpec, field_names
+from swarmx.workflows.source import read_source
+from swarmx.workflows.values import Json, checked, nearest
+
+__all__ = ["WorkflowSpec", "bind_inputs", "graph_of", "parse_workflow"]
+
+_SHOWN = 20
+
+
+def parse_workflow(source: str | bytes | dict[str, Any]) -> WorkflowSpec:
+    """Read and check a definition (YAML or JSON text, or its data).
+
+    Raises WorkflowError: `where` is the place of the first problem, `detail` has one problem a line.
+    """
+    data = read_source(source)
+    _check_nesting(data)
+    try:
+        spec = WorkflowSpec.model_validate(data)
+    except ValidationError as error:
+        raise _refusal([_problem(detail, data) for detail in error.errors(include_url=False)]) from error
+    problems = build_graph(spec)[1]
+    if problems:
+        raise _refusal(problems)
+    return spec
+
+
+@lru_cache(maxsize=256)
+def graph_of(spec_json: str) -> Graph:
+    """The compiled graph of a definition as `WorkflowSpec.to_json` wrote it. Raises WorkflowError."""
+    graph, problems = build_graph(parse_workflow(spec_json))
+    if problems:
+        raise _refusal(problems)
+    return graph
+
+
+def bind_inputs(spec: WorkflowSpec, given: dict[str, Json]) -> dict[str, Json]:
+    """The inputs of a run: what was given over the declared defaults. Raises WorkflowError."""
+    for name in given:
+        if name not in spec.inputs:
+            known = ", ".join(sorted(spec.inputs)) or "none"
+            hint = nearest(name, set(spec.inputs))
+            raise WorkflowError(f"the workflow declares no such input{hint}; inputs: {known}", where=f"inputs.{name}")
+    bound = dict(spec.inputs) | given
+    for name, value in bound.items():
+        if value is None:
+            raise WorkflowError("this input has no default and must be given", where=f"inputs.{name}")
+        try:
+            checked(value, limit=OUTPUT_CHARS)
+        except WorkflowError as error:
+            raise WorkflowError(error.detail, where=f"inputs.{name}") from error
+    return bound
+
+
+def _refusal(problems: list[Problem]) -> WorkflowError:
+    first = problems[0]
+    lines = [first.message, *(f"{p.where}: {p.message}" for p in problems[1:_SHOWN])]
+    if len(problems) > _SHOWN:
+        lines.append(f"and {len(problems) - _SHOWN} more")
+    return WorkflowError("\n".join(lines), where=first.where)
+
+
+def _check_nesting(data: dict[str, Any]) -> None:
+    stack = [(node, f"nodes.{id}", 1) for id, node in _items(data.get("nodes"))]
+    while stack:
+        node, where, depth = stack.pop()
+        inner = _items(node.get("do")) if isinstance(node, dict) else []
+        if inner and depth > NESTING:
+            raise WorkflowError(f"map and loop may nest {NESTING} deep, this is one more", where=where)
+        stack.extend((child, f"{where}.do.{id}", depth + 1) for id, child in inner)
+
+
+def _items(value: Any) -> list[tuple[Any, Any]]:
+    return list(value.items()) if isinstance(value, dict) else []
+
+
+def _problem(detail: ErrorDetails, data: dict[str, Any]) -> Problem:
+    path, kind = _located(detail["loc"], data)
+    context = detail.get("ctx", {})
+    kinds = f"kinds are {', '.join(KINDS)}"
+    name = path[-1] if path else ""
+    match detail["type"]:
+        case "extra_forbidden":
+            known = field_names(NODE_MODELS[kind] if kind else WorkflowSpec)
+            message = f"unknown field {name!r}{nearest(name, known)}; fields are {', '.join(sorted(known))}"
+        case "missing":
+            message = "this field is missing"
+        case "union_tag_invalid":
+            tag = str(context.get("tag", ""))
+            message = f"unknown node kind {tag[:60]!r}{nearest(tag, KINDS)}; {kinds}"
+        case "union_tag_not_found":
+            message = f"the node says no `kind`; {kinds}"
+        case "string_pattern_mismatch":
+            message = f"{detail['input']!r:.80} was given, a text like {context.get('pattern')} was expected"
+        case "value_error":
+            message = str(context.get("error", detail["msg"])) + f", got {detail['input']!r:.60}"
+        case _:
+            message = f"{detail['msg']}, got {detail['input']!r:.60}"
+    return Problem(where=".".join(path), message=message)
+
+
+def _located(loc: tuple[int | str, ...], data: Any) -> tuple[list[str], str | None]:
+    """The path as authors see it (without pydantic's tags), and the kind of the node it ends in."""
+    path: list[str] = []
+    kind: str | None = None
+    at_node = False
+    for i, part in enumerate(loc):
+        if at_node and part in KINDS and isinstance(data, dict) and data.get("kind") == part:
+            kind, at_node = str(part), False
+            continue
+        if part == "[key]":
+            continue
+        at_node = i > 0 and loc[i - 1] in ("nodes", "do")
+        path.append(str(part))
+        if isinstance(data, dict):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+    return path, kind

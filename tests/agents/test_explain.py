@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+
+from swarmx.agents.explain import explain
+from swarmx.agents.policies import POLICIES
+from swarmx.agents.router import RouterAgent, RouterSettings
+from swarmx.core.messages import DecisionMade, SignalReported
+from swarmx.core.nouns import Decision
+from tests.agents.worlds import changed, failed, ready
+
+
+def decide(policy: str, replicas: int, *, retry: bool = False) -> Decision:
+    agent = RouterAgent(RouterSettings(policy=policy))
+    for i in range(replicas):
+        agent.handle(changed(f"r{i}"), 0.0)
+    agent.handle(SignalReported(replica_id="r0", running=1, waiting=0, kv_usage=0.1, measured_at_s=0.5), 0.5)
+    outputs = agent.handle(ready("c"), 1.0)
+    if retry:
+        outputs = agent.handle(failed("c"), 2.0)
+    (made,) = [output for output in outputs if isinstance(output, DecisionMade)]
+    return made.decision
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("replicas", [1, 2, 33, 100])
+def test_every_decision_can_be_told(policy: str, replicas: int) -> None:
+    lines = explain(decide(policy, replicas))
+    assert lines[0].endswith(f"by {policy}, one of {replicas} ready replicas.")
+    assert all(line.endswith(".") for line in lines)
+
+
+def test_a_decision_by_cost_names_its_terms_and_its_runner_up() -> None:
+    text = " ".join(explain(decide("least_work", 2)))
+    for part in ("wait", "prefill", "decode", "Runner-up: r"):
+        assert part in text
+
+
+def test_a_decision_without_costs_says_so() -> None:
+    assert any("does not estimate times" in line for line in explain(decide("round_robin", 2)))
+
+
+def test_a_replica_that_never_reported_is_said_to_be_silent() -> None:
+    decision = decide("round_robin", 2, retry=True)
+    assert decision.replica_id == "r1"
+    assert "The replica had not reported its own counters yet." in explain(decision)
+    assert explain(decision)[-1] == "Note: retry."

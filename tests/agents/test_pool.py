@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from swarmx.agents.pool import Pool
+from swarmx.core.fleet import Choice
+from swarmx.core.nouns import ReplicaState
+from tests.agents.worlds import a_call, a_profile, a_replica
+
+NOBODY: frozenset[str] = frozenset()
+
+
+def a_pool(*replica_ids: str, state: ReplicaState = "ready") -> Pool:
+    pool = Pool("m")
+    for replica_id in replica_ids:
+        pool.set_state(a_replica(replica_id), state, 0.0)
+    return pool
+
+
+def ids(pool: Pool, excluded: frozenset[str] = NOBODY) -> list[str]:
+    return [pool.replicas[column].replica_id for column in pool.eligible(excluded)]
+
+
+def test_only_ready_replicas_are_eligible() -> None:
+    pool = a_pool("a", "b", "c")
+    pool.set_state(a_replica("b"), "draining", 0.0)
+    assert ids(pool) == ["a", "c"]
+
+
+def test_a_broken_replica_is_not_eligible_until_it_is_mended() -> None:
+    pool = a_pool("a", "b")
+    pool.set_broken("a", True)
+    assert ids(pool) == ["b"]
+    pool.set_broken("a", False)
+    assert ids(pool) == ["a", "b"]
+
+
+def test_excluded_replicas_are_eligible_only_when_nobody_else_is() -> None:
+    pool = a_pool("a", "b")
+    assert ids(pool, frozenset({"a"})) == ["b"]
+    assert ids(pool, frozenset({"a", "b", "unknown"})) == ["a", "b"]
+
+
+def test_a_pool_grows_and_shrinks_without_mixing_up_its_replicas() -> None:
+    pool = a_pool(*(f"r{i}" for i in range(40)))
+    for i in range(40):
+        for _ in range(i):
+            pool.dispatched(f"r{i}", a_call("c"), 10.0, i, 1.0)
+    for i in range(0, 40, 2):
+        pool.set_state(a_replica(f"r{i}"), "gone", 2.0)
+    for i in range(40, 60):
+        pool.set_state(a_replica(f"r{i}"), "ready", 3.0)
+    assert [pool.in_flight(f"r{i}") for i in range(1, 40, 2)] == list(range(1, 40, 2))
+    assert [pool.in_flight(f"r{i}") for i in range(40, 60)] == [0] * 20
+    assert len(pool) == len(ids(pool)) == 40
+
+
+def test_a_pool_that_lost_all_its_replicas_takes_new_ones() -> None:
+    pool = a_pool("a")
+    pool.set_state(a_replica("a"), "gone", 0.0)
+    assert ids(pool) == []
+    pool.set_state(a_replica("b"), "ready", 0.0)
+    assert ids(pool) == ["b"]
+
+
+def test_an_idle_replica_is_idle_exactly() -> None:
+    pool = a_pool("a")
+    for work in (0.1, 0.2, 0.3):
+        pool.dispatched("a", a_call("c"), work, 1, 0.0)
+    for work in (0.3, 0.1, 0.2):
+        pool.ended("a", work, 100.0)
+    view = pool.view(pool.eligible(NOBODY), 1.0)
+    assert (view.in_flight[0], view.remaining_work[0], view.context_tokens[0], view.prefill_tokens[0]) == (0, 0, 0, 0)
+
+
+def test_prompts_drain_at_the_prefill_rate() -> None:
+    pool = Pool("m")
+    pool.set_state(a_replica("a", profile=a_profile(prefill_token_s=0.01)), "ready", 0.0)
+    pool.dispatched("a", a_call("c", prompt_tokens=100), 10.0, 1, 5.0)
+    left = [float(pool.view(pool.eligible(NOBODY), now_s).prefill_tokens[0]) for now_s in (5.0, 5.5, 6.0, 7.0)]
+    assert left == pytest.approx([100.0, 50.0, 0.0, 0.0])
+
+
+def test_a_second_prompt_joins_what_is_left_of_the_first() -> None:
+    pool = Pool("m")
+    pool.set_state(a_replica("a", profile=a_profile(prefill_token_s=0.01)), "ready", 0.0)
+    pool.dispatched("a", a_call("c", prompt_tokens=100), 10.0, 1, 0.0)
+    pool.dispatched("a", a_call("d", prompt_tokens=100), 10.0, 2, 0.5)
+    assert float(pool.view(pool.eligible(NOBODY), 0.5).prefill_tokens[0]) == pytest.approx(150.0)
+
+
+def test_a_server_without_prefill_has_no_backlog_of_prompts() -> None:
+    pool = Pool("m")
+    pool.set_state(a_replica("a", profile=a_profile(prefill_token_s=0.0)), "ready", 0.0)
+    pool.dispatched("a", a_call("c"), 10.0, 1, 0.0)
+    assert float(pool.view(pool.eligible(NOBODY), 0.0).prefill_tokens[0]) == 0.0
+
+
+def test_counters_that_were_never_reported_are_unknown_and_not_zero() -> None:
+    pool = a_pool("a", "b")
+    pool.set_signal("a", 3, 1, 0.5, 10.0)
+    view = pool.view(pool.eligible(NOBODY), 12.0)
+    assert (view.running[0], view.waiting[0], view.kv_usage[0], view.signal_age_s[0]) == (3.0, 1.0, 0.5, 2.0)
+    unknown = [view.running[1], view.waiting[1], view.kv_usage[1], view.signal_age_s[1]]
+    assert all(math.isnan(value) for value in unknown)
+
+
+def test_a_report_older_than_the_last_is_ignored() -> None:
+    pool = a_pool("a")
+    pool.set_signal("a", 3, 0, 0.5, 10.0)
+    pool.set_signal("a", 9, 9, 0.9, 9.0)
+    assert float(pool.view(pool.eligible(NOBODY), 12.0).running[0]) == 3.0
+
+
+def test_a_policy_that_writes_into_its_view_does_not_change_the_memory() -> None:
+    pool = a_pool("a")
+    pool.view(pool.eligible(NOBODY), 0.0).in_flight[0] = 99
+    assert pool.in_flight("a") == 0
+
+
+def test_a_replica_that_comes_back_with_another_profile_is_seen_with_it() -> None:
+    pool = a_pool("a")
+    pool.dispatched("a", a_call("c"), 10.0, 1, 0.0)
+    pool.set_state(a_replica("a", profile=a_profile(max_batch=3)), "ready", 1.0)
+    view = pool.view(pool.eligible(NOBODY), 1.0)
+    assert (view.max_batch[0], view.in_flight[0]) == (3, 1)
+
+
+@pytest.mark.parametrize("cost_s", [np.zeros(100), np.arange(100.0), np.arange(100.0)[::-1], np.full(100, np.inf)])
+def test_the_log_of_a_large_fleet_keeps_the_chosen_one_and_its_runner_up(cost_s: np.ndarray) -> None:
+    pool = a_pool(*(f"r{i}" for i in range(100)))
+    columns = pool.eligible(NOBODY)
+    choice = Choice(index=50, cost_s=cost_s, terms_s={"wait_s": cost_s})
+    kept = pool.candidates(columns, pool.view(columns, 0.0), choice, 60)
+    assert kept.total == 100
+    assert len(kept.replica_ids) == len(set(kept.replica_ids)) == 32
+    assert {"r50", "r60"} <= set(kept.replica_ids)
+
+
+def test_what_is_not_finite_is_kept_as_unknown() -> None:
+    pool = a_pool("a", "b", "c")
+    columns = pool.eligible(NOBODY)
+    choice = Choice(index=0, cost_s=np.array([1.0, np.inf, np.nan]))
+    assert pool.candidates(columns, pool.view(columns, 0.0), choice, None).cost_s == (1.0, None, None)

@@ -1,0 +1,387 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from swarmx.agents.policies import POLICIES
+from swarmx.agents.router import FALLBACK_POLICY, RouterAgent, RouterSettings
+from swarmx.core.actions import Cancel, Dispatch, Refuse, StartTimer, StopTimer
+from swarmx.core.fleet import CallView, Choice, FleetView
+from swarmx.core.messages import (
+    AlertRaised,
+    CallCancelled,
+    DecisionMade,
+    FirstToken,
+    PolicyChanged,
+    SignalReported,
+    TimerFired,
+    TokensProgressed,
+)
+from tests.agents.worlds import IMPATIENT, Referee, a_profile, changed, dispatches, failed, finished, ready
+
+MODELS = ("m", "other")
+REPLICAS = tuple(f"r{i}" for i in range(6))  # the even ones serve "m"
+FAULTS = ("connect", "timeout", "bad_answer", "connection_lost", "replica_gone", "replica_error", "rejected")
+
+
+class Chaos(RuleBasedStateMachine):
+    """Any order of messages that the world and the clock can bring about, and some that they cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 0.0
+        self.referee = Referee(IMPATIENT)
+        self.made = 0
+
+    def say(self, message: Any) -> None:
+        self.referee.handle(message, self.now_s)
+
+    @rule(number=st.integers(0, 5), state=st.sampled_from(["starting", "ready", "ready", "cordoned", "draining", "gone"]))
+    def replica_changes(self, number: int, state: Any) -> None:
+        self.say(changed(REPLICAS[number], state, model=MODELS[number % 2], profile=a_profile(speed=1.0 + number)))
+
+    @rule(model=st.sampled_from(MODELS), stream=st.booleans(), prompt=st.integers(0, 100_000))
+    def call_arrives(self, model: str, stream: bool, prompt: int) -> None:
+        self.made += 1
+        self.say(ready(f"c{self.made}", model=model, stream=stream, prompt_tokens=prompt))
+
+    @precondition(lambda self: self.referee.live_calls())
+    @rule(data=st.data())
+    def call_arrives_twice(self, data: st.DataObject) -> None:
+        call_id = data.draw(st.sampled_from(self.referee.live_calls()))
+        self.say(ready(call_id, model=self.referee.calls[call_id].call.model))
+
+    @rule(data=st.data(), kind=st.sampled_from(["first", "progress", "finish", "fail", "cancel"]))
+    def something_happens_to_a_call(self, data: st.DataObject, kind: str) -> None:
+        call_id = data.draw(st.sampled_from([*self.referee.calls, "nobody"]))
+        known = self.referee.calls.get(call_id)
+        attempt = (known.attempt if known else 1) + data.draw(st.sampled_from([0, 0, 0, 0, -1, 1]))
+        match kind:
+            case "first":
+                self.say(FirstToken(call_id=call_id, attempt=attempt))
+            case "progress":
+                work = data.draw(st.floats(0.0, 1e6))
+                self.say(TokensProgressed(call_id=call_id, attempt=attempt, work_done=work))
+            case "finish":
+                self.say(finished(call_id, attempt))
+            case "fail":
+                reason = data.draw(st.sampled_from(FAULTS))
+                self.say(failed(call_id, attempt, reason=reason, retryable=reason != "rejected"))
+            case _:
+                self.say(CallCancelled(call_id=call_id))
+
+    @rule(replica_id=st.sampled_from([*REPLICAS, "nobody"]), running=st.integers(0, 9), at_s=st.floats(0.0, 100.0))
+    def engine_reports(self, replica_id: str, running: int, at_s: float) -> None:
+        self.say(
+            SignalReported(replica_id=replica_id, running=running, waiting=0, kv_usage=0.5, measured_at_s=at_s)
+        )
+
+    @rule(name=st.sampled_from([*POLICIES, "unheard-of"]))
+    def policy_changes(self, name: str) -> None:
+        self.say(PolicyChanged(policy=name, parameters={}))
+
+    @rule(key=st.sampled_from(["answer:nobody", "queue:nobody", "breaker:nobody", "", "tea"]))
+    def a_timer_fires_that_nobody_started(self, key: str) -> None:
+        self.say(TimerFired(key=key))
+
+    @rule(by_s=st.floats(0.0, 6.0))
+    def time_passes(self, by_s: float) -> None:
+        until_s = self.now_s + by_s
+        while (due := self.next_timer()) is not None and self.referee.timers[due] <= until_s:
+            self.fire(due)
+        self.now_s = until_s
+
+    def next_timer(self) -> str | None:
+        timers = self.referee.timers
+        return min(timers, key=lambda key: timers[key]) if timers else None
+
+    def fire(self, key: str) -> None:
+        self.now_s = max(self.now_s, self.referee.timers[key])
+        self.say(TimerFired(key=key))
+
+    @invariant()
+    def every_live_call_is_known(self) -> None:
+        self.referee.agent.validate()
+
+    def teardown(self) -> None:
+        for _ in range(1000):
+            if (due := self.next_timer()) is None:
+                break
+            self.fire(due)
+        self.referee.check_settled()
+        assert self.referee.timers == {}
+
+
+TestAnyOrderOfMessages = Chaos.TestCase
+TestAnyOrderOfMessages.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+
+
+def a_router(*replica_ids: str, policy: str = "round_robin", **patience: Any) -> RouterAgent:
+    agent = RouterAgent(RouterSettings(policy=policy, **patience))
+    for replica_id in replica_ids:
+        agent.handle(changed(replica_id), 0.0)
+    return agent
+
+
+def test_a_call_goes_to_a_ready_replica_and_the_decision_says_why() -> None:
+    outputs = a_router("r0", "r1", policy="least_work").handle(ready("c"), 1.0)
+    assert [type(output) for output in outputs] == [Dispatch, StartTimer, DecisionMade]
+    decision = outputs[2].decision  # type: ignore[union-attr]
+    assert decision.replica_id == outputs[0].replica_id  # type: ignore[union-attr]
+    assert {decision.replica_id, decision.runner_up} == {"r0", "r1"}
+    assert decision.policy == "least_work"
+
+
+def test_a_failure_before_the_first_token_is_retried_on_another_replica() -> None:
+    agent = a_router("r0", "r1")
+    agent.handle(ready("c"), 0.0)
+    outputs = agent.handle(failed("c"), 1.0)
+    assert dispatches(outputs) == ["r1"]
+    assert agent.in_flight("r0") == 0
+    assert agent.in_flight("r1") == 1
+
+
+def test_a_failure_after_the_first_token_is_not_retried() -> None:
+    agent = a_router("r0", "r1")
+    agent.handle(ready("c", stream=True), 0.0)
+    agent.handle(FirstToken(call_id="c", attempt=1), 0.5)
+    outputs = agent.handle(failed("c", reason="connection_lost"), 1.0)
+    assert dispatches(outputs) == []
+    assert outputs[-1] == Refuse(call_id="c", reason="failed", attempts=1, detail="connection_lost")
+
+
+def test_a_replica_that_hangs_is_cancelled_and_another_takes_over() -> None:
+    agent = a_router("r0", "r1", call_timeout_s=5.0)
+    assert StartTimer(key="answer:c", at_s=5.0) in agent.handle(ready("c"), 0.0)
+    outputs = agent.handle(TimerFired(key="answer:c"), 5.0)
+    assert outputs[0] == Cancel(call_id="c", attempt=1, replica_id="r0")
+    assert dispatches(outputs) == ["r1"]
+
+
+def test_a_stream_has_the_shorter_patience_until_its_first_token_and_the_longer_one_then() -> None:
+    agent = a_router("r0", first_token_timeout_s=2.0, call_timeout_s=30.0)
+    assert StartTimer(key="answer:c", at_s=2.0) in agent.handle(ready("c", stream=True), 0.0)
+    outputs = agent.handle(FirstToken(call_id="c", attempt=1), 1.0)
+    assert outputs == (StartTimer(key="answer:c", at_s=31.0),)
+
+
+def test_a_stream_that_hangs_in_the_middle_is_cancelled_and_given_up() -> None:
+    agent = a_router("r0", "r1")
+    agent.handle(ready("c", stream=True), 0.0)
+    agent.handle(FirstToken(call_id="c", attempt=1), 1.0)
+    outputs = agent.handle(TimerFired(key="answer:c"), 1201.0)
+    assert outputs == [
+        Cancel(call_id="c", attempt=1, replica_id="r0"),
+        Refuse(call_id="c", reason="failed", attempts=1, detail="timeout"),
+    ]
+
+
+def test_attempts_are_limited() -> None:
+    agent = a_router("r0", "r1", "r2", "r3", max_attempts=2)
+    agent.handle(ready("c"), 0.0)
+    agent.handle(failed("c", 1), 1.0)
+    outputs = agent.handle(failed("c", 2), 2.0)
+    assert outputs[-1] == Refuse(call_id="c", reason="retries_exhausted", attempts=2, detail="connect")
+
+
+def test_the_only_replica_is_tried_again() -> None:
+    agent = a_router("r0")
+    agent.handle(ready("c"), 0.0)
+    assert dispatches(agent.handle(failed("c"), 1.0)) == ["r0"]
+
+
+def test_a_request_that_the_replica_rejects_speaks_against_the_request_alone() -> None:
+    agent = a_router("r0", breaker_failures=1)
+    agent.handle(ready("c"), 0.0)
+    outputs = agent.handle(failed("c", reason="rejected", retryable=False), 1.0)
+    assert outputs == [
+        StopTimer(key="answer:c"),
+        Refuse(call_id="c", reason="failed", attempts=1, detail="rejected"),
+    ]
+
+
+def test_three_failures_in_a_row_open_the_breaker_and_time_half_opens_it() -> None:
+    agent = a_router("r0", breaker_failures=3, breaker_open_s=10.0, max_attempts=9)
+    agent.handle(ready("c"), 0.0)
+    assert dispatches(agent.handle(failed("c", 1), 1.0)) == ["r0"]
+    assert dispatches(agent.handle(failed("c", 2), 2.0)) == ["r0"]
+    outputs = agent.handle(failed("c", 3), 3.0)
+    assert AlertRaised(kind="breaker_opened", subject="r0", value=3.0) in outputs
+    assert StartTimer(key="breaker:r0", at_s=13.0) in outputs
+    assert dispatches(outputs) == []
+
+    outputs = agent.handle(TimerFired(key="breaker:r0"), 13.0)
+    assert AlertRaised(kind="breaker_closed", subject="r0") in outputs
+    assert dispatches(outputs) == ["r0"]
+    assert AlertRaised(kind="breaker_opened", subject="r0", value=3.0) in agent.handle(failed("c", 4), 14.0)
+
+
+def test_an_answer_from_behind_an_open_breaker_closes_it_and_lets_waiting_calls_through() -> None:
+    agent = a_router("r0", breaker_failures=1)
+    agent.handle(ready("slow"), 0.0)
+    agent.handle(ready("unlucky"), 0.0)
+    assert dispatches(agent.handle(failed("unlucky"), 1.0)) == []
+    outputs = agent.handle(finished("slow"), 2.0)
+    assert AlertRaised(kind="breaker_closed", subject="r0") in outputs
+    assert StopTimer(key="breaker:r0") in outputs
+    assert dispatches(outputs) == ["r0"]
+
+
+def test_an_answer_in_between_starts_the_count_of_failures_anew() -> None:
+    agent = a_router("r0", breaker_failures=2, max_attempts=9)
+    for number in range(4):
+        agent.handle(ready(f"bad{number}", stream=True), 0.0)
+        agent.handle(FirstToken(call_id=f"bad{number}", attempt=1), 0.0)
+        outputs = agent.handle(failed(f"bad{number}"), 0.0)
+        assert not any(isinstance(output, AlertRaised) for output in outputs)
+        agent.handle(ready(f"good{number}"), 0.0)
+        agent.handle(finished(f"good{number}"), 0.0)
+
+
+def test_a_call_waits_for_a_replica_and_goes_out_when_one_is_ready() -> None:
+    agent = a_router(queue_timeout_s=30.0)
+    assert agent.handle(ready("c"), 5.0) == [StartTimer(key="queue:c", at_s=35.0)]
+    agent.handle(changed("r0", "starting"), 6.0)
+    outputs = agent.handle(changed("r0", "ready"), 7.0)
+    assert outputs[0] == StopTimer(key="queue:c")
+    assert dispatches(outputs) == ["r0"]
+
+
+def test_calls_that_wait_go_out_in_the_order_of_their_arrival() -> None:
+    agent = a_router()
+    for number in range(5):
+        agent.handle(ready(f"c{number}"), float(number))
+    outputs = agent.handle(changed("r0"), 9.0)
+    assert [o.call_id for o in outputs if isinstance(o, Dispatch)] == [f"c{number}" for number in range(5)]
+
+
+def test_a_call_that_waited_too_long_is_refused() -> None:
+    agent = a_router(queue_timeout_s=30.0)
+    agent.handle(ready("c"), 0.0)
+    (refusal,) = agent.handle(TimerFired(key="queue:c"), 30.0)
+    assert refusal == Refuse(call_id="c", reason="no_replica", attempts=0, detail="none became ready in 30 s")
+    assert dispatches(agent.handle(changed("r0"), 31.0)) == []
+
+
+def test_the_calls_of_a_replica_that_is_gone_go_to_another() -> None:
+    agent = a_router("r0", "r1")
+    agent.handle(ready("c"), 0.0)
+    outputs = agent.handle(changed("r0", "gone"), 1.0)
+    assert Cancel(call_id="c", attempt=1, replica_id="r0") in outputs
+    assert dispatches(outputs) == ["r1"]
+
+
+def test_a_stream_of_a_replica_that_is_gone_is_given_up() -> None:
+    agent = a_router("r0", "r1")
+    agent.handle(ready("c", stream=True), 0.0)
+    agent.handle(FirstToken(call_id="c", attempt=1), 0.5)
+    outputs = agent.handle(changed("r0", "gone"), 1.0)
+    assert outputs[-1] == Refuse(call_id="c", reason="failed", attempts=1, detail="replica_gone")
+
+
+@pytest.mark.parametrize("state", ["starting", "cordoned", "draining"])
+def test_a_replica_that_is_not_ready_gets_no_new_calls_but_may_end_its_own(state: Any) -> None:
+    agent = a_router("r0")
+    agent.handle(ready("old"), 0.0)
+    agent.handle(changed("r0", state), 1.0)
+    assert dispatches(agent.handle(ready("new"), 2.0)) == []
+    assert agent.in_flight("r0") == 1
+    agent.handle(finished("old"), 3.0)
+    assert agent.in_flight("r0") == 0
+
+
+def test_a_cancelled_call_is_stopped_where_it_runs() -> None:
+    agent = a_router("r0")
+    agent.handle(ready("c"), 0.0)
+    outputs = agent.handle(CallCancelled(call_id="c"), 1.0)
+    assert outputs == (Cancel(call_id="c", attempt=1, replica_id="r0"), StopTimer(key="answer:c"))
+    assert agent.handle(finished("c"), 2.0) == ()
+
+
+def test_the_answer_of_an_attempt_that_was_given_up_is_ignored() -> None:
+    agent = a_router("r0", "r1")
+    agent.handle(ready("c"), 0.0)
+    agent.handle(failed("c", 1), 1.0)
+    assert agent.handle(finished("c", 1), 2.0) == ()
+    assert agent.in_flight("r1") == 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broken:
+    """A policy that does what `answer` says."""
+
+    answer: Callable[[FleetView], Choice]
+    name: ClassVar[str] = "broken"
+
+    def choose(self, call: CallView, fleet: FleetView, rng: np.random.Generator) -> Choice:
+        return self.answer(fleet)
+
+
+def _raises(fleet: FleetView) -> Choice:
+    raise RuntimeError("out of ideas")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        _raises,
+        lambda fleet: Choice(index=len(fleet)),
+        lambda fleet: Choice(index=-1),
+        lambda fleet: Choice(index=0.5),  # type: ignore[arg-type]
+        lambda fleet: None,
+        lambda fleet: Choice(index=0, cost_s=np.zeros(len(fleet) + 1)),
+        lambda fleet: Choice(index=0, terms_s={"wait_s": np.zeros(0)}),
+    ],
+    ids=["raises", "beyond", "before", "between", "nothing", "other costs", "other terms"],
+)
+def test_a_policy_that_fails_is_overruled_by_name(answer: Callable[[FleetView], Choice]) -> None:
+    agent = a_router("r0", "r1")
+    agent.policy = Broken(answer=answer)
+    outputs = agent.handle(ready("c"), 0.0)
+    assert len(dispatches(outputs)) == 1
+    assert outputs[-1] == AlertRaised(kind="policy_failed", subject="broken")
+    assert [o.decision.policy for o in outputs if isinstance(o, DecisionMade)] == [FALLBACK_POLICY]
+
+
+def test_an_unknown_policy_leaves_the_one_in_force() -> None:
+    agent = a_router("r0", policy="power_of_two")
+    outputs = agent.handle(PolicyChanged(policy="psychic", parameters={}), 0.0)
+    assert outputs == (AlertRaised(kind="policy_failed", subject="psychic"),)
+    assert agent.policy.name == "power_of_two"
+
+
+def test_a_policy_change_takes_effect_with_the_next_call() -> None:
+    agent = a_router("r0")
+    agent.handle(PolicyChanged(policy="random", parameters={}), 0.0)
+    (decision,) = [o.decision for o in agent.handle(ready("c"), 1.0) if isinstance(o, DecisionMade)]
+    assert decision.policy == "random"
+
+
+def test_the_same_messages_give_the_same_answers() -> None:
+    def run() -> list[Any]:
+        agent = a_router("r0", "r1", "r2", policy="power_of_two", seed=7)
+        return [agent.handle(ready(f"c{i}"), float(i)) for i in range(50)]
+
+    assert run() == run()
+
+
+def test_a_call_is_lighter_the_further_it_has_come() -> None:
+    agent = a_router("r0", "r1", policy="least_work")
+    agent.handle(ready("c0"), 0.0)
+    agent.handle(ready("c1"), 0.0)
+    agent.handle(TokensProgressed(call_id="c0", attempt=1, work_done=90.0), 1.0)
+    (decision,) = [o.decision for o in agent.handle(ready("c2"), 1.0) if isinstance(o, DecisionMade)]
+    left = dict(zip(decision.candidates.replica_ids, decision.candidates.remaining_work, strict=True))
+    assert left["r0"] != left["r1"]
+
+
+def test_the_settings_of_a_journal_rebuild_the_agent() -> None:
+    agent = RouterAgent.from_config({"policy": "random", "seed": 3})
+    assert agent.settings == RouterSettings(policy="random", seed=3)
