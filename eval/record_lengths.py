@@ -58,6 +58,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the recording. `reply` is None for free text and for JSON that `max_tokens` cut off."""
 
     key: str
+    system_key: str
     task_id: str
     role: str
     difficulty: str
@@ -233,6 +234,7 @@ def to_record(job: Job, completion: _Completion, label: str) -> Record:
                 ) from None
     return Record(
         key=job.key,
+        system_key=prompt_key(job.role.system, ""),
         task_id=job.task.id,
         role=job.task.role,
         difficulty=job.task.difficulty,

@@ -64,10 +64,10 @@ def write_result(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A Markdown table with the columns of the first row."""
+    """A Markdown table with all the columns that some row has."""
     if not rows:
         return "(no rows)"
-    columns = list(rows[0])
+    columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = [columns, ["---"] * len(columns), *([_cell(row.get(c)) for c in columns] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

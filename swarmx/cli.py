@@ -16,6 +16,7 @@ from rich.table import Table
 
 from swarmx.client import Api, token_for
 from swarmx.core.errors import SwarmXError
+from swarmx.tables import print_decision, print_replicas
 
 DEFAULT_URL = "http://127.0.0.1:8100"
 
@@ -101,7 +102,9 @@ def up(ctx: click.Context, config: Path | None, emulated: bool, port: int | None
     "--engine", type=click.Choice(["emulated", "vllm"]), default="emulated", show_default=True, help="Who answers."
 )
 @click.option("--model", type=click.Path(path_type=Path), help="Folder of the model for --engine vllm.")
-@click.option("--keep", type=click.Path(path_type=Path), help="Keep databases, journals and result.json in this folder.")
+@click.option(
+    "--keep", type=click.Path(path_type=Path), help="Keep databases, journals and result.json in this folder."
+)
 @click.pass_context
 def demo(
     ctx: click.Context,
@@ -218,41 +221,12 @@ def why(ctx: click.Context, call_id: str) -> None:
     _show(ctx, row, render)
 
 
-def print_decision(console: Console, item: dict[str, Any]) -> None:
-    """The explanation, and the table of candidates that it rests on."""
-    for line in item["explanation"]:
-        console.print(line, highlight=False)
-    decision = item["decision"]
-    seen = decision["candidates"]
-    costs = seen["cost_s"]
-    terms = {name: values for name, values in seen["terms_s"].items()}
-    table = Table("candidate", "in flight", *(["expected s"] if costs else []), *(n.removesuffix("_s") for n in terms))
-    order = sorted(range(len(seen["replica_ids"])), key=lambda i: costs[i] if costs else seen["in_flight"][i])
-    for i in order[:10]:
-        name = seen["replica_ids"][i]
-        style = "bold" if name == decision["replica_id"] else None
-        cost = [f"{costs[i]:.3g}"] if costs else []
-        table.add_row(name, str(seen["in_flight"][i]), *cost, *(f"{v[i]:.3g}" for v in terms.values()), style=style)
-    console.print(table)
-
-
 @main.command()
 @click.pass_context
 def replicas(ctx: click.Context) -> None:
     """List the replicas, their state and load."""
     data = _ask(ctx, lambda api: api.get("/api/v1/replicas"))
     _show(ctx, data, lambda console: print_replicas(console, data["replicas"]))
-
-
-def print_replicas(console: Console, rows: list[dict[str, Any]]) -> None:
-    """One line a replica."""
-    table = Table("replica", "model", "device", "state", "in flight", "calls", "busy", "provider")
-    for row in rows:
-        provider = "emulated" if row["emulated"] else row["provider"]
-        busy = f"{row['utilisation']:.0%}"
-        numbers = (str(row["in_flight"]), str(row["calls"]), busy)
-        table.add_row(row["replica_id"], row["model"], row["device"], row["state"], *numbers, provider)
-    console.print(table)
 
 
 @main.command()
@@ -306,7 +280,9 @@ def replay(ctx: click.Context, file: Path, agent: tuple[str, ...]) -> None:
         if result.divergence is None:
             console.print(f"{result.steps} steps, {result.decisions} dispatches: all reproduced.")
             return
-        console.print(f"Step {result.divergence.step} diverges, on {type(result.divergence.entry.heard.message).__name__}.")
+        console.print(
+            f"Step {result.divergence.step} diverges, on {type(result.divergence.entry.heard.message).__name__}."
+        )
         console.print("Journal:", data["divergence"]["entry"]["answered"])
         console.print("Replay: ", data["divergence"]["replayed"])
 

@@ -7,9 +7,9 @@ import ipaddress
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from swarmx.agents.policies import DEFAULT_POLICY, make_policy
 from swarmx.agents.router import RouterSettings
@@ -28,6 +28,7 @@ class ServerSection(_Section):
     host: str = Field("127.0.0.1", description="Address to listen on. A token is needed on every address.")
     port: int = Field(8100, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1024, description="Largest request body; larger ones get 413.")
+    drain_s: int = Field(10, ge=0, description="How long answers in progress may take when the server is stopped.")
 
 
 class StateSection(_Section):
@@ -50,14 +51,13 @@ class RouterSection(_Section):
     breaker_failures: int = Field(3, ge=1, description="Failures in a row that take a replica out of rotation.")
     breaker_open_s: Seconds = Field(10.0, description="How long it stays out before one more call is tried.")
 
-    @field_validator("policy")
-    @classmethod
-    def _known_policy(cls, name: str) -> str:
+    @model_validator(mode="after")
+    def _known_policy(self) -> Self:
         try:
-            make_policy(name)
+            make_policy(self.policy, self.parameters)
         except ConfigError as error:
             raise ValueError(str(error)) from None
-        return name
+        return self
 
     def settings(self) -> RouterSettings:
         """The agent's own form of these settings."""
@@ -98,7 +98,11 @@ class EmulatedReplicas(_Section):
     device: str = Field(description="Device of a fitted profile, such as h100.")
     count: int = Field(1, ge=1, le=64, description="How many of them.")
     kind: Literal["llm", "image"] = Field("llm", description="What they serve.")
-    size_class: str = Field("8b", description="Length statistics that answers follow: small, 8b, 32b or 70b.")
+    size_class: Literal["small", "8b", "32b", "70b"] = Field("8b", description="Length statistics of the answers.")
+
+    def ids(self) -> list[str]:
+        """The names of the replicas."""
+        return [f"{self.model}-{self.device}-{number}" for number in range(self.count)]
 
 
 class EmulationSection(_Section):
@@ -120,14 +124,17 @@ class Settings(_Section):
     replicas: tuple[StaticReplica, ...] = ()
     emulated: tuple[EmulatedReplicas, ...] = ()
 
-    @field_validator("replicas")
-    @classmethod
-    def _unique(cls, replicas: tuple[StaticReplica, ...]) -> tuple[StaticReplica, ...]:
-        ids = [replica.id for replica in replicas]
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        ids = [replica.id for replica in self.replicas] + [i for group in self.emulated for i in group.ids()]
         twice = sorted({i for i in ids if ids.count(i) > 1})
         if twice:
             raise ValueError(f"replica ids must be unique, {', '.join(twice)} occurs more than once")
-        return replicas
+        kinds: dict[str, str] = {}
+        for item in (*self.replicas, *self.emulated):
+            if kinds.setdefault(item.model, item.kind) != item.kind:
+                raise ValueError(f"a model has one kind, {item.model} is given both llm and image")
+        return self
 
 
 def load(path: Path | None) -> Settings:
@@ -138,7 +145,7 @@ def load(path: Path | None) -> Settings:
         data = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read the settings {path}: {error.strerror}.") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}.") from None
     return parse(data, source=str(path))
 
@@ -176,8 +183,12 @@ def is_loopback(host: str) -> bool:
 
 def _explain(data: dict[str, Any], item: Any) -> str:
     path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "missing":
+        return f"{path} is missing."
+    if item["type"] == "value_error":
+        return f"{path}: {item['ctx']['error']}." if path else f"{item['ctx']['error']}."
     if item["type"] != "extra_forbidden":
-        return f"{path}: {item['msg']}; got {item['input']!r}."
+        return f"{path}: {item['msg']}; got {item['input']!r:.80}."
     *parents, name = item["loc"]
     known = _fields(Settings, [p for p in parents if isinstance(p, str)])
     near = difflib.get_close_matches(str(name), known, n=1)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -48,27 +51,68 @@ def _plain(changes: dict[str, object]) -> dict[str, object]:
     return {k: v.model_dump() if hasattr(v, "model_dump") else v for k, v in changes.items()}
 
 
+class _Server(uvicorn.Server):
+    """Leaves signals alone: uvicorn raises them again at its end, when replicas and store are still open."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 async def _serve(settings: Settings, *, exit_with_parent: bool) -> None:
     listener = _listen(settings.server.host, settings.server.port)
+    task, server = asyncio.current_task(), None
+
+    def stop() -> None:
+        if server is not None:
+            server.force_exit = server.should_exit  # asked twice: do not wait for answers in progress
+            server.should_exit = True
+        elif task is not None:
+            task.cancel()
+
+    _on_end(stop, exit_with_parent=exit_with_parent)
+    try:
+        async with running(settings) as (app, context):
+            _first_key(context.keys, settings.state.dir)
+            url = _url(listener)
+            log.info("SwarmX listens on %s; tokens are in %s", url, settings.state.dir)
+            if not is_loopback(settings.server.host):
+                log.warning("%s can be reached from other machines; put TLS in front of it", settings.server.host)
+            server = _Server(
+                uvicorn.Config(
+                    app,
+                    http="httptools",
+                    loop="none",
+                    log_level="warning",
+                    access_log=False,
+                    lifespan="off",
+                    timeout_graceful_shutdown=settings.server.drain_s,
+                )
+            )
+            print(f'{{"url": "{url}"}}', flush=True)
+            await server.serve(sockets=[listener])
+    except asyncio.CancelledError:
+        log.info("stopped before it was up")
+
+
+def _on_end(stop: Callable[[], None], *, exit_with_parent: bool) -> None:
+    """Have `stop` called on SIGTERM, on Ctrl-C and, if wanted, when standard input ends."""
+    loop, stdin = asyncio.get_running_loop(), sys.stdin.fileno()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+
+    def read() -> None:
+        if not os.read(stdin, 4096):
+            loop.remove_reader(stdin)
+            stop()
+
+    if exit_with_parent:
+        loop.add_reader(stdin, read)
+
+
+def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    async with running(settings) as (app, context):
-        _first_key(context.keys, settings.state.dir)
-        server = uvicorn.Server(
-            uvicorn.Config(app, http="httptools", loop="none", log_level="warning", access_log=False, lifespan="off")
-        )
-        if exit_with_parent:
-            asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _stop, server)
-        log.info("SwarmX listens on http://%s:%s; tokens are in %s", host, port, settings.state.dir)
-        if not is_loopback(settings.server.host):
-            log.warning("%s can be reached from other machines; put TLS in front of it", settings.server.host)
-        print(f'{{"url": "http://{host}:{port}"}}', flush=True)
-        await server.serve(sockets=[listener])
-
-
-def _stop(server: uvicorn.Server) -> None:
-    if not os.read(sys.stdin.fileno(), 4096):
-        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
-        server.should_exit = True
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -44,32 +44,39 @@ log = logging.getLogger(__name__)
 
 
 class Background:
-    """Small writes that nobody waits for; at most `limit` at a time, the rest is counted as lost."""
+    """Records that nobody waits for, handed to the store together every 50 ms: one commit carries many.
 
-    def __init__(self, telemetry: Telemetry, *, limit: int = 10_000) -> None:
+    At most `limit` wait; more are counted as lost, as are those that the store refuses.
+    """
+
+    def __init__(self, telemetry: Telemetry, *, every_s: float = 0.05, limit: int = 20_000) -> None:
         self._telemetry = telemetry
+        self._every_s = every_s
         self._limit = limit
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: list[Coroutine[Any, Any, None]] = []
+        self._writing = asyncio.Lock()
 
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
-        if len(self._tasks) >= self._limit:
+    def add(self, work: Coroutine[Any, Any, None]) -> None:
+        if len(self._waiting) < self._limit:
+            self._waiting.append(work)
+        else:
             work.close()
             self._telemetry.record_lost()
-            return
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
 
-    async def drain(self) -> None:
-        """Wait for what was started."""
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
+    async def run(self) -> None:
+        """Flush for ever; cancel it, then flush once more."""
+        while True:
+            await asyncio.sleep(self._every_s)
+            await self.flush()
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._telemetry.record_lost()
-            log.error("a record was lost: %s", error)
+    async def flush(self) -> None:
+        """Return once everything that was added before is in the store."""
+        async with self._writing:
+            batch, self._waiting = self._waiting, []
+            for result in await asyncio.gather(*batch, return_exceptions=True):
+                if isinstance(result, Exception):
+                    self._telemetry.record_lost()
+                    log.error("a record was lost: %s", result)
 
 
 @asynccontextmanager
@@ -85,7 +92,8 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
         book = FleetBook(clock)
         telemetry = Telemetry(book)
         background = Background(telemetry)
-        stack.push_async_callback(background.drain)
+        stack.push_async_callback(background.flush)
+        stack.push_async_callback(_cancelled, asyncio.create_task(background.run(), name="records"))
 
         agent = RouterAgent(settings.router.settings())
         switchboard = Switchboard([agent], epoch=int(clock.now_s()), journal=_journal(settings, agent, stack))
@@ -94,11 +102,11 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
 
         def record_call(record: CallRecord) -> None:
             telemetry.call_ended(record)
-            background.start(store.record_call(record))
+            background.add(store.record_call(record))
 
         def log_decision(message: Message, now_s: float) -> None:
             if isinstance(message, DecisionMade):
-                background.start(store.record_decision(message.decision))
+                background.add(store.record_decision(message.decision))
 
         calls = CallService(
             post=lambda message: shell.post(message),
@@ -142,6 +150,7 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
             store=store,
             keys=Keyring(settings.state.dir / "keys.json"),
             post=shell.post,
+            flush=background.flush,
             calls=calls,
             workflows=workflows,
             transparent=transparent,
@@ -199,12 +208,12 @@ def _emulated(group: EmulatedReplicas) -> Sequence[EmulatedSpec]:
         raise ConfigError(f"emulated: there is no profile of {group.model!r} on {group.device!r}; {known}.")
     return [
         EmulatedSpec(
-            replica_id=f"{group.model}-{group.device}-{number}",
+            replica_id=replica_id,
             model=group.model,
             kind=group.kind,
             device=group.device,
             size_class=group.size_class,
             profile=profile,
         )
-        for number in range(group.count)
+        for replica_id in group.ids()
     ]

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 from matplotlib.figure import Figure
-from scipy.optimize import nnls  # type: ignore[import-untyped]  # scipy ships no types
+from scipy.optimize import nnls
 
 Array = npt.NDArray[np.float64]
 Profile = dict[str, Any]

@@ -214,4 +214,7 @@ def _kept(order: Floats | Ints, chosen: int, second: int | None) -> Ints | slice
 
 def _finite(values: Floats) -> tuple[float | None, ...]:
     """A journal holds JSON, which has no NaN and no infinity."""
-    return tuple([value if math.isfinite(value) else None for value in values.tolist()])
+    numbers: list[float] = values.tolist()
+    if math.isfinite(sum(numbers)):
+        return tuple(numbers)
+    return tuple([number if math.isfinite(number) else None for number in numbers])

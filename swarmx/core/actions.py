@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 
-class _Action(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class _Action(msgspec.Struct, frozen=True, kw_only=True, tag=True, gc=False):
     pass
 
 

@@ -10,7 +10,7 @@ from swarmx.core.forecast import Forecast
 from swarmx.core.nouns import Call, Decision, FailureReason, Replica, ReplicaState
 
 
-class _Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class _Event(msgspec.Struct, frozen=True, kw_only=True, tag=True, gc=False):
     pass
 
 

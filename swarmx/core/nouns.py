@@ -1,4 +1,8 @@
-"""The nouns: calls, replicas, and what a router remembers of a decision. Immutable values, no behaviour."""
+"""The nouns: calls, replicas, and what a router remembers of a decision. Immutable values, no behaviour.
+
+Values cannot form cycles, so the garbage collector need not follow them (`gc=False`): its pauses are the tail of a
+decision.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ FailureReason = Literal[
 ]
 
 
-class Call(msgspec.Struct, frozen=True, kw_only=True):
+class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request to one model, as the scheduler sees it: features and references, never the prompt itself.
 
     `prompt_tokens` is an estimate from bytes; `work_limit` is what the client allows at most (output tokens, or
@@ -39,7 +43,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     deadline_at_s: float | None = None
 
 
-class Replica(msgspec.Struct, frozen=True, kw_only=True):
+class Replica(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One server that answers calls for one model on one device."""
 
     replica_id: str
@@ -52,7 +56,7 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     emulated: bool
 
 
-class Candidates(msgspec.Struct, frozen=True, kw_only=True):
+class Candidates(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The part of the fleet view that a decision saw, by column; all columns have shape [rows].
 
     At most 32 rows are kept (the chosen one, its runner-up and the cheapest); `total` counts all that were eligible.
@@ -69,7 +73,7 @@ class Candidates(msgspec.Struct, frozen=True, kw_only=True):
     terms_s: dict[str, tuple[float | None, ...]]
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Why a call went where it went."""
 
     call: Call

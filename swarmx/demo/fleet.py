@@ -1,4 +1,4 @@
-"""Starts a whole SwarmX for the demo: the server process with its replicas, on loopback, with a state folder of its own."""
+"""Starts a whole SwarmX for the demo: the server process and its replicas, on loopback, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -59,11 +59,10 @@ async def server(settings: Mapping[str, Any], folder: Path, *, start_s: float = 
 
 async def _connected(process: asyncio.subprocess.Process, folder: Path, start_s: float) -> Api:
     """Wait until every replica takes calls."""
-    assert process.stdout is not None
     log_path = folder / "server.log"
     try:
         async with asyncio.timeout(start_s):
-            line = await process.stdout.readline()
+            line = await process.stdout.readline() if process.stdout is not None else b""
             if not line:
                 raise ReplicaError(f"the server did not start; its last words:\n{_tail(log_path)}")
             api = Api(json.loads(line)["url"], (folder / "state" / "admin.token").read_text())

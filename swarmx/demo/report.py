@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from swarmx.demo.corpus import KINDS
+from swarmx.tables import print_decision
 
 if TYPE_CHECKING:
     from swarmx.demo.run import Pass
@@ -56,8 +57,6 @@ def _rows(one: Pass, scale: float) -> list[dict[str, Any]]:
 
 def show(console: Console, result: dict[str, Any], passes: Sequence[Pass]) -> None:
     """The tables, for people."""
-    from swarmx.cli import print_decision
-
     table = Table("kind", "policy", "n", "finished", "median s", "P95 s", "max s", title="Workflow latency")
     for kind in (*KINDS, "all"):
         for row in result["rows"]:

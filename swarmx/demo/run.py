@@ -63,7 +63,14 @@ def arrivals(count: int, *, seed: int, per_s: float, models: Mapping[str, str]) 
 
 
 async def run_demo(
-    *, workflows: int, time_scale: float, seed: int, engine: str, model: Path | None, keep: Path | None, console: Console
+    *,
+    workflows: int,
+    time_scale: float,
+    seed: int,
+    engine: str,
+    model: Path | None,
+    keep: Path | None,
+    console: Console,
 ) -> dict[str, Any]:
     """Both passes, the table, one explained decision. Returns what --json prints."""
     with tempfile.TemporaryDirectory(prefix="swarmx-demo-") as temporary:
@@ -91,9 +98,7 @@ async def run_demo(
         return result
 
 
-async def _passes(
-    settings: Mapping[str, Any], todo: Sequence[Arrival], folder: Path, console: Console
-) -> list[Pass]:
+async def _passes(settings: Mapping[str, Any], todo: Sequence[Arrival], folder: Path, console: Console) -> list[Pass]:
     passes = []
     for policy in (BASELINE, DEFAULT_POLICY):
         own = {**settings, "router": {"policy": policy}}
@@ -106,7 +111,9 @@ async def _one_pass(
 ) -> Pass:
     """Submit every workflow at its time, watch until all have ended, collect what is worth telling."""
     columns = (TextColumn("{task.description:>14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=not console.is_terminal) as bar:
+    with Progress(
+        *columns, TextColumn("{task.fields[note]}"), console=console, transient=not console.is_terminal
+    ) as bar:
         line = bar.add_task(policy, total=len(todo), note="starting the fleet")
         async with running as api:
             start_s = time.monotonic()
@@ -135,7 +142,9 @@ async def _submit(api: Api, todo: Sequence[Arrival], start_s: float) -> None:
     await asyncio.gather(*(one(arrival) for arrival in todo))
 
 
-async def _watch(api: Api, total: int, submitting: asyncio.Task[None], bar: Progress, line: Any) -> list[dict[str, Any]]:
+async def _watch(
+    api: Api, total: int, submitting: asyncio.Task[None], bar: Progress, line: Any
+) -> list[dict[str, Any]]:
     deadline_s = time.monotonic() + _PASS_LIMIT_S
     while time.monotonic() < deadline_s:
         if submitting.done():

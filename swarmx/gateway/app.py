@@ -23,7 +23,7 @@ def create_app(context: Context, *, max_body_bytes: int) -> FastAPI:
     app.state.context = context
     install(app)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
-    app.include_router(rest.health(context))
+    app.include_router(openai_front.router(context))  # first: routes are tried in order, and this one is the hot path
     app.include_router(rest.router(context))
-    app.include_router(openai_front.router(context))
+    app.include_router(rest.health(context))
     return app

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from swarmx.core.messages import Message
@@ -18,12 +18,16 @@ from swarmx.runtime.workflows import WorkflowRunner
 
 @dataclass(slots=True, kw_only=True)
 class Context:
-    """One running SwarmX, seen from its front door. `policy` and `parameters` are those in force."""
+    """One running SwarmX, seen from its front door.
+
+    `policy` and `parameters` are those in force; `flush` returns once the records of all ended calls can be read.
+    """
 
     clock: Clock
     store: Store
     keys: Keyring
     post: Callable[[Message], None]
+    flush: Callable[[], Awaitable[None]]
     calls: CallService
     workflows: WorkflowRunner
     transparent: TransparentWorkflows

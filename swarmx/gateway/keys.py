@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,7 @@ RIGHTS: Mapping[Role, frozenset[Right]] = {
     "operator": frozenset({"submit", "read", "read_all", "control"}),
     "admin": frozenset({"submit", "read", "read_all", "control", "keys"}),
 }
+_LOOK_EVERY_S = 1.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -55,6 +57,7 @@ class Keyring:
         self._path = path
         self._stamp: tuple[int, int] | None = None
         self._keys: dict[str, Key] = {}
+        self._looked_s = float("-inf")
 
     def check(self, authorization: str | None) -> Key:
         """The key behind an `Authorization: Bearer ...` header. Raises Unauthorized."""
@@ -94,7 +97,11 @@ class Keyring:
         self._save()
 
     def _load(self) -> None:
-        """Read the file again when it has changed, so that a running server honours `swarmx keys`."""
+        """Read the file again when it has changed, so that a running server honours `swarmx keys` within a second."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < _LOOK_EVERY_S:
+            return
+        self._looked_s = now_s
         try:
             stat = self._path.stat()
         except FileNotFoundError:
@@ -111,7 +118,7 @@ class Keyring:
     def _save(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_private(self._path, msgspec.json.encode(list(self._keys.values())))
-        self._stamp = None
+        self._stamp, self._looked_s = None, float("-inf")
 
 
 def write_private(path: Path, data: bytes) -> None:

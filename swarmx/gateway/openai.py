@@ -14,22 +14,15 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from swarmx.core.errors import NotFound
 from swarmx.core.nouns import Call, CallKind
 from swarmx.core.records import ModelRequest
+from swarmx.gateway.context import Context
 from swarmx.gateway.keys import Key
 from swarmx.gateway.transparent import NO_WORKFLOW, Identity, identity_of, store_id
 from swarmx.runtime.requests import BadRequest, call_of
-from swarmx.gateway.context import Context
-
 
 
 def router(context: Context) -> APIRouter:
     """Routes under /v1."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"])
-
-    @routes.get("/models", summary="Models that some replica serves")
-    async def models(request: Request) -> Response:
-        context.keys.check(request.headers.get("authorization")).require("read")
-        rows = [{"id": name, "object": "model", "created": 0, "owned_by": "swarmx"} for name in context.book.models()]
-        return JSONResponse({"object": "list", "data": rows})
 
     @routes.post("/chat/completions", summary="Chat completion, streamed or not")
     async def chat(request: Request) -> Response:
@@ -38,6 +31,12 @@ def router(context: Context) -> APIRouter:
     @routes.post("/images/generations", summary="Images from a prompt; `steps` is an extension")
     async def images(request: Request) -> Response:
         return await _answer(context, request, "image")
+
+    @routes.get("/models", summary="Models that some replica serves")
+    async def models(request: Request) -> Response:
+        context.keys.check(request.headers.get("authorization")).require("read")
+        rows = [{"id": name, "object": "model", "created": 0, "owned_by": "swarmx"} for name in context.book.models()]
+        return JSONResponse({"object": "list", "data": rows})
 
     return routes
 
@@ -67,9 +66,7 @@ async def _answer(context: Context, request: Request, kind: CallKind) -> Respons
             await context.transparent.release(identity, key.tenant)
 
 
-def _call(
-    context: Context, request: Request, key: Key, kind: CallKind, raw: bytes
-) -> tuple[Call, Identity | None]:
+def _call(context: Context, request: Request, key: Key, kind: CallKind, raw: bytes) -> tuple[Call, Identity | None]:
     try:
         body: Any = msgspec.json.decode(raw)
     except msgspec.MsgspecError as error:
@@ -99,9 +96,7 @@ def _call(
     return call_of(request_, context.clock.now_s()), identity
 
 
-async def _streamed(
-    context: Context, request: Request, call: Call, raw: bytes, identity: Identity | None
-) -> Response:
+async def _streamed(context: Context, request: Request, call: Call, raw: bytes, identity: Identity | None) -> Response:
     stream = context.calls.stream(call, raw)
     first = asyncio.ensure_future(anext(stream))
     try:
@@ -150,5 +145,3 @@ async def _done_before_disconnect(request: Request, task: asyncio.Future[Any]) -
         raise
     finally:
         gone.cancel()
-
-

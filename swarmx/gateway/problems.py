@@ -82,7 +82,12 @@ def problem(request: Request, status: int, detail: str, **extra: Any) -> Respons
 
 
 def openai_error(
-    status: int, message: str, *, param: str | None = None, code: str | None = None, headers: dict[str, str] | None = None
+    status: int,
+    message: str,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    headers: dict[str, str] | None = None,
 ) -> Response:
     """`{"error": {"message", "type", "param", "code"}}`, which OpenAI's clients turn into their exceptions."""
     kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -46,7 +47,7 @@ def router(context: Context) -> APIRouter:
     @routes.post("/workflows", status_code=202, tags=["workflows"], summary="Submit a workflow, YAML or JSON")
     async def submit(request: Request, key: Caller) -> Response:
         key.require("submit")
-        spec, inputs = _submission(await request.body())
+        spec, inputs = await asyncio.to_thread(_submission, await request.body())
         workflow_id = await context.workflows.submit(spec, inputs, key.tenant)
         location = f"/api/v1/workflows/{workflow_id}"
         return JSONResponse({"workflow_id": workflow_id, "state": "running"}, 202, {"location": location})
@@ -66,6 +67,7 @@ def router(context: Context) -> APIRouter:
     @routes.get("/workflows/{workflow_id}", tags=["workflows"], summary="One workflow: nodes, calls, outputs")
     async def show(workflow_id: str, key: Caller) -> Response:
         key.require("read")
+        await context.flush()
         row = await context.workflows.describe(workflow_id, key.sees)
         calls = [_call(call) for call in await context.store.calls(workflow_id, tenant=key.sees)]
         return JSONResponse({**row, "calls": calls})
@@ -78,6 +80,7 @@ def router(context: Context) -> APIRouter:
     @routes.get("/calls/{call_id}", tags=["calls"], summary="What became of a call")
     async def call(call_id: str, key: Caller) -> Response:
         key.require("read")
+        await context.flush()
         record = await context.store.call(call_id, tenant=key.sees)
         if record is None:
             raise NotFound(f"no call {call_id!r} has ended here; ids are in the header x-swarmx-call-id.")
@@ -86,6 +89,7 @@ def router(context: Context) -> APIRouter:
     @routes.get("/calls/{call_id}/why", tags=["calls"], summary="Why a call went where it went")
     async def why(call_id: str, key: Caller) -> Response:
         key.require("read")
+        await context.flush()
         decisions = await context.store.decisions(call_id, tenant=key.sees)
         if not decisions:
             raise NotFound(f"no decision about a call {call_id!r} is known here.")
@@ -120,7 +124,9 @@ def router(context: Context) -> APIRouter:
         if found is None:
             raise NotFound(f"no blob {sha256!r} is kept here.")
         media_type, data = found
-        return Response(data, media_type=media_type, headers={"etag": f'"{sha256}"', "x-content-type-options": "nosniff"})
+        return Response(
+            data, media_type=media_type, headers={"etag": f'"{sha256}"', "x-content-type-options": "nosniff"}
+        )
 
     return routes
 

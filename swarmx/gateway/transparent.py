@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from swarmx.core.records import WorkflowRecord, WorkflowState
 from swarmx.core.ports import Store
+from swarmx.core.records import WorkflowRecord, WorkflowState
 from swarmx.runtime.clock import Clock
 from swarmx.runtime.requests import BadRequest
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from swarmx.core.engine import EngineProfile, profiles
+from swarmx.core.errors import ConfigError
 from swarmx.core.nouns import CallKind, Replica
 
 # Of a device that nobody profiled we only know that it is some GPU: the speed of an 8B model on an L40S.
@@ -37,7 +38,13 @@ class StaticProvider:
 def static_replica(
     *, replica_id: str, model: str, kind: CallKind, device: str, url: str, profile: str | None = None
 ) -> Replica:
-    """A replica at a URL, with the fitted profile of (profile or model, device) where there is one."""
+    """A replica at a URL, with the fitted profile of (profile or model, device) where there is one.
+
+    Raises ConfigError when a profile is named that does not exist.
+    """
+    if profile is not None and (profile, device) not in profiles():
+        devices = ", ".join(sorted(d for p, d in profiles() if p == profile)) or "no device"
+        raise ConfigError(f"replica {replica_id}: profile {profile!r} is known on {devices}, not on {device!r}.")
     fallback = _UNKNOWN if kind == "llm" else _UNKNOWN_IMAGE
     known = profiles().get((profile or model, device), fallback)
     return Replica(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from typing import Any
 
@@ -13,6 +14,8 @@ ENDPOINTS: dict[CallKind, str] = {"llm": "/v1/chat/completions", "image": "/v1/i
 DEFAULT_IMAGE_STEPS = 30
 _BYTES_PER_TOKEN = 4.0
 _DEFAULT_WORK_LIMIT_TOKENS = 4096.0
+_MOST = 10_000_000
+_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 
 class BadRequest(Exception):
@@ -83,16 +86,18 @@ def _text(content: object) -> str:
 
 def _work_limit(kind: CallKind, body: dict[str, Any]) -> float:
     if kind == "llm":
-        limit = body.get("max_completion_tokens") or body.get("max_tokens")
+        limit = body.get("max_completion_tokens")
         if limit is None:
-            return _DEFAULT_WORK_LIMIT_TOKENS
-        if not isinstance(limit, int) or limit < 1:
-            raise BadRequest(f"`max_tokens` must be a whole number from 1 on, not {limit!r}.", param="max_tokens")
-        return float(limit)
-    width, _, height = str(body.get("size", "1024x1024")).partition("x")
-    steps, count = body.get("steps", DEFAULT_IMAGE_STEPS), body.get("n", 1)
-    if not (width.isdigit() and height.isdigit()):
-        raise BadRequest(f"`size` must look like 1024x1024, not {body.get('size')!r}.", param="size")
-    if not (isinstance(steps, int) and isinstance(count, int) and steps > 0 and count > 0):
-        raise BadRequest(f"`steps` and `n` must be whole numbers from 1 on, not {steps!r}, {count!r}.", param="steps")
-    return steps * count * int(width) * int(height) / 1_048_576
+            limit = body.get("max_tokens")
+        return _DEFAULT_WORK_LIMIT_TOKENS if limit is None else float(_whole("max_tokens", limit))
+    size = _SIZE.fullmatch(str(body.get("size", "1024x1024")))
+    if size is None:
+        raise BadRequest(f"`size` must look like 1024x1024, not {body['size']!r}.", param="size")
+    steps, count = _whole("steps", body.get("steps", DEFAULT_IMAGE_STEPS)), _whole("n", body.get("n", 1))
+    return steps * count * int(size[1]) * int(size[2]) / 1_048_576
+
+
+def _whole(param: str, value: object) -> int:
+    if type(value) is int and 1 <= value <= _MOST:
+        return value
+    raise BadRequest(f"`{param}` must be a whole number from 1 to {_MOST}, not {value!r}.", param=param)

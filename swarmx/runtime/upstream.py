@@ -66,9 +66,7 @@ class Upstream:
         text = await _read_all(response)
         if response.status in (408, 429) or response.status >= 500:
             raise AttemptFailed("replica_error", f"status {response.status}", retryable=True, status=502)
-        raise AttemptFailed(
-            "rejected", f"status {response.status}", retryable=False, status=response.status, body=text
-        )
+        raise AttemptFailed("rejected", f"status {response.status}", retryable=False, status=response.status, body=text)
 
     async def read(self, response: aiohttp.ClientResponse) -> tuple[bytes, dict[str, Any], Usage]:
         """The whole answer, decoded; an answer that is not a JSON object with `choices` or `data` is garbage."""

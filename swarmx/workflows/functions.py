@@ -77,7 +77,10 @@ def sort(items: Json, by: str | None = None, descending: bool = False) -> list[J
 
 def unique(items: Json) -> list[Json]:
     """The items without repetitions, in their first order."""
-    return list({json_dump(item): item for item in reversed(_list(items))}.values())[::-1]
+    found: dict[str, Json] = {}
+    for item in _list(items):
+        found.setdefault(json_dump(item), item)
+    return list(found.values())
 
 
 def slice_(value: Json, start: int = 0, end: int | None = None) -> Json:

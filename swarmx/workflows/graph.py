@@ -1,4 +1,4 @@
-"""A definition made ready to run: compiled templates, who waits for whom; and everything that can be wrong with that."""
+"""A definition made ready to run: compiled templates and who waits for whom; and what can be wrong with that."""
 
 from __future__ import annotations
 

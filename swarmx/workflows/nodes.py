@@ -1,4 +1,4 @@
-"""The form of a declared workflow: one model a node kind. What a field may hold is here; what it may refer to, in graph."""
+"""The form of a declared workflow, one model a node kind: what a field may hold (what it may refer to is in graph)."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class ToolNode(_Form):
 
 
 class MapNode(_Form):
-    """Its body once for every item of a list, all at once. Leaves the list of the results, in the order of the items."""
+    """Its body once for every item of a list, all at once. Leaves the list of results in the order of the items."""
 
     kind: Literal["map"]
     needs: list[Name] = []

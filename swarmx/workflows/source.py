@@ -53,7 +53,7 @@ def _read_text(text: str) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > SOURCE_DEPTH:
                 raise WorkflowError(f"the definition nests deeper than {SOURCE_DEPTH} levels")
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  # a safe loader with fewer guesses
     except yaml.YAMLError as error:
         raise WorkflowError(f"the definition is neither YAML nor JSON: {error}") from error
     except (RecursionError, ValueError) as error:

@@ -157,7 +157,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 class _BoundConcat(NodeTransformer):
     """`a ~ b` becomes the bounded function `concat`."""
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802  # Jinja calls it by this name
         self.generic_visit(node)
         return nodes.Filter(nodes.List(node.nodes), "concat", [], [], None, None, lineno=node.lineno)
 
@@ -211,13 +211,11 @@ def _compile(source: str) -> Template:
         tree = _ENVIRONMENT.parse(source)
         _check(tree)
         parts: list[nodes.Expr] = []
-        for output in tree.body:
-            assert isinstance(output, nodes.Output)
-            for part in output.nodes:
-                parts.append(nodes.Const(part.data) if isinstance(part, nodes.TemplateData) else part)
+        for part in _parts_of(tree):
+            parts.append(nodes.Const(part.data) if isinstance(part, nodes.TemplateData) else part)
         names = frozenset(node.name for node in tree.find_all(nodes.Name))
         inputs = frozenset(_inputs(tree))
-        native = _is_native(tree)
+        native = len(parts) == 1 and not isinstance(_parts_of(tree)[0], nodes.TemplateData)
         target = nodes.Name(_PARTS, "store")
         assign = nodes.Assign(target, nodes.List(parts), lineno=1)
         bounded = _BoundConcat().visit(nodes.Template([assign], lineno=1))
@@ -232,9 +230,8 @@ def _compile(source: str) -> Template:
     return Template(source=source, names=names, inputs=inputs, native=native, _compiled=compiled)
 
 
-def _is_native(tree: nodes.Template) -> bool:
-    parts = [part for output in tree.body for part in output.nodes]  # type: ignore[attr-defined]  # only Output passes
-    return len(parts) == 1 and not isinstance(parts[0], nodes.TemplateData)
+def _parts_of(tree: nodes.Template) -> list[nodes.Expr]:
+    return [part for output in tree.body if isinstance(output, nodes.Output) for part in output.nodes]
 
 
 def _check(tree: nodes.Template) -> None:

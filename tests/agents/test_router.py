@@ -43,7 +43,7 @@ class Chaos(RuleBasedStateMachine):
     def say(self, message: Any) -> None:
         self.referee.handle(message, self.now_s)
 
-    @rule(number=st.integers(0, 5), state=st.sampled_from(["starting", "ready", "ready", "cordoned", "draining", "gone"]))
+    @rule(number=st.integers(0, 5), state=st.sampled_from(["ready", "starting", "cordoned", "draining", "gone"]))
     def replica_changes(self, number: int, state: Any) -> None:
         self.say(changed(REPLICAS[number], state, model=MODELS[number % 2], profile=a_profile(speed=1.0 + number)))
 
@@ -79,9 +79,7 @@ class Chaos(RuleBasedStateMachine):
 
     @rule(replica_id=st.sampled_from([*REPLICAS, "nobody"]), running=st.integers(0, 9), at_s=st.floats(0.0, 100.0))
     def engine_reports(self, replica_id: str, running: int, at_s: float) -> None:
-        self.say(
-            SignalReported(replica_id=replica_id, running=running, waiting=0, kv_usage=0.5, measured_at_s=at_s)
-        )
+        self.say(SignalReported(replica_id=replica_id, running=running, waiting=0, kv_usage=0.5, measured_at_s=at_s))
 
     @rule(name=st.sampled_from([*POLICIES, "unheard-of"]))
     def policy_changes(self, name: str) -> None:

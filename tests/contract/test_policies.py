@@ -203,9 +203,7 @@ def test_least_work_waits_for_a_fast_serial_server_only_while_that_pays(work_lef
     ),
     own=st.floats(0.1, 1000.0),
 )
-def test_least_work_is_least_work_left_on_serial_servers(
-    replicas: list[tuple[int, float, float]], own: float
-) -> None:
+def test_least_work_is_least_work_left_on_serial_servers(replicas: list[tuple[int, float, float]], own: float) -> None:
     ahead, work, step_s = (np.array(column, dtype=np.float64) for column in zip(*replicas, strict=True))
     left = np.where(ahead > 0, work, 0.0)
     fleet = a_fleet(

@@ -20,7 +20,7 @@ def test_every_shipped_profile_is_of_this_world(key: tuple[str, str]) -> None:
     profile = profiles()[key]
     times = [getattr(profile, name) for name in profile.__struct_fields__ if name.endswith("_s")]
     assert all(0.0 <= value < 60.0 for value in times)
-    assert 0.0 < profile.step_base_s
+    assert profile.step_base_s > 0.0
     assert profile.max_batch >= 1
     assert profile.kv_capacity_tokens > 0
     assert profile.cost_weight > 0.0

@@ -10,11 +10,7 @@ from jsonschema import Draft202012Validator
 
 DEMO = files("swarmx.demo")
 ROLES = yaml.safe_load((DEMO / "roles.yaml").read_text(encoding="utf-8"))
-TASKS = [
-    json.loads(line)
-    for line in (DEMO / "tasks.jsonl").read_text(encoding="utf-8").split("\n")
-    if line
-]
+TASKS = [json.loads(line) for line in (DEMO / "tasks.jsonl").read_text(encoding="utf-8").split("\n") if line]
 
 KINDS = {
     "coding": {"planner", "coder", "reviewer", "tester"},
@@ -28,9 +24,7 @@ FAN_OUT = {
     "scoper": ("questions", 6),
     "director": ("scenes", 5),
 }
-SCHEMA_ROLES = sorted(
-    name for name, role in ROLES.items() if role["schema"] is not None
-)
+SCHEMA_ROLES = sorted(name for name, role in ROLES.items() if role["schema"] is not None)
 
 
 def objects(schema):

@@ -72,7 +72,11 @@ def test_the_work_of_an_image_is_its_megapixel_steps(body: dict[str, Any], expec
         ({"prompt": "a cat", "size": "large"}, "image", "size"),
         ({"prompt": "a cat", "size": "0x512"}, "image", "size"),
         ({"prompt": "a cat", "steps": 0}, "image", "steps"),
-        ({"prompt": "a cat", "n": "two"}, "image", "steps"),
+        ({"prompt": "a cat", "n": "two"}, "image", "n"),
+        ({"prompt": "a cat", "n": True}, "image", "n"),
+        ({"prompt": "a cat", "size": "²x²"}, "image", "size"),
+        (CHAT | {"max_completion_tokens": 0, "max_tokens": 5}, "llm", "max_tokens"),
+        (CHAT | {"max_tokens": 10**400}, "llm", "max_tokens"),
     ],
 )
 def test_what_no_engine_would_take_is_a_bad_request_that_names_the_field(

@@ -250,11 +250,12 @@ def bodies(draw: st.DrawFn, prefix: str, depth: int) -> dict[str, Any]:
     nodes: dict[str, Any] = {}
     for i in range(draw(st.integers(1, 4 if depth == 0 else 2))):
         earlier = list(nodes)
-        needs = draw(st.lists(st.sampled_from(earlier), unique=True, max_size=2)) if earlier else []
+        needs: list[str] = draw(st.lists(st.sampled_from(earlier), unique=True, max_size=2)) if earlier else []
         kinds = ["llm", "image", "tool", "join", "map", "loop"] if depth < 2 else ["llm", "tool"]
         kind = draw(st.sampled_from([k for k in kinds if k != "join" or earlier]))
         node: dict[str, Any] = {"kind": kind, "needs": needs}
-        read = f"{{{{ {draw(st.sampled_from(earlier))} }}}}" if earlier and draw(st.booleans()) else "nothing"
+        reads = draw(st.booleans())
+        read = f"{{{{ {draw(st.sampled_from(earlier))} }}}}" if earlier and reads else "nothing"
         id = f"{prefix}n{i}"
         match kind:
             case "llm" | "image":

@@ -53,7 +53,7 @@ def test_yaml_json_bytes_and_data_give_the_same_definition() -> None:
         ("inputs.task", "inputs.tsk", "nodes.plan.prompt", "no input 'tsk' .did you mean 'task'"),
         ("kind: loop", "kind: lop", "nodes.code.do.refine", "unknown node kind 'lop' .did you mean 'loop'.*kinds are"),
         ("max_iterations", "max_iteration", "nodes.code.do.refine.max_iterations", "missing"),
-        ("as: step", "at: step", "nodes.code.at", "unknown field 'at' .did you mean 'as'"),
+        ("as: step", "at: step", "nodes.code.at", "unknown field 'at'; fields are as, do"),
         ("kind: coding", "knd: coding", "knd", "unknown field 'knd' .did you mean 'kind'"),
         ("prompt: \"{{ draft.text }}\"", "prompt: '{{ drft.text }}'", "nodes.code.do.refine.do.review.prompt",
          "nothing called 'drft' .did you mean 'draft'"),
@@ -124,7 +124,8 @@ def test_what_is_no_definition_is_refused(source: Any, says: str) -> None:
 
 
 def test_yaml_does_not_guess() -> None:
-    source = "{name: x, inputs: {a: on, b: 12:30, c: 2024-01-01, d: 010, e: 1e3, f: ~}, nodes: {a: {kind: llm, model: m, prompt: p}}}"
+    nodes = "{a: {kind: llm, model: m, prompt: p}}"
+    source = f"{{name: x, inputs: {{a: on, b: 12:30, c: 2024-01-01, d: 010, e: 1e3, f: ~}}, nodes: {nodes}}}"
     assert parse_workflow(source).inputs == {
         "a": "on",
         "b": "12:30",

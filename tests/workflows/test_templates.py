@@ -163,7 +163,7 @@ def test_python_is_out_of_reach(source: str) -> None:
 )
 def test_a_template_that_repeats_a_large_value_is_refused_early(source: str) -> None:
     begin = time.process_time()
-    with pytest.raises(WorkflowError, match="larger than|longer than|has more"):
+    with pytest.raises(WorkflowError, match=r"larger than|longer than|has more"):
         compile_template(source).value(CONTEXT)
     assert time.process_time() - begin < 2.0
 

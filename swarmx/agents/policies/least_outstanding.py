@@ -15,5 +15,5 @@ class LeastOutstanding:
     name: ClassVar[str] = "least_outstanding"
 
     def choose(self, call: CallView, fleet: FleetView, rng: np.random.Generator) -> Choice:
-        fewest = np.flatnonzero(fleet.in_flight == fleet.in_flight.min())
+        fewest = (fleet.in_flight == fleet.in_flight.min()).nonzero()[0]
         return Choice(index=int(fewest[rng.integers(len(fewest))]))

@@ -1,0 +1,37 @@
+"""Tables for people, shared by the command line and the demo."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_decision(console: Console, item: dict[str, Any]) -> None:
+    """The explanation, and the table of candidates that it rests on."""
+    for line in item["explanation"]:
+        console.print(line, highlight=False)
+    decision = item["decision"]
+    seen = decision["candidates"]
+    costs = seen["cost_s"]
+    terms = dict(seen["terms_s"])
+    table = Table("candidate", "in flight", *(["expected s"] if costs else []), *(n.removesuffix("_s") for n in terms))
+    order = sorted(range(len(seen["replica_ids"])), key=lambda i: costs[i] if costs else seen["in_flight"][i])
+    for i in order[:10]:
+        name = seen["replica_ids"][i]
+        style = "bold" if name == decision["replica_id"] else None
+        cost = [f"{costs[i]:.3g}"] if costs else []
+        table.add_row(name, str(seen["in_flight"][i]), *cost, *(f"{v[i]:.3g}" for v in terms.values()), style=style)
+    console.print(table)
+
+
+def print_replicas(console: Console, rows: list[dict[str, Any]]) -> None:
+    """One line a replica."""
+    table = Table("replica", "model", "device", "state", "in flight", "calls", "busy", "provider")
+    for row in rows:
+        provider = "emulated" if row["emulated"] else row["provider"]
+        busy = f"{row['utilisation']:.0%}"
+        numbers = (str(row["in_flight"]), str(row["calls"]), busy)
+        table.add_row(row["replica_id"], row["model"], row["device"], row["state"], *numbers, provider)
+    console.print(table)

@@ -1,0 +1,504 @@
+"""Calls against real servers on loopback: what is relayed, what is retried, what is cancelled, what is recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import msgspec
+import pytest
+from aiohttp import web
+
+from swarmx.agents.router import RouterAgent, RouterSettings
+from swarmx.core.actions import Cancel, Dispatch, Refuse
+from swarmx.core.messages import FirstToken, Message, TokensProgressed
+from swarmx.core.nouns import ReplicaState
+from swarmx.core.records import CallRecord, ModelRequest
+from swarmx.neural.empirical import EmpiricalForecaster
+from swarmx.runtime.calls import CallRefused, CallService
+from swarmx.runtime.clock import WallClock
+from swarmx.runtime.fleet_book import FleetBook
+from swarmx.runtime.journal import MemoryJournal
+from swarmx.runtime.live import LiveShell
+from swarmx.runtime.switchboard import Switchboard
+from swarmx.runtime.upstream import Upstream
+from tests.agents.worlds import a_call, changed
+
+ANSWER = b'{"choices":[{"message":{"content":"42"}}],  "usage":{"prompt_tokens":11,"completion_tokens":5}}'
+USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":11,"completion_tokens":3}}\n\n'
+EVENTS = [b'data: {"choices":[{"delta":{"content":"%d"}}]}\n\n' % i for i in range(3)]
+STREAM = [*EVENTS, USAGE, b"data: [DONE]\n\n"]
+
+Serve = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class InterruptedUpstream(Upstream):
+    """Does something between the last byte of an answer and the moment in which the call hears of it."""
+
+    then: Callable[[], None] | None = None
+
+    async def read(self, response: Any) -> Any:
+        found = await super().read(response)
+        if self.then is not None:
+            self.then()
+        return found
+
+
+class Scene:
+    """A router, its live shell and a call service before servers that do what the test says."""
+
+    def __init__(self, stack: AsyncExitStack, settings: RouterSettings) -> None:
+        self.records: list[CallRecord] = []
+        self.heard: list[Message] = []
+        self.router = RouterAgent(settings)
+        self._stack = stack
+        self._urls: dict[str, str] = {}
+        clock = WallClock()
+        self.book = FleetBook(clock)
+        self.switchboard = Switchboard([self.router], epoch=1, journal=MemoryJournal(limit=0))
+        self.forecaster = EmpiricalForecaster()
+        self.upstream = InterruptedUpstream(connect_timeout_s=1.0)
+        self.calls = CallService(
+            post=lambda message: self.shell.post(message),
+            clock=clock,
+            forecaster=self.forecaster,
+            upstream=self.upstream,
+            book=self.book,
+            on_record=self.records.append,
+        )
+        self.shell = LiveShell(
+            self.switchboard,
+            clock,
+            {
+                Dispatch: self.calls.perform_dispatch,
+                Cancel: self.calls.perform_cancel,
+                Refuse: self.calls.perform_refuse,
+            },
+        )
+        self.switchboard.observers += [
+            self.book.observe,
+            self.calls.observe,
+            lambda message, now_s: self.heard.append(message),
+        ]
+
+    async def serve(self, name: str, *serve: Serve) -> None:
+        """A replica that answers its first calls by the functions, and all later ones by the last."""
+        left = list(serve)
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            await request.read()
+            return await (left.pop(0) if len(left) > 1 else left[0])(request)
+
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", handle)
+        runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.add(name, runner.addresses[0][1])
+
+    def add(self, name: str, port: int) -> None:
+        self._urls[name] = f"http://127.0.0.1:{port}"
+        self.change(name, "ready")
+
+    def change(self, name: str, state: ReplicaState) -> None:
+        self.shell.post(changed(name, state, url=self._urls[name]))
+
+    async def ask(self) -> bytes:
+        return (await self.calls.answer(a_call("c"), b"{}")).body
+
+    async def ask_stream(self) -> list[bytes]:
+        return [chunk async for chunk in self.calls.stream(a_call("c", stream=True), b"{}")]
+
+    def attempts_in_flight(self) -> int:
+        return sum(self.router.in_flight(name) for name in self._urls)
+
+    def check_settled(self, state: str) -> CallRecord:
+        """Exactly one record, and nothing left anywhere."""
+        (record,) = self.records
+        assert record.state == state
+        assert self.attempts_in_flight() == self.calls.in_flight == self.switchboard.faults == 0
+        assert [status.in_flight for status in self.book.statuses()] == [0] * len(self._urls)
+        self.router.validate()
+        return record
+
+
+Make = Callable[..., Scene]
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Make]:
+    async with AsyncExitStack() as stack:
+
+        def make(**patience: Any) -> Scene:
+            made = Scene(stack, RouterSettings(policy="round_robin", **patience))
+            stack.push_async_callback(made.upstream.close)
+            stack.callback(made.shell.close)
+            return made
+
+        yield make
+
+
+async def plain(request: web.Request) -> web.StreamResponse:
+    return web.Response(body=ANSWER, content_type="application/json")
+
+
+def with_status(status: int, body: bytes = b"{}") -> Serve:
+    async def serve(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=status, body=body)
+
+    return serve
+
+
+def saying(body: bytes) -> Serve:
+    async def serve(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=body)
+
+    return serve
+
+
+def streaming(*chunks: bytes, breaks: bool = False) -> Serve:
+    async def serve(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for chunk in chunks:
+            await response.write(chunk)
+            await asyncio.sleep(0)
+        if breaks:
+            _transport(request).close()
+        return response
+
+    return serve
+
+
+async def closing(request: web.Request) -> web.StreamResponse:
+    _transport(request).close()
+    return web.Response()
+
+
+class Hanging:
+    """Starts to answer with `chunks` and then says nothing more; knows when its client has left."""
+
+    def __init__(self, *chunks: bytes) -> None:
+        self.entered = asyncio.Event()
+        self.left = asyncio.Event()
+        self._chunks = chunks
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        try:
+            response = web.StreamResponse()
+            if self._chunks:
+                await response.prepare(request)
+            for chunk in self._chunks:
+                await response.write(chunk)
+            self.entered.set()
+            await asyncio.Event().wait()
+        finally:
+            self.left.set()
+        return response
+
+
+def _transport(request: web.Request) -> asyncio.Transport:
+    assert isinstance(request.transport, asyncio.Transport)
+    return request.transport
+
+
+async def test_an_answer_is_relayed_byte_by_byte_and_recorded_once(scene: Make) -> None:
+    s = scene()
+    await s.serve("a", plain)
+    assert await s.ask() == ANSWER
+    record = s.check_settled("finished")
+    assert (record.attempts, record.replica_id, record.work_done, record.prompt_tokens) == (1, "a", 5.0, 11)
+
+
+async def test_a_workflow_gets_the_answer_as_a_value(scene: Make) -> None:
+    s = scene()
+    await s.serve("a", plain)
+    body = {"messages": [{"role": "user", "content": "?"}]}
+    result = await s.calls.complete(
+        ModelRequest(
+            tenant="t", workflow_id="w", workflow_kind="k", node="n", role="r", kind="llm", model="m", body=body
+        )
+    )
+    assert result.answer == msgspec.json.decode(ANSWER)
+    assert (result.replica_id, result.attempts, result.error) == ("a", 1, None)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        STREAM,
+        [b"".join(STREAM)],
+        [bytes([byte]) for byte in b"".join(STREAM)],
+        [*STREAM[:-1], b"data: [DONE]", b"\n\n"],
+        [b": hello\n\n", *STREAM],
+    ],
+    ids=["events", "at once", "bytes", "a late blank line", "a comment first"],
+)
+async def test_a_stream_is_relayed_byte_by_byte(scene: Make, chunks: list[bytes]) -> None:
+    s = scene()
+    await s.serve("a", streaming(*chunks))
+    assert b"".join(await s.ask_stream()) == b"".join(chunks)
+    record = s.check_settled("finished")
+    assert (record.work_done, record.prompt_tokens) == (3.0, 11)
+    assert record.first_token_at_s is not None
+    assert sum(isinstance(message, FirstToken) for message in s.heard) == 1
+
+
+async def test_a_stream_that_does_not_say_its_usage_is_counted_by_its_events(scene: Make) -> None:
+    s = scene()
+    await s.serve("a", streaming(b"data: {}\n\n", *EVENTS, b"data: [DONE]\n\n"))
+    await s.ask_stream()
+    assert s.check_settled("finished").work_done == 3.0
+
+
+async def test_the_router_hears_how_far_a_stream_has_come(scene: Make) -> None:
+    s = scene()
+    hanging = Hanging(*EVENTS)
+    await s.serve("a", hanging)
+    stream = s.calls.stream(a_call("c", stream=True), b"{}")
+    await anext(stream)
+    assert any(isinstance(message, TokensProgressed) for message in s.heard)
+    await stream.aclose()
+    s.check_settled("cancelled")
+
+
+FAILURES: dict[str, Serve] = {
+    "503": with_status(503),
+    "429": with_status(429),
+    "no JSON": saying(b"<html>"),
+    "other JSON": saying(b'{"hello": 1}'),
+    "a number": saying(b"42"),
+    "closed before the first byte": closing,
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+async def test_a_replica_that_fails_is_replaced_by_another(scene: Make, name: str) -> None:
+    s = scene()
+    await s.serve("a", FAILURES[name])
+    await s.serve("b", plain)
+    assert await s.ask() == ANSWER
+    record = s.check_settled("finished")
+    assert (record.attempts, record.replica_id) == (2, "b")
+
+
+@pytest.mark.parametrize("name", FAILURES)
+async def test_a_replica_that_fails_before_the_first_token_of_a_stream_is_replaced(scene: Make, name: str) -> None:
+    s = scene()
+    await s.serve("a", FAILURES[name])
+    await s.serve("b", streaming(*STREAM))
+    assert b"".join(await s.ask_stream()) == b"".join(STREAM)
+    assert s.check_settled("finished").attempts == 2
+
+
+async def test_a_replica_that_refuses_connections_is_replaced_by_another(scene: Make) -> None:
+    s = scene()
+    s.add("a", 1)
+    await s.serve("b", plain)
+    assert await s.ask() == ANSWER
+    assert s.check_settled("finished").attempts == 2
+
+
+async def test_a_request_that_the_replica_rejects_is_not_retried_and_keeps_its_answer(scene: Make) -> None:
+    s = scene()
+    await s.serve("a", with_status(400, b'{"error":"too long"}'))
+    await s.serve("b", plain)
+    with pytest.raises(CallRefused) as refused:
+        await s.ask()
+    assert (refused.value.status, refused.value.body, refused.value.attempts) == (400, b'{"error":"too long"}', 1)
+    assert s.check_settled("refused").error == "failed: rejected"
+
+
+async def test_a_call_that_every_replica_fails_is_refused_with_the_last_reason(scene: Make) -> None:
+    s = scene(max_attempts=2)
+    await s.serve("a", with_status(503))
+    with pytest.raises(CallRefused, match="retries_exhausted: status 503") as refused:
+        await s.ask()
+    assert refused.value.status == 502
+    assert s.check_settled("refused").attempts == 2
+
+
+async def test_a_call_that_no_replica_takes_in_time_is_refused(scene: Make) -> None:
+    s = scene(queue_timeout_s=0.05)
+    with pytest.raises(CallRefused) as refused:
+        await s.ask()
+    assert (refused.value.status, refused.value.reason) == (503, "no_replica")
+    assert s.check_settled("refused").replica_id is None
+
+
+@pytest.mark.parametrize("breaks", [True, False], ids=["connection lost", "no end"])
+async def test_a_stream_that_breaks_ends_with_an_error_event_and_is_not_retried(scene: Make, breaks: bool) -> None:
+    s = scene()
+    await s.serve("a", streaming(*EVENTS, breaks=breaks))
+    await s.serve("b", streaming(*STREAM))
+    chunks = await s.ask_stream()
+    assert b"".join(chunks[:-1]) == b"".join(EVENTS)
+    error = msgspec.json.decode(chunks[-1].removeprefix(b"data: "))["error"]
+    assert error["code"] == "connection_lost"
+    record = s.check_settled("failed")
+    assert (record.attempts, record.replica_id) == (1, "a")
+
+
+async def test_a_replica_that_hangs_is_left_and_another_answers(scene: Make) -> None:
+    s = scene(call_timeout_s=0.1)
+    hanging = Hanging()
+    await s.serve("a", hanging)
+    await s.serve("b", plain)
+    assert await s.ask() == ANSWER
+    await asyncio.wait_for(hanging.left.wait(), 5.0)
+    assert s.check_settled("finished").attempts == 2
+
+
+async def test_a_replica_that_hangs_within_its_refusal_is_left_as_well(scene: Make) -> None:
+    async def hang_in_503(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=503)
+        await response.prepare(request)
+        await response.write(b"wait")
+        await asyncio.Event().wait()
+        return response
+
+    s = scene(call_timeout_s=0.1)
+    await s.serve("a", hang_in_503)
+    await s.serve("b", plain)
+    assert await s.ask() == ANSWER
+    s.check_settled("finished")
+
+
+async def test_a_stream_that_hangs_in_the_middle_is_given_up(scene: Make) -> None:
+    s = scene(call_timeout_s=0.1)
+    hanging = Hanging(*EVENTS)
+    await s.serve("a", hanging)
+    chunks = await s.ask_stream()
+    assert b'"code":"timeout"' in chunks[-1]
+    await asyncio.wait_for(hanging.left.wait(), 5.0)
+    s.check_settled("failed")
+
+
+async def test_a_client_that_leaves_is_followed_down_to_the_server(scene: Make) -> None:
+    s = scene()
+    hanging = Hanging()
+    await s.serve("a", hanging)
+    task = asyncio.create_task(s.ask())
+    await hanging.entered.wait()
+    assert s.attempts_in_flight() == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.wait_for(hanging.left.wait(), 5.0)
+    s.check_settled("cancelled")
+
+
+async def test_a_client_that_leaves_a_stream_is_followed_down_to_the_server(scene: Make) -> None:
+    s = scene()
+    hanging = Hanging(*EVENTS)
+    await s.serve("a", hanging)
+    stream = s.calls.stream(a_call("c", stream=True), b"{}")
+    await anext(stream)
+    await stream.aclose()
+    await asyncio.wait_for(hanging.left.wait(), 5.0)
+    s.check_settled("cancelled")
+
+
+async def test_a_client_that_leaves_the_queue_is_forgotten(scene: Make) -> None:
+    s = scene()
+    task = asyncio.create_task(s.ask())
+    await asyncio.sleep(0)
+    assert s.calls.in_flight == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    s.check_settled("cancelled")
+
+
+async def test_the_calls_of_a_replica_that_is_gone_go_to_another(scene: Make) -> None:
+    s = scene()
+    hanging = Hanging()
+    await s.serve("a", hanging)
+    task = asyncio.create_task(s.ask())
+    await hanging.entered.wait()
+    await s.serve("b", plain)
+    s.change("a", "gone")
+    assert await task == ANSWER
+    await asyncio.wait_for(hanging.left.wait(), 5.0)
+    assert s.check_settled("finished").replica_id == "b"
+
+
+async def test_an_attempt_that_is_cancelled_before_it_began_is_not_begun(scene: Make) -> None:
+    s = scene()
+    hanging = Hanging()
+    await s.serve("a", hanging)
+    await s.serve("b", plain)
+    s.change("a", "cordoned")
+    s.change("b", "cordoned")
+    task = asyncio.create_task(s.ask())
+    await asyncio.sleep(0)
+    s.change("a", "ready")
+    s.change("a", "gone")
+    s.change("b", "ready")
+    assert await task == ANSWER
+    assert not hanging.entered.is_set()
+    s.check_settled("finished")
+
+
+async def test_an_answer_that_comes_as_its_attempt_is_given_up_leaves_nothing_behind(scene: Make) -> None:
+    s = scene()
+    await s.serve("a", plain)
+    await s.serve("b", plain)
+    s.upstream.then = lambda: s.change("a", "gone")  # nothing is awaited any more that this could interrupt
+    assert await s.ask() == ANSWER
+    s.check_settled("finished")
+
+
+async def test_many_calls_over_good_and_bad_replicas_are_all_recorded_once(scene: Make) -> None:
+    s = scene(max_attempts=5, breaker_open_s=0.05)
+    await s.serve("a", plain)
+    await s.serve("b", with_status(500), plain, closing, saying(b"?"), plain)
+    await s.serve("c", streaming(*STREAM), plain)
+    outcomes = await asyncio.gather(
+        *(s.calls.answer(a_call(f"c{i}"), b"{}") for i in range(60)), return_exceptions=True
+    )
+    assert [outcome for outcome in outcomes if isinstance(outcome, BaseException)] == []
+    assert sorted(record.call_id for record in s.records) == sorted(f"c{i}" for i in range(60))
+    assert s.attempts_in_flight() == s.calls.in_flight == 0
+
+
+@pytest.mark.parametrize("usage", [b'{"completion_tokens":-5}', b'{"completion_tokens":true}', b"[1]", b'"lots"'])
+async def test_a_usage_that_is_nonsense_says_nothing(scene: Make, usage: bytes) -> None:
+    s = scene()
+    await s.serve("a", saying(b'{"choices":[],"usage":%s}' % usage))
+    await s.ask()
+    assert s.check_settled("finished").work_done == 0.0
+    assert s.forecaster.forecast(a_call("c")).source == "prior"
+
+
+async def test_what_calls_come_to_is_learned(scene: Make) -> None:
+    s = scene()
+    await s.serve("a", plain)
+    for number in range(8):
+        await s.calls.answer(a_call(f"c{number}"), b"{}")
+    assert s.forecaster.forecast(a_call("c")).mean == pytest.approx(5.0)
+
+
+async def test_connections_are_kept_after_answers_and_after_streams(
+    scene: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    ports = set()
+
+    async def noting(request: web.Request) -> web.StreamResponse:
+        ports.add(_transport(request).get_extra_info("peername"))
+        return await (streaming(*STREAM) if len(s.records) % 2 else plain)(request)
+
+    s = scene()
+    await s.serve("a", noting)
+    with caplog.at_level(logging.ERROR):
+        for number in range(6):
+            if number % 2:
+                assert [c async for c in s.calls.stream(a_call(f"c{number}", stream=True), b"{}")]
+            else:
+                await s.calls.answer(a_call(f"c{number}"), b"{}")
+    assert len(ports) == 1
+    assert caplog.records == []

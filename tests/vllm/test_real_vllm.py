@@ -1,0 +1,117 @@
+"""SwarmX in front of a real vLLM on this CPU (`make test-vllm`)."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from swarmx.client import Api
+from swarmx.demo.fleet import server
+from swarmx.providers.vllm import DEFAULT_MODEL, VllmProvider
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.timeout(900),
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(not DEFAULT_MODEL.exists(), reason="make setup-vllm fetches the model"),
+]
+_NAME = "small"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("vllm")
+
+
+@pytest.fixture(scope="module")
+async def api(folder: Path) -> AsyncIterator[Api]:
+    provider = VllmProvider(model=DEFAULT_MODEL, name=_NAME, count=1, logs=folder)
+    try:
+        replicas = await provider.start()
+        settings = {"replicas": [{"id": r.replica_id, "model": _NAME, "url": r.url} for r in replicas]}
+        async with server(settings, folder) as running:
+            yield running
+    finally:
+        await provider.stop()
+
+
+@pytest.fixture
+async def client(api: Api, folder: Path) -> AsyncIterator[openai.AsyncOpenAI]:
+    token = (folder / "state" / "admin.token").read_text()
+    async with openai.AsyncOpenAI(base_url=f"{api.url}/v1", api_key=token, max_retries=0) as one:
+        yield one
+
+
+async def test_the_openai_client_gets_a_real_answer(client: openai.AsyncOpenAI) -> None:
+    answer = await client.chat.completions.create(
+        model=_NAME, messages=[{"role": "user", "content": "Name one colour."}], max_tokens=16, temperature=0
+    )
+    assert answer.choices[0].message.content
+    assert answer.usage is not None
+    assert 0 < answer.usage.completion_tokens <= 16
+
+
+async def test_a_stream_brings_the_same_text_as_a_plain_answer(client: openai.AsyncOpenAI) -> None:
+    asked: dict[str, object] = {
+        "model": _NAME,
+        "messages": [{"role": "user", "content": "Count from one to five."}],
+        "max_tokens": 24,
+        "temperature": 0,
+    }
+    plain = await client.chat.completions.create(**asked)  # type: ignore[call-overload]
+    stream = await client.chat.completions.create(**asked, stream=True)  # type: ignore[call-overload]
+    text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
+    assert text == plain.choices[0].message.content
+
+
+async def test_a_schema_is_kept_by_the_real_model(client: openai.AsyncOpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"type": "string", "maxLength": 20}},
+        "required": ["colour"],
+        "additionalProperties": False,
+    }
+    answer = await client.chat.completions.create(
+        model=_NAME,
+        messages=[{"role": "user", "content": "Name one colour, as JSON."}],
+        max_tokens=48,
+        response_format={"type": "json_schema", "json_schema": {"name": "colour", "strict": True, "schema": schema}},
+    )
+    assert set(json.loads(answer.choices[0].message.content or "")) == {"colour"}
+
+
+async def test_the_engines_own_counters_reach_the_list_of_replicas(api: Api) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            (row,) = (await api.get("/api/v1/replicas"))["replicas"]
+            if row["signal_age_s"] is not None:
+                break
+            await asyncio.sleep(0.2)
+    assert row["state"] == "ready"
+    assert not row["emulated"]
+
+
+async def test_a_request_that_the_engine_refuses_comes_back_as_its_own_error(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"(?i)context|token"):
+        await client.chat.completions.create(
+            model=_NAME, messages=[{"role": "user", "content": "word " * 8000}], max_tokens=16
+        )
+
+
+async def test_the_demo_runs_on_real_models(tmp_path: Path) -> None:
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [*(sys.executable, "-m", "swarmx", "--json", "demo", "--engine", "vllm", "--workflows", "3")],
+        capture_output=True,
+        text=True,
+        timeout=800,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    everything = [row for row in json.loads(done.stdout)["rows"] if row["kind"] == "all"]
+    assert all(row["finished"] == row["n"] == 3 for row in everything)
