@@ -30,7 +30,6 @@ from swarmx.core.errors import ConfigError, ReplicaError
 from swarmx.core.prompt_key import prompt_key
 
 ATTEMPTS = 3
-TIMEOUT_S = 600.0
 SEED = 0
 REFUSALS = (aiohttp.ClientError, TimeoutError, ReplicaError)
 
@@ -104,6 +103,7 @@ class Server:
     url: str
     model: str
     label: str
+    timeout_s: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -180,7 +180,12 @@ def spread(jobs: Sequence[Job], limit: int) -> list[Job]:
         for role in [role for role in by_role if quota[role] < len(by_role[role])][:left]:
             quota[role] += 1
             left -= 1
-    return [group[index * len(group) // quota[role]] for role, group in by_role.items() for index in range(quota[role])]
+    return [  # role by role in turn, so that a run which is stopped early is still even
+        group[index * len(group) // quota[role]]
+        for index in range(max(quota.values(), default=0))
+        for role, group in by_role.items()
+        if index < quota[role]
+    ]
 
 
 def recorded_keys(path: Path) -> set[str]:
@@ -282,7 +287,7 @@ async def record(jobs: Sequence[Job], server: Server, out: Path, concurrency: in
     bar = progress.add_task(server.label, total=len(jobs))
     waiting = iter(jobs)  # shared by all streams: each takes the next job when it is free
 
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=server.timeout_s)) as session:
         with out.open("ab", buffering=0) as sink:
 
             async def stream() -> None:
@@ -314,6 +319,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--roles-only", default="", help="only these roles, separated by commas")
     parser.add_argument("--limit", type=int, help="at most this many jobs, spread evenly over the roles")
     parser.add_argument("--concurrency", type=int, default=8, help="requests in flight (default: 8)")
+    parser.add_argument("--timeout-s", type=float, default=600.0, help="longest wait for one answer (default: 600)")
     parser.add_argument("--resume", action="store_true", help="go on with a recording: skip the keys it has")
     args = parser.parse_args(argv)
     if args.concurrency < 1:
@@ -356,7 +362,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        server = Server(url=args.url.rstrip("/"), model=args.model, label=args.label)
+        server = Server(url=args.url.rstrip("/"), model=args.model, label=args.label, timeout_s=args.timeout_s)
         tally = asyncio.run(record(jobs, server, args.out, args.concurrency, progress))
         elapsed_s = progress.tasks[0].elapsed or 0.0
     rate = tally.output_tokens / elapsed_s if elapsed_s else 0.0

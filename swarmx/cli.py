@@ -22,7 +22,7 @@ DEFAULT_URL = "http://127.0.0.1:8100"
 
 
 class _Group(click.Group):
-    """Prints errors of the tree as one plain sentence and exits with 2."""
+    """Prints errors of the tree as one plain sentence and exits with 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -71,7 +71,8 @@ def _show(ctx: click.Context, data: Any, render: Callable[[Console], None]) -> N
     if ctx.obj["json"]:
         click.echo(json.dumps(data, indent=2))
     else:
-        render(Console())
+        # what clients named goes through as it is: no markup; a pipe gets room for whole ids
+        render(Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 160))
 
 
 @main.command()
@@ -140,11 +141,14 @@ def demo(
 @click.pass_context
 def submit(ctx: click.Context, file: Any, inputs: tuple[str, ...], wait: bool) -> None:
     """Submit the workflow in FILE (YAML or JSON; - for standard input)."""
-    source = file.read()
+    try:
+        source = file.read().decode()
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(f"{file.name} is not UTF-8 text: {error}.") from None
     values = dict(_input(text) for text in inputs)
 
     async def work(api: Api) -> Any:
-        body = json.dumps({"workflow": source.decode(), "inputs": values}).encode()
+        body = json.dumps({"workflow": source, "inputs": values}).encode()
         accepted = await api.post("/api/v1/workflows", data=body)
         while wait:
             row = await api.get(f"/api/v1/workflows/{accepted['workflow_id']}")
@@ -235,6 +239,8 @@ def replicas(ctx: click.Context) -> None:
 @click.pass_context
 def policies(ctx: click.Context, name: str | None, param: tuple[str, ...]) -> None:
     """List the routing policies, or set the one in force."""
+    if param and name is None:
+        raise click.UsageError("--param needs --set: parameters belong to a policy.")
     parameters = {}
     for text in param:
         key, _, value = text.partition("=")
@@ -310,7 +316,7 @@ def config(ctx: click.Context, config: Path | None) -> None:
     _show(ctx, data, render)
 
 
-@main.group()
+@main.group(cls=_Group)
 def keys() -> None:
     """Tokens: who may do what."""
 

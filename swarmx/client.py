@@ -59,19 +59,26 @@ class Api:
                         raise ApiError(response.status, f"status {response.status}: {text[:300]}")
                     return text
                 body = await response.json(content_type=None)
-                if response.status >= 400 and "detail" in body:
-                    raise ApiError(response.status, str(body["detail"]))
+                if response.status >= 400:
+                    detail = body.get("detail") if isinstance(body, dict) else None
+                    raise ApiError(response.status, str(detail or f"status {response.status}: {body!r:.300}"))
                 return body
+        except aiohttp.InvalidURL:
+            raise ConfigError(f"{self.url!r} is not an address such as http://127.0.0.1:8100.") from None
         except aiohttp.ClientConnectorError:
             raise ConfigError(
                 f"nobody answers at {self.url}. Start a server with `swarmx up`, or name one with --url."
+            ) from None
+        except (aiohttp.ClientError, ValueError, TimeoutError) as error:
+            raise ConfigError(
+                f"{self.url} broke off or does not speak our protocol ({error!r}). Is it a SwarmX server?"
             ) from None
 
 
 def token_for(state_dir: Path) -> str:
     """The token to use: $SWARMX_TOKEN, else the one that `swarmx up` left for its own user. Raises ConfigError."""
     if token := os.environ.get("SWARMX_TOKEN"):
-        return token
+        return token.strip()
     path = state_dir / "admin.token"
     try:
         return path.read_text().strip()

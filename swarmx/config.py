@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from swarmx.agents.policies import DEFAULT_POLICY, make_policy
 from swarmx.agents.router import RouterSettings
 from swarmx.core.errors import ConfigError
 
-Seconds = Annotated[float, Field(gt=0.0)]
+Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -42,7 +42,7 @@ class RouterSection(_Section):
     """The router agent."""
 
     policy: str = Field(DEFAULT_POLICY, description="Routing policy; `swarmx policies` lists them.")
-    parameters: dict[str, float] = Field({}, description="Parameters of the policy.")
+    parameters: dict[str, FiniteFloat] = Field({}, description="Parameters of the policy.")
     seed: int = Field(0, ge=0, description="Seed of the random choices of the policy.")
     max_attempts: int = Field(3, ge=1, le=10, description="Replicas that a call tries before it is given up.")
     queue_timeout_s: Seconds = Field(30.0, description="How long a call waits for a replica when there is none.")
@@ -129,11 +129,11 @@ class Settings(_Section):
         ids = [replica.id for replica in self.replicas] + [i for group in self.emulated for i in group.ids()]
         twice = sorted({i for i in ids if ids.count(i) > 1})
         if twice:
-            raise ValueError(f"replica ids must be unique, {', '.join(twice)} occurs more than once")
+            raise ValueError(f"replica ids must be unique, {', '.join(twice)} occurs more than once.")
         kinds: dict[str, str] = {}
-        for item in (*self.replicas, *self.emulated):
-            if kinds.setdefault(item.model, item.kind) != item.kind:
-                raise ValueError(f"a model has one kind, {item.model} is given both llm and image")
+        for model, kind in [(r.model, r.kind) for r in self.replicas] + [(g.model, g.kind) for g in self.emulated]:
+            if kinds.setdefault(model, kind) != kind:
+                raise ValueError(f"a model has one kind, {model} is given both llm and image.")
         return self
 
 
@@ -186,7 +186,7 @@ def _explain(data: dict[str, Any], item: Any) -> str:
     if item["type"] == "missing":
         return f"{path} is missing."
     if item["type"] == "value_error":
-        return f"{path}: {item['ctx']['error']}." if path else f"{item['ctx']['error']}."
+        return f"{path}: {item['ctx']['error']}" if path else str(item["ctx"]["error"])
     if item["type"] != "extra_forbidden":
         return f"{path}: {item['msg']}; got {item['input']!r:.80}."
     *parents, name = item["loc"]

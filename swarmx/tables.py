@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 from rich.console import Console
@@ -17,12 +18,12 @@ def print_decision(console: Console, item: dict[str, Any]) -> None:
     costs = seen["cost_s"]
     terms = dict(seen["terms_s"])
     table = Table("candidate", "in flight", *(["expected s"] if costs else []), *(n.removesuffix("_s") for n in terms))
-    order = sorted(range(len(seen["replica_ids"])), key=lambda i: costs[i] if costs else seen["in_flight"][i])
+    order = sorted(range(len(seen["replica_ids"])), key=lambda i: _cost(costs, i) if costs else seen["in_flight"][i])
     for i in order[:10]:
         name = seen["replica_ids"][i]
         style = "bold" if name == decision["replica_id"] else None
-        cost = [f"{costs[i]:.3g}"] if costs else []
-        table.add_row(name, str(seen["in_flight"][i]), *cost, *(f"{v[i]:.3g}" for v in terms.values()), style=style)
+        cost = [_short(costs[i])] if costs else []
+        table.add_row(name, str(seen["in_flight"][i]), *cost, *(_short(v[i]) for v in terms.values()), style=style)
     console.print(table)
 
 
@@ -35,3 +36,13 @@ def print_replicas(console: Console, rows: list[dict[str, Any]]) -> None:
         numbers = (str(row["in_flight"]), str(row["calls"]), busy)
         table.add_row(row["replica_id"], row["model"], row["device"], row["state"], *numbers, provider)
     console.print(table)
+
+
+def _cost(costs: list[float | None], i: int) -> float:
+    cost = costs[i]
+    return inf if cost is None else cost
+
+
+def _short(seconds: float | None) -> str:
+    """Three digits; nothing where the policy had no finite number."""
+    return "" if seconds is None else f"{seconds:.3g}"

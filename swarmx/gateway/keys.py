@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import re
 import secrets
@@ -15,7 +16,9 @@ from typing import Literal
 
 import msgspec
 
-from swarmx.core.errors import ConfigError, Forbidden, NotFound, Unauthorized
+from swarmx.core.errors import ConfigError, Forbidden, NotFound, StoreError, Unauthorized
+
+log = logging.getLogger(__name__)
 
 Role = Literal["client", "viewer", "operator", "admin"]
 Right = Literal["submit", "read", "read_all", "control", "keys"]
@@ -65,7 +68,11 @@ class Keyring:
         if scheme.lower() != "bearer" or not token:
             raise Unauthorized("no token. Send `Authorization: Bearer TOKEN`; `swarmx keys add` makes one.")
         digest = _digest(token.strip())
-        self._load()
+        try:
+            self._load()
+        except ConfigError as error:
+            log.error("%s", error)
+            raise StoreError("the keys cannot be read; the server's log says why.") from None
         for key in self._keys.values():
             if hmac.compare_digest(key.sha256, digest):
                 return key
@@ -112,6 +119,7 @@ class Keyring:
             try:
                 keys = msgspec.json.decode(self._path.read_bytes(), type=list[Key])
             except msgspec.MsgspecError as error:
+                self._looked_s = float("-inf")
                 raise ConfigError(f"{self._path} is not a file of keys ({error}); restore or delete it.") from None
             self._keys, self._stamp = {key.name: key for key in keys}, stamp
 

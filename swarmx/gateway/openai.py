@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from swarmx.core.errors import NotFound
 from swarmx.core.nouns import Call, CallKind
@@ -69,7 +70,7 @@ async def _answer(context: Context, request: Request, kind: CallKind) -> Respons
 def _call(context: Context, request: Request, key: Key, kind: CallKind, raw: bytes) -> tuple[Call, Identity | None]:
     try:
         body: Any = msgspec.json.decode(raw)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON: {error}.") from None
     if not isinstance(body, dict):
         raise BadRequest(f"the body must be a JSON object, not {type(body).__name__}.")
@@ -98,33 +99,45 @@ def _call(context: Context, request: Request, key: Key, kind: CallKind, raw: byt
 
 async def _streamed(context: Context, request: Request, call: Call, raw: bytes, identity: Identity | None) -> Response:
     stream = context.calls.stream(call, raw)
-    first = asyncio.ensure_future(anext(stream))
-    try:
-        if not await _done_before_disconnect(request, first):
-            return Response(status_code=499)
-        chunk = first.result()
-    except BaseException:
+
+    async def leave() -> None:
         await stream.aclose()
         if identity is not None:
             await context.transparent.release(identity, call.tenant)
+
+    first = asyncio.ensure_future(anext(stream))
+    try:
+        if not await _done_before_disconnect(request, first):
+            await leave()
+            return Response(status_code=499)
+        chunk = first.result()
+    except BaseException:
+        await leave()
         raise
 
-    async def rest() -> AsyncIterator[bytes]:
-        try:
-            yield chunk
-            async for more in stream:
-                yield more
-        finally:
-            await _close(stream)
-            if identity is not None:
-                await context.transparent.release(identity, call.tenant)
+    async def events() -> AsyncIterator[bytes]:
+        yield chunk
+        async for more in stream:
+            yield more
 
     headers = {"x-swarmx-call-id": call.call_id, "cache-control": "no-cache"}
-    return StreamingResponse(rest(), 200, headers, media_type="text/event-stream")
+    return _Relay(events(), headers, leave)
 
 
-async def _close(stream: AsyncGenerator[bytes, None]) -> None:
-    await asyncio.shield(stream.aclose())
+class _Relay(StreamingResponse):
+    """An event stream that calls `leave` however it ends, even when the client is gone before its first byte."""
+
+    def __init__(
+        self, events: AsyncIterator[bytes], headers: dict[str, str], leave: Callable[[], Awaitable[None]]
+    ) -> None:
+        super().__init__(events, 200, headers, media_type="text/event-stream")
+        self._leave = leave
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await asyncio.shield(self._leave())
 
 
 async def _done_before_disconnect(request: Request, task: asyncio.Future[Any]) -> bool:

@@ -6,10 +6,11 @@ import logging
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from swarmx.core.errors import ConfigError, Forbidden, NotFound, StoreError, SwarmXError, Unauthorized, WorkflowError
@@ -59,6 +60,9 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, CallRefused)
         return refusal(error)
 
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # the client hung up while it was sending; nobody reads this
+
     async def unexpected(request: Request, error: Exception) -> Response:
         log.error("unexpected error on %s %s", request.method, request.url.path, exc_info=error)
         return problem(request, 500, "an unexpected error, which is in the server's log.")
@@ -68,6 +72,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(CallRefused, refused)
+    app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(Exception, unexpected)
 
 
@@ -99,8 +104,15 @@ def openai_error(
 def refusal(error: CallRefused) -> Response:
     """A call that no replica answered; what the replica itself said about the request goes through unchanged."""
     headers = {"x-swarmx-call-id": error.call_id, "x-swarmx-attempts": str(error.attempts)}
-    if error.body and error.status < 500:
+    if 400 <= error.status < 500 and _is_openai_error(error.body):
         return Response(error.body, error.status, headers, media_type="application/json")
     if error.reason == "no_replica":
         headers["retry-after"] = "5"
     return openai_error(error.status, str(error), code=error.reason, headers=headers)
+
+
+def _is_openai_error(body: bytes) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(body, type=dict).get("error"), dict | str)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False

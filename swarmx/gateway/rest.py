@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Depends, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -29,7 +29,7 @@ class RoutingPolicy(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     policy: str = Field(description="Name of a policy; GET /api/v1/policies lists them.")
-    parameters: dict[str, float] = Field({}, description="Its parameters; those left out take their defaults.")
+    parameters: dict[str, FiniteFloat] = Field({}, description="Its parameters; those left out take their defaults.")
 
 
 def _authenticated(request: Request) -> Key:
@@ -152,8 +152,22 @@ def health(context: Context) -> APIRouter:
     return routes
 
 
+class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
+    workflow: msgspec.Raw
+    inputs: dict[str, Any] = {}
+
+
 def _submission(body: bytes) -> tuple[WorkflowSpec, dict[str, Any]]:
-    """A definition by itself, or `{"workflow": definition or its YAML, "inputs": {...}}`. Raises WorkflowError."""
+    """A definition by itself, or `{"workflow": definition or its YAML, "inputs": {...}}`. Raises WorkflowError.
+
+    Of a JSON envelope only the definition is held to the size of a definition; its inputs may be larger.
+    """
+    try:
+        envelope = msgspec.json.decode(body, type=_Envelope)
+        text = bytes(envelope.workflow)
+        return parse_workflow(msgspec.json.decode(text, type=str) if text.startswith(b'"') else text), envelope.inputs
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass  # not an envelope, or a bad one, which is told below
     data = read_source(body)
     if "workflow" not in data:
         return parse_workflow(data), {}

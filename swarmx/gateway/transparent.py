@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
+from swarmx.core.errors import StoreError
 from swarmx.core.ports import Store
-from swarmx.core.records import WorkflowRecord, WorkflowState
+from swarmx.core.records import WorkflowRecord
 from swarmx.runtime.clock import Clock
 from swarmx.runtime.requests import BadRequest
+
+log = logging.getLogger(__name__)
 
 NO_WORKFLOW = ""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
@@ -52,10 +56,13 @@ def store_id(identity: Identity, tenant: str) -> str:
 
 @dataclass(slots=True)
 class _Open:
+    """A workflow that takes calls. `lock` guards its beginning and its end in the store."""
+
     record: WorkflowRecord
     in_flight: int = 0
     calls: int = 0
     final: bool = False
+    ended: bool = False
     last_s: float = 0.0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -73,22 +80,25 @@ class TransparentWorkflows:
         """Take up the workflows that were open when the last process ended; silence finishes them."""
         for record in await self._store.unfinished():
             if record.mode == "transparent":
-                self._open[record.tenant, record.name] = _Open(record=record, last_s=self._clock.now_s())
+                calls = await self._store.calls(record.workflow_id, tenant=record.tenant)
+                state = _Open(record=record, calls=len(calls), last_s=self._clock.now_s())
+                self._open[record.tenant, record.name] = state
 
     async def touch(self, identity: Identity, tenant: str) -> None:
-        """A call of the workflow begins. Raises BadRequest when the workflow has ended."""
+        """A call of the workflow begins. Raises BadRequest when the workflow has ended, StoreError."""
         state = self._open.get((tenant, identity.workflow_id))
         if state is None:
-            state = _Open(record=self._new(identity, tenant))
+            state = _Open(record=self._new(identity, tenant), last_s=self._clock.now_s())
             self._open[tenant, identity.workflow_id] = state
             async with state.lock:
-                if await self._store.workflow(state.record.workflow_id, tenant=tenant) is not None:
-                    del self._open[tenant, identity.workflow_id]
-                    raise BadRequest(
-                        f"the workflow {identity.workflow_id!r} has ended; start another one under a new id."
-                    )
-                await self._store.accept(state.record, ())
+                try:
+                    await self._begin(state)
+                except BaseException:
+                    self._forget(state)
+                    raise
         async with state.lock:
+            if state.ended:
+                raise _over(state.record)
             state.in_flight += 1
             state.calls += 1
             state.final = state.final or identity.final
@@ -101,7 +111,7 @@ class TransparentWorkflows:
             return
         state.in_flight -= 1
         state.last_s = self._clock.now_s()
-        if state.final and state.in_flight == 0:
+        if state.final:
             await self._finish(state)
 
     async def run(self) -> None:
@@ -110,17 +120,37 @@ class TransparentWorkflows:
             await asyncio.sleep(min(30.0, self._idle_s / 4.0))
             oldest_s = self._clock.now_s() - self._idle_s
             for state in list(self._open.values()):
-                if state.in_flight == 0 and state.last_s < oldest_s:
+                if state.last_s < oldest_s:
                     await self._finish(state)
 
+    async def _begin(self, state: _Open) -> None:
+        if await self._store.workflow(state.record.workflow_id, tenant=state.record.tenant) is not None:
+            raise _over(state.record)
+        await self._store.accept(state.record, ())
+
     async def _finish(self, state: _Open) -> None:
-        record, now_s = state.record, self._clock.now_s()
-        self._open.pop((record.tenant, record.name), None)
-        finished: WorkflowState = "finished"
-        outcome = msgspec.json.encode({"calls": state.calls})
-        await self._store.append(
-            record.workflow_id, (), expected_seq=record.seq, at_s=now_s, state=finished, outcome=outcome
-        )
+        """End a workflow without a call in flight; if the store cannot, silence tries again."""
+        record = state.record
+        async with state.lock:
+            if state.ended or state.in_flight:
+                return
+            try:
+                await self._store.append(
+                    record.workflow_id,
+                    (),
+                    expected_seq=record.seq,
+                    at_s=self._clock.now_s(),
+                    state="finished",
+                    outcome=msgspec.json.encode({"calls": state.calls}),
+                )
+            except StoreError as error:
+                log.warning("the workflow %s could not be finished: %s", record.workflow_id, error)
+                return
+            self._forget(state)
+
+    def _forget(self, state: _Open) -> None:
+        state.ended = True
+        self._open.pop((state.record.tenant, state.record.name), None)
 
     def _new(self, identity: Identity, tenant: str) -> WorkflowRecord:
         return WorkflowRecord(
@@ -132,3 +162,7 @@ class TransparentWorkflows:
             state="running",
             created_at_s=self._clock.now_s(),
         )
+
+
+def _over(record: WorkflowRecord) -> BadRequest:
+    return BadRequest(f"the workflow {record.name!r} has ended; start another one under a new id.")

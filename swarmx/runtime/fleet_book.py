@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
 
 from swarmx.core.messages import Message, ReplicaChanged, SignalReported
-from swarmx.core.nouns import Replica, ReplicaState
+from swarmx.core.nouns import CallKind, Replica, ReplicaState
 from swarmx.runtime.clock import Clock
 
 
@@ -50,10 +51,12 @@ class FleetBook:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
+        self._models: dict[str, CallKind] = {}
 
     def observe(self, message: Message, now_s: float) -> None:
         """Follow states and signals."""
         if isinstance(message, ReplicaChanged):
+            self._models[message.replica.model] = message.replica.kind
             entry = self._entries.get(message.replica.replica_id)
             if entry is None:
                 self._entries[message.replica.replica_id] = _Entry(message.replica, message.state, now_s)
@@ -75,9 +78,9 @@ class FleetBook:
         if entry.in_flight == 0:
             entry.busy_s += self._clock.now_s() - entry.busy_since_s
 
-    def models(self) -> dict[str, str]:
+    def models(self) -> Mapping[str, CallKind]:
         """Every model that some replica serves, with its kind; replicas that are gone count as well."""
-        return {entry.replica.model: entry.replica.kind for entry in self._entries.values()}
+        return self._models
 
     def ready(self) -> int:
         """How many replicas take calls."""

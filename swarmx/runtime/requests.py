@@ -42,7 +42,7 @@ def call_of(request: ModelRequest, now_s: float) -> Call:
         prompt_bytes=size,
         prompt_tokens=max(1, int(size / _BYTES_PER_TOKEN)),
         work_limit=_work_limit(request.kind, request.body),
-        stream=bool(request.body.get("stream", False)),
+        stream=request.kind == "llm" and bool(request.body.get("stream", False)),
         deadline_at_s=request.deadline_at_s,
     )
 

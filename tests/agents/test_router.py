@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from swarmx.agents.policies import POLICIES
 from swarmx.agents.router import FALLBACK_POLICY, RouterAgent, RouterSettings
@@ -43,6 +43,13 @@ class Chaos(RuleBasedStateMachine):
     def say(self, message: Any) -> None:
         self.referee.handle(message, self.now_s)
 
+    @initialize(numbers=st.sets(st.integers(0, 5), min_size=2), calls=st.integers(0, 6))
+    def the_world_is_up(self, numbers: set[int], calls: int) -> None:
+        for number in sorted(numbers):
+            self.replica_changes(number, "ready")
+        for number in range(calls):
+            self.call_arrives(MODELS[number % 2], stream=number % 3 == 0, prompt=100 * number)
+
     @rule(number=st.integers(0, 5), state=st.sampled_from(["ready", "starting", "cordoned", "draining", "gone"]))
     def replica_changes(self, number: int, state: Any) -> None:
         self.say(changed(REPLICAS[number], state, model=MODELS[number % 2], profile=a_profile(speed=1.0 + number)))
@@ -76,6 +83,12 @@ class Chaos(RuleBasedStateMachine):
                 self.say(failed(call_id, attempt, reason=reason, retryable=reason != "rejected"))
             case _:
                 self.say(CallCancelled(call_id=call_id))
+
+    @precondition(lambda self: self.referee.calls_on_replicas())
+    @rule(data=st.data(), reason=st.sampled_from(FAULTS))
+    def an_attempt_fails(self, data: st.DataObject, reason: str) -> None:
+        call_id = data.draw(st.sampled_from(self.referee.calls_on_replicas()))
+        self.say(failed(call_id, self.referee.calls[call_id].attempt, reason=reason, retryable=reason != "rejected"))
 
     @rule(replica_id=st.sampled_from([*REPLICAS, "nobody"]), running=st.integers(0, 9), at_s=st.floats(0.0, 100.0))
     def engine_reports(self, replica_id: str, running: int, at_s: float) -> None:
@@ -135,6 +148,16 @@ def test_a_call_goes_to_a_ready_replica_and_the_decision_says_why() -> None:
     assert decision.replica_id == outputs[0].replica_id  # type: ignore[union-attr]
     assert {decision.replica_id, decision.runner_up} == {"r0", "r1"}
     assert decision.policy == "least_work"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_failed_call_does_not_go_back_while_there_are_others(policy: str, seed: int) -> None:
+    agent = a_router("r0", "r1", "r2", policy=policy, seed=seed)
+    tried = dispatches(agent.handle(ready("c"), 0.0))
+    for attempt in (1, 2):
+        tried += dispatches(agent.handle(failed("c", attempt), 1.0))
+    assert sorted(tried) == ["r0", "r1", "r2"]
 
 
 def test_a_failure_before_the_first_token_is_retried_on_another_replica() -> None:
@@ -230,6 +253,17 @@ def test_an_answer_from_behind_an_open_breaker_closes_it_and_lets_waiting_calls_
     assert AlertRaised(kind="breaker_closed", subject="r0") in outputs
     assert StopTimer(key="breaker:r0") in outputs
     assert dispatches(outputs) == ["r0"]
+
+
+def test_stragglers_of_an_open_breaker_neither_open_it_again_nor_keep_it_open() -> None:
+    agent = a_router("r0", breaker_failures=1)
+    for number in range(3):
+        agent.handle(ready(f"c{number}"), 0.0)
+    assert any(isinstance(output, AlertRaised) for output in agent.handle(failed("c0"), 1.0))
+    for number in (1, 2):
+        outputs = agent.handle(failed(f"c{number}"), 2.0)
+        assert [type(output) for output in outputs] == [StopTimer, StartTimer]
+        assert outputs[-1] == StartTimer(key=f"queue:c{number}", at_s=32.0)
 
 
 def test_an_answer_in_between_starts_the_count_of_failures_anew() -> None:

@@ -152,6 +152,9 @@ class Referee:
     def live_calls(self) -> list[str]:
         return [call_id for call_id, seen in self.calls.items() if not seen.ended]
 
+    def calls_on_replicas(self) -> list[str]:
+        return [call_id for call_id in self.live_calls() if self.calls[call_id].replica_id is not None]
+
     def check_settled(self) -> None:
         """Every call ended exactly once and nothing is left over."""
         assert {call_id: seen.ended for call_id, seen in self.calls.items() if seen.ended != 1} == {}

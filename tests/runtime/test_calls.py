@@ -14,7 +14,7 @@ from aiohttp import web
 
 from swarmx.agents.router import RouterAgent, RouterSettings
 from swarmx.core.actions import Cancel, Dispatch, Refuse
-from swarmx.core.messages import FirstToken, Message, TokensProgressed
+from swarmx.core.messages import FirstToken, Message, TimerFired, TokensProgressed
 from swarmx.core.nouns import ReplicaState
 from swarmx.core.records import CallRecord, ModelRequest
 from swarmx.neural.empirical import EmpiricalForecaster
@@ -113,6 +113,10 @@ class Scene:
     async def ask_stream(self) -> list[bytes]:
         return [chunk async for chunk in self.calls.stream(a_call("c", stream=True), b"{}")]
 
+    def run_out_of_patience(self) -> None:
+        """The router's timer for the answer, sooner than its time."""
+        self.shell.post(TimerFired(key="answer:c"), to="router")
+
     def attempts_in_flight(self) -> int:
         return sum(self.router.in_flight(name) for name in self._urls)
 
@@ -182,14 +186,15 @@ async def closing(request: web.Request) -> web.StreamResponse:
 class Hanging:
     """Starts to answer with `chunks` and then says nothing more; knows when its client has left."""
 
-    def __init__(self, *chunks: bytes) -> None:
+    def __init__(self, *chunks: bytes, status: int = 200) -> None:
         self.entered = asyncio.Event()
         self.left = asyncio.Event()
         self._chunks = chunks
+        self._status = status
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
         try:
-            response = web.StreamResponse()
+            response = web.StreamResponse(status=self._status)
             if self._chunks:
                 await response.prepare(request)
             for chunk in self._chunks:
@@ -344,35 +349,39 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_is_not_retried(
 
 
 async def test_a_replica_that_hangs_is_left_and_another_answers(scene: Make) -> None:
-    s = scene(call_timeout_s=0.1)
+    s = scene()
     hanging = Hanging()
     await s.serve("a", hanging)
     await s.serve("b", plain)
-    assert await s.ask() == ANSWER
+    task = asyncio.create_task(s.ask())
+    await hanging.entered.wait()
+    s.run_out_of_patience()
+    assert await task == ANSWER
     await asyncio.wait_for(hanging.left.wait(), 5.0)
     assert s.check_settled("finished").attempts == 2
 
 
 async def test_a_replica_that_hangs_within_its_refusal_is_left_as_well(scene: Make) -> None:
-    async def hang_in_503(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(status=503)
-        await response.prepare(request)
-        await response.write(b"wait")
-        await asyncio.Event().wait()
-        return response
-
-    s = scene(call_timeout_s=0.1)
-    await s.serve("a", hang_in_503)
+    s = scene()
+    hanging = Hanging(b"wait", status=503)
+    await s.serve("a", hanging)
     await s.serve("b", plain)
-    assert await s.ask() == ANSWER
+    task = asyncio.create_task(s.ask())
+    await hanging.entered.wait()
+    s.run_out_of_patience()
+    assert await task == ANSWER
+    await asyncio.wait_for(hanging.left.wait(), 5.0)
     s.check_settled("finished")
 
 
 async def test_a_stream_that_hangs_in_the_middle_is_given_up(scene: Make) -> None:
-    s = scene(call_timeout_s=0.1)
+    s = scene()
     hanging = Hanging(*EVENTS)
     await s.serve("a", hanging)
-    chunks = await s.ask_stream()
+    stream = s.calls.stream(a_call("c", stream=True), b"{}")
+    chunks = [await anext(stream)]
+    s.run_out_of_patience()
+    chunks += [chunk async for chunk in stream]
     assert b'"code":"timeout"' in chunks[-1]
     await asyncio.wait_for(hanging.left.wait(), 5.0)
     s.check_settled("failed")
@@ -437,8 +446,9 @@ async def test_an_attempt_that_is_cancelled_before_it_began_is_not_begun(scene: 
     task = asyncio.create_task(s.ask())
     await asyncio.sleep(0)
     s.change("a", "ready")
-    s.change("a", "gone")
+    s.run_out_of_patience()
     s.change("b", "ready")
+    s.run_out_of_patience()
     assert await task == ANSWER
     assert not hanging.entered.is_set()
     s.check_settled("finished")
