@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 from scipy.optimize import nnls
 
+from eval.result import table, write_result
 from swarmx.core.batching import BLOCK_TOKENS, Engine, Request
 from swarmx.core.engine import EngineProfile, profiles
 from swarmx.core.errors import ReplicaError
@@ -300,33 +301,6 @@ async def against_vllm(
     return profile, rows
 
 
-def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the rows say, in sentences with a number."""
-    found = []
-    arithmetic = [r for r in rows if r["part"] == "arithmetic" and not r["void"]]
-    if arithmetic:
-        worst = max(r["e2e_median_error"] for r in arithmetic)
-        found.append({"claim": "worst median E2E error over HTTP against virtual time", "value": worst})
-    for row in (r for r in rows if r["part"] == "vllm"):
-        for name in ("ttft", "e2e"):
-            found.append(
-                {
-                    "claim": f"emulated over real median {name.upper()} at load {row['load']}",
-                    "value": row[f"{name}_ratio_p50"],
-                }
-            )
-    return found
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
-    lines = [f"| {' | '.join(rows[0])} |", f"|{' --- |' * len(rows[0])}"]
-    for row in rows:
-        cells = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values())
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 @click.group()
 def main() -> None:
     """Check the engine emulator."""
@@ -340,7 +314,7 @@ def main() -> None:
 @click.option("--kv-tokens", default=87_296, show_default=True, help="Tokens that its KV cache holds.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--skip-arithmetic", is_flag=True, help="Only compare with --url.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for result.json and table.md.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for result.json and result.md.")
 def check(
     url: str | None,
     model: str,
@@ -352,9 +326,7 @@ def check(
     out: Path | None,
 ) -> None:
     """Compare the emulator with its arithmetic, and with a real vLLM if there is one."""
-    rows = [] if skip_arithmetic else asyncio.run(against_arithmetic(seed))
-    texts = [table(rows)] if rows else []
-    meta: dict[str, Any] = {"seed": seed, "at_unix_s": time.time()}
+    rows: list[dict[str, Any]] = [] if skip_arithmetic else asyncio.run(against_arithmetic(seed))
     if url is not None:
         limits = EngineProfile(
             model=model,
@@ -365,16 +337,10 @@ def check(
             kv_capacity_tokens=kv_tokens,
         )
         profile, real_rows = asyncio.run(against_vllm(url, model, limits, seed))
-        meta["fitted_profile"] = msgspec.to_builtins(profile)
-        rows += real_rows
-        texts.append(table(real_rows))
-    text = "\n\n".join(texts)
-    print(text)
+        rows += [{"part": "profile", **msgspec.to_builtins(profile)}, *real_rows]
+    print(table(rows))
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        result = {"meta": meta, "rows": rows, "claims": claims(rows)}
-        (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-        (out / "table.md").write_text(text + "\n")
+        write_result(out, "python -m eval.emulator check", rows, claims=[], seeds=[seed])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from swarmx.client import Api, token_for
 from swarmx.core.errors import SwarmXError
-from swarmx.tables import print_decision, print_replicas
+from swarmx.tables import columns, print_decision, print_replicas
 
 DEFAULT_URL = "http://127.0.0.1:8100"
 
@@ -174,8 +174,12 @@ def _input(text: str) -> tuple[str, Any]:
 
 
 @main.command()
-@click.option("--state", type=click.Choice(["running", "cancelling", "finished", "failed", "cancelled"]))
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 200))
+@click.option(
+    "--state",
+    type=click.Choice(["running", "cancelling", "finished", "failed", "cancelled"]),
+    help="Only workflows in this state.",
+)
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 200), help="How many on a page.")
 @click.option("--cursor", help="Where the last page ended.")
 @click.pass_context
 def workflows(ctx: click.Context, state: str | None, limit: int, cursor: str | None) -> None:
@@ -183,7 +187,7 @@ def workflows(ctx: click.Context, state: str | None, limit: int, cursor: str | N
     page = _ask(ctx, lambda api: api.get("/api/v1/workflows", state=state, limit=limit, cursor=cursor))
 
     def render(console: Console) -> None:
-        table = Table("workflow", "kind", "name", "state", "seconds")
+        table = columns("workflow", "kind", "name", "state", "seconds")
         for row in page["workflows"]:
             table.add_row(row["workflow_id"], row["kind"], row["name"], row["state"], _seconds(row))
         console.print(table)
@@ -323,8 +327,10 @@ def keys() -> None:
 
 @keys.command("add")
 @click.argument("name")
-@click.option("--role", type=click.Choice(["client", "viewer", "operator", "admin"]), required=True)
-@click.option("--tenant", default="default", show_default=True)
+@click.option(
+    "--role", type=click.Choice(["client", "viewer", "operator", "admin"]), required=True, help="What it may do."
+)
+@click.option("--tenant", default="default", show_default=True, help="Whose workflows and calls it makes and sees.")
 @click.pass_context
 def keys_add(ctx: click.Context, name: str, role: Any, tenant: str) -> None:
     """Make a token; it is shown once and kept only as a hash."""
@@ -375,14 +381,14 @@ def _seconds(row: dict[str, Any]) -> str:
 def _print_workflow(console: Console, row: dict[str, Any]) -> None:
     console.print(f"{row['workflow_id']}: {row['state']} {_seconds(row) and _seconds(row) + ' s'}", highlight=False)
     if row.get("nodes"):
-        table = Table("node", "kind", "state", "seconds")
+        table = columns("node", "kind", "state", "seconds")
         for node in row["nodes"]:
             begun, ended = node.get("started_at_s"), node.get("ended_at_s")
             seconds = f"{ended - begun:.2f}" if begun is not None and ended is not None else ""
             table.add_row(node["path"], node["kind"], node["state"], seconds)
         console.print(table)
     if row.get("calls"):
-        table = Table("call", "node", "model", "replica", "state", "seconds")
+        table = columns("call", "node", "model", "replica", "state", "seconds")
         for call in row["calls"]:
             seconds = f"{call['ended_at_s'] - call['ready_at_s']:.2f}"
             table.add_row(call["call_id"], call["node"], call["model"], call["replica_id"], call["state"], seconds)

@@ -130,7 +130,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _first_key(keys: Keyring, state_dir: Path) -> None:
-    """On the first start, make an admin key and leave its token for the user who runs the server."""
-    if keys.all():
+    """Without an admin key there is one made, and its token left for the user who runs the server."""
+    if any(key.role == "admin" for key in keys.all()):
         return
     write_private(state_dir / "admin.token", keys.add("admin", "admin", "default").encode())

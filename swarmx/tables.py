@@ -9,6 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 
+def columns(*names: str, title: str | None = None) -> Table:
+    """A table whose first column, the one that people copy, is never cut."""
+    table = Table(title=title)
+    for position, name in enumerate(names):
+        table.add_column(name, no_wrap=position == 0, overflow="fold")
+    return table
+
+
 def print_decision(console: Console, item: dict[str, Any]) -> None:
     """The explanation, and the table of candidates that it rests on."""
     for line in item["explanation"]:
@@ -17,7 +25,9 @@ def print_decision(console: Console, item: dict[str, Any]) -> None:
     seen = decision["candidates"]
     costs = seen["cost_s"]
     terms = dict(seen["terms_s"])
-    table = Table("candidate", "in flight", *(["expected s"] if costs else []), *(n.removesuffix("_s") for n in terms))
+    table = columns(
+        "candidate", "in flight", *(["expected s"] if costs else []), *(n.removesuffix("_s") for n in terms)
+    )
     order = sorted(range(len(seen["replica_ids"])), key=lambda i: _cost(costs, i) if costs else seen["in_flight"][i])
     for i in order[:10]:
         name = seen["replica_ids"][i]
@@ -29,7 +39,7 @@ def print_decision(console: Console, item: dict[str, Any]) -> None:
 
 def print_replicas(console: Console, rows: list[dict[str, Any]]) -> None:
     """One line a replica."""
-    table = Table("replica", "model", "device", "state", "in flight", "calls", "busy", "provider")
+    table = columns("replica", "model", "device", "state", "in flight", "calls", "busy", "provider")
     for row in rows:
         provider = "emulated" if row["emulated"] else row["provider"]
         busy = f"{row['utilisation']:.0%}"

@@ -90,7 +90,7 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
         stack.push_async_callback(store.close)
 
         book = FleetBook(clock)
-        telemetry = Telemetry(book)
+        telemetry = Telemetry(book, faults=lambda: switchboard.faults)
         background = Background(telemetry)
         stack.push_async_callback(background.flush)
         stack.push_async_callback(_cancelled, asyncio.create_task(background.run(), name="records"))

@@ -37,6 +37,10 @@ class JournalError(SwarmXError):
     """A journal cannot be read, or its decisions do not reproduce."""
 
 
+class Unavailable(SwarmXError):
+    """The server cannot do this now: it is stopping, or a file of its own is damaged."""
+
+
 class StoreError(SwarmXError):
     """The database refused a write or holds a newer schema than this version knows."""
 

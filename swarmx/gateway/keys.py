@@ -16,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from swarmx.core.errors import ConfigError, Forbidden, NotFound, StoreError, Unauthorized
+from swarmx.core.errors import ConfigError, Forbidden, NotFound, StoreError, Unauthorized, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class Keyring:
                 keys = msgspec.json.decode(self._path.read_bytes(), type=list[Key])
             except msgspec.MsgspecError as error:
                 self._looked_s = float("-inf")
-                raise ConfigError(f"{self._path} is not a file of keys ({error}); restore or delete it.") from None
+                raise Unavailable(f"{self._path} is not a file of keys ({error}); restore or delete it.") from None
             self._keys, self._stamp = {key.name: key for key in keys}, stamp
 
     def _save(self) -> None:

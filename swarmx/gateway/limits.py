@@ -10,7 +10,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from swarmx.gateway.problems import problem
 
-
 _DROPPED_BYTES = 64 * 1024 * 1024
 _DROPPED_S = 10.0
 

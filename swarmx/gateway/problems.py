@@ -13,7 +13,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from swarmx.core.errors import ConfigError, Forbidden, NotFound, StoreError, SwarmXError, Unauthorized, WorkflowError
+from swarmx.core.errors import (
+    ConfigError,
+    Forbidden,
+    NotFound,
+    StoreError,
+    SwarmXError,
+    Unauthorized,
+    Unavailable,
+    WorkflowError,
+)
 from swarmx.runtime.calls import CallRefused
 from swarmx.runtime.requests import BadRequest
 
@@ -26,6 +35,7 @@ _STATUS: dict[type[SwarmXError], int] = {
     Unauthorized: 401,
     Forbidden: 403,
     StoreError: 503,
+    Unavailable: 503,
 }
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from swarmx.core.messages import AlertRaised, DecisionMade, Message
@@ -17,9 +17,14 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 class Telemetry:
     """Counts what passes by; the fleet's gauges are read from the book when asked for."""
 
-    def __init__(self, book: FleetBook) -> None:
+    def __init__(self, book: FleetBook, *, faults: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
         self._book = book
+        Gauge(
+            "swarmx_agent_faults",
+            "Messages that an agent failed on, and actions outside its set.",
+            registry=self._registry,
+        ).set_function(faults)
         self._calls = Counter("swarmx_calls", "Calls that ended.", ["model", "state"], registry=self._registry)
         self._call_s = Histogram(
             "swarmx_call_seconds", "From acceptance to end.", ["model"], buckets=_SECONDS, registry=self._registry
@@ -37,8 +42,10 @@ class Telemetry:
             self._alerts.labels(message.kind).inc()
 
     def call_ended(self, record: CallRecord) -> None:
-        self._calls.labels(record.model, record.state).inc()
-        self._call_s.labels(record.model).observe(max(0.0, record.ended_at_s - record.ready_at_s))
+        """Count a call; a model that no replica ever served goes under "unknown", whatever clients call it."""
+        model = record.model if record.model in self._book.models() else "unknown"
+        self._calls.labels(model, record.state).inc()
+        self._call_s.labels(model).observe(max(0.0, record.ended_at_s - record.ready_at_s))
 
     def record_lost(self) -> None:
         self._lost.inc()

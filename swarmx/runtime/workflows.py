@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import msgspec
 
-from swarmx.core.errors import NotFound, StoreError, SwarmXError, WorkflowError
+from swarmx.core.errors import NotFound, StoreError, SwarmXError, Unavailable, WorkflowError
 from swarmx.core.ports import Caller, Store
 from swarmx.core.records import TERMINAL, ModelRequest, WorkflowRecord, WorkflowState
 from swarmx.runtime.workflow_view import describe_run
@@ -94,10 +94,11 @@ class WorkflowRunner:
         """Accept a workflow and begin it; returns its id once it is durable.
 
         The deadline is absolute, Unix seconds; without one the definition's relative `deadline_s` counts from now.
-        Raises WorkflowError when the inputs do not fit, StoreError when it cannot be stored.
+        Raises WorkflowError when the inputs do not fit, StoreError when it cannot be stored, Unavailable while the
+        server stops.
         """
         if self._closed:
-            raise WorkflowError("this server is stopping and accepts no workflows; submit again once it is back")
+            raise Unavailable("this server is stopping and accepts no workflows; submit again once it is back")
         now_s = self._clock.now_s()
         if deadline_at_s is None and spec.deadline_s is not None:
             deadline_at_s = now_s + spec.deadline_s

@@ -1,0 +1,176 @@
+"""Settings are strict: what is unknown or out of range is named, with the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swarmx.agents.policies import POLICIES
+from swarmx.config import EmulatedReplicas, Settings, is_loopback, load, parse, rows
+from swarmx.core.errors import ConfigError
+
+A = {"id": "a", "model": "m", "url": "http://127.0.0.1:1"}
+
+
+def complaint(data: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(data, source="x.toml")
+    assert all(line.startswith("x.toml: ") for line in str(caught.value).splitlines())
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "nearest"),
+    [
+        ({"sever": {}}, "sever", "server"),
+        ({"server": {"prot": 1}}, "server.prot", "port"),
+        ({"router": {"polcy": "random"}}, "router.polcy", "policy"),
+        ({"replicas": [{**A, "modle": "m"}]}, "replicas.0.modle", "model"),
+        ({"emulated": [{"model": "m", "device": "d", "cuont": 1}]}, "emulated.0.cuont", "count"),
+        ({"workflows": {"idle_s": 1.0}}, "workflows.idle_s", "transparent_idle_s"),
+    ],
+)
+def test_an_unknown_setting_is_named_with_the_nearest_one(data: dict[str, Any], name: str, nearest: str) -> None:
+    said = complaint(data)
+    assert f"unknown setting {name}." in said
+    assert nearest in said
+
+
+def test_a_setting_like_no_other_is_told_all_that_there_are() -> None:
+    assert "Known here: every_s, timeout_s, failures." in complaint({"watch": {"zzz": 1}})
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ({"server": {"port": 65536}}, "server.port"),
+        ({"server": {"port": "http"}}, "server.port"),
+        ({"server": {"max_body_bytes": 10}}, "server.max_body_bytes"),
+        ({"server": {"drain_s": -1}}, "server.drain_s"),
+        ({"router": {"max_attempts": 0}}, "router.max_attempts"),
+        ({"router": {"call_timeout_s": 0.0}}, "router.call_timeout_s"),
+        ({"router": {"call_timeout_s": float("inf")}}, "router.call_timeout_s"),
+        ({"router": {"queue_timeout_s": float("nan")}}, "router.queue_timeout_s"),
+        ({"router": {"parameters": {"x": float("nan")}}}, "router.parameters.x"),
+        ({"watch": {"every_s": -1.0}}, "watch.every_s"),
+        ({"emulation": {"time_scale": 0.0}}, "emulation.time_scale"),
+        ({"replicas": [{**A, "url": "127.0.0.1:1"}]}, "replicas.0.url"),
+        ({"replicas": [{**A, "id": "a b"}]}, "replicas.0.id"),
+        ({"replicas": [{**A, "kind": "video"}]}, "replicas.0.kind"),
+        ({"replicas": [{"id": "a", "url": "http://x"}]}, "replicas.0.model is missing"),
+        ({"emulated": [{"model": "m", "device": "d", "count": 65}]}, "emulated.0.count"),
+        ({"emulated": [{"model": "m", "device": "d", "size_class": "9b"}]}, "emulated.0.size_class"),
+        ({"server": 5}, "server"),
+        ({"replicas": {}}, "replicas"),
+    ],
+)
+def test_a_value_out_of_range_is_named(data: dict[str, Any], name: str) -> None:
+    assert f"x.toml: {name}" in complaint(data)
+
+
+def test_every_problem_has_a_line_of_its_own() -> None:
+    assert len(complaint({"server": {"port": -1, "hots": ""}, "wach": {}}).splitlines()) == 3
+
+
+def test_a_long_value_is_not_repeated_in_full() -> None:
+    assert len(complaint({"server": {"port": "x" * 10_000}})) < 300
+
+
+def test_an_unknown_policy_is_named_with_the_nearest_one() -> None:
+    assert "Did you mean 'round_robin'?" in complaint({"router": {"policy": "round_robbin"}})
+
+
+def test_a_parameter_that_the_policy_does_not_have_is_named() -> None:
+    said = complaint({"router": {"policy": "random", "parameters": {"speed": 1.0}}})
+    assert "'random' has no parameter 'speed'" in said
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"replicas": [A, A]},
+        {"emulated": [{"model": "a", "device": "b"}] * 2},
+        {"replicas": [{**A, "id": "m-d-0"}], "emulated": [{"model": "m", "device": "d"}]},
+    ],
+)
+def test_replica_ids_are_unique(data: dict[str, Any]) -> None:
+    assert "occurs more than once" in complaint(data)
+
+
+def test_a_model_has_one_kind() -> None:
+    said = complaint({"replicas": [A], "emulated": [{"model": "m", "device": "d", "kind": "image"}]})
+    assert "a model has one kind, m is given both" in said
+
+
+def test_a_file_that_is_not_there_is_said_to_be_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the settings .*no\.toml: No such file"):
+        load(tmp_path / "no.toml")
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("raw", [b"[server\nport = 1", b"port =", b"\xff\xfe", b"[server]\nport = 1\nport = 2\n"])
+def test_a_file_that_is_not_toml_is_said_to_be_so(tmp_path: Path, raw: bytes) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_bytes(raw)
+    with pytest.raises(ConfigError, match=r"bad\.toml is not TOML"):
+        load(path)
+
+
+def test_a_file_sets_what_it_names_and_leaves_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "good.toml"
+    path.write_text('[server]\nport = 0\n[[replicas]]\nid = "a"\nmodel = "m"\nurl = "http://127.0.0.1:1"\n')
+    settings = load(path)
+    assert settings.server.port == 0
+    assert settings.server.host == Settings().server.host
+    assert [replica.id for replica in settings.replicas] == ["a"]
+
+
+def test_no_file_means_all_defaults() -> None:
+    assert load(None) == parse({}) == Settings()
+
+
+def test_every_setting_has_a_meaning_and_is_listed_once() -> None:
+    listed = list(rows(Settings()))
+    for name, _, meaning in listed:
+        assert meaning.strip().endswith("."), name
+    names = [name for name, _, _ in listed]
+    assert len(set(names)) == len(names)
+    assert {"server.port", "router.policy", "replicas[].url", "emulated[].device"} <= set(names)
+
+
+def test_every_section_says_what_it_is_for() -> None:
+    for section, info in Settings.model_fields.items():
+        model = info.annotation if isinstance(info.annotation, type) else info.annotation.__args__[0]  # type: ignore[union-attr]
+        assert (model.__doc__ or "").strip(), section
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().server.port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_can_be_set(policy: str) -> None:
+    assert parse({"router": {"policy": policy}}).router.settings().policy == policy
+
+
+def test_the_router_takes_every_one_of_its_settings() -> None:
+    given = {"max_attempts": 2, "queue_timeout_s": 1.5, "seed": 4, "breaker_failures": 9, "breaker_open_s": 2.0}
+    made = parse({"router": given}).router.settings()
+    assert {name: getattr(made, name) for name in given} == given
+
+
+def test_emulated_replicas_are_numbered() -> None:
+    assert EmulatedReplicas(model="m", device="d", count=2).ids() == ["m-d-0", "m-d-1"]
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True), ("0.0.0.0", False),  # noqa: S104
+     ("::", False), ("10.0.0.1", False), ("example.org", False)],
+)  # fmt: skip
+def test_only_loopback_is_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
