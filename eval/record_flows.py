@@ -43,7 +43,7 @@ class RecordingCaller:
         self._session = session
         self._servers = servers
         self._sink = out.open("ab", buffering=0)
-        self._slots = asyncio.Semaphore(16)
+        self._slots = asyncio.Semaphore(64)
         self.counts: Counter[str] = Counter()
 
     async def complete(self, request: ModelRequest) -> ModelResult:

@@ -63,7 +63,7 @@ class Api:
                     detail = body.get("detail") if isinstance(body, dict) else None
                     raise ApiError(response.status, str(detail or f"status {response.status}: {body!r:.300}"))
                 return body
-        except aiohttp.InvalidURL:
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
             raise ConfigError(f"{self.url!r} is not an address such as http://127.0.0.1:8100.") from None
         except aiohttp.ClientConnectorError:
             raise ConfigError(

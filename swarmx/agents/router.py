@@ -74,6 +74,7 @@ class _InFlight:
     work_done: float = 0.0
     context: float = 0.0
     tried: frozenset[str] = field(default_factory=frozenset)
+    patience_until_s: float | None = None  # set when it first has to wait; retries do not extend it
 
 
 class RouterAgent:
@@ -156,9 +157,13 @@ class RouterAgent:
         """Dispatch the call, or let it wait for a replica."""
         state = self._calls[call_id]
         pool = self._pools.get(state.call.model)
-        if pool is None or len(columns := pool.eligible(state.tried)) == 0:
+        if pool is None:
+            return [self._refuse(call_id, "no_replica", f"no replica serves the model {state.call.model!r}")]
+        if len(columns := pool.eligible(state.tried)) == 0:
+            if state.patience_until_s is None:
+                state.patience_until_s = now_s + self.settings.queue_timeout_s
             self._waiting[call_id] = None
-            return [StartTimer(key=f"queue:{call_id}", at_s=now_s + self.settings.queue_timeout_s)]
+            return [StartTimer(key=f"queue:{call_id}", at_s=state.patience_until_s)]
         view = pool.view(columns, now_s)
         choice, policy, alerts = self._choose(CallView(call=state.call, forecast=state.forecast), view)
         second = _second(choice)

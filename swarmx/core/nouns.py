@@ -16,7 +16,7 @@ from swarmx.core.forecast import Forecast
 CallKind = Literal["llm", "image"]
 ReplicaState = Literal["starting", "ready", "cordoned", "draining", "gone"]
 FailureReason = Literal[
-    "connect", "timeout", "bad_answer", "connection_lost", "replica_gone", "replica_error", "rejected", "client_gone"
+    "connect", "timeout", "bad_answer", "connection_lost", "replica_gone", "replica_error", "busy", "rejected"
 ]
 
 

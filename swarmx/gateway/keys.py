@@ -16,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from swarmx.core.errors import ConfigError, Forbidden, NotFound, StoreError, Unauthorized, Unavailable
+from swarmx.core.errors import ConfigError, Forbidden, NotFound, Unauthorized, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -63,16 +63,16 @@ class Keyring:
         self._looked_s = float("-inf")
 
     def check(self, authorization: str | None) -> Key:
-        """The key behind an `Authorization: Bearer ...` header. Raises Unauthorized."""
+        """The key behind an `Authorization: Bearer ...` header. Raises Unauthorized, Unavailable."""
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Unauthorized("no token. Send `Authorization: Bearer TOKEN`; `swarmx keys add` makes one.")
         digest = _digest(token.strip())
         try:
             self._load()
-        except ConfigError as error:
-            log.error("%s", error)
-            raise StoreError("the keys cannot be read; the server's log says why.") from None
+        except Unavailable as error:
+            log.error("%s", error)  # names a path, which is not for clients
+            raise Unavailable("the keys cannot be read; the server's log says why.") from None
         for key in self._keys.values():
             if hmac.compare_digest(key.sha256, digest):
                 return key

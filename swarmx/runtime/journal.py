@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any, Protocol, get_args
 
@@ -29,7 +30,7 @@ def load_factory(text: str) -> tuple[str, AgentFactory]:
     name, _, path = text.partition("=")
     module, _, attribute = path.partition(":")
     try:
-        factory: AgentFactory = getattr(importlib.import_module(module), attribute)
+        factory: AgentFactory = attrgetter(attribute)(importlib.import_module(module))
     except (ImportError, AttributeError, ValueError) as error:
         raise JournalError(f"--agent {text!r}: {error}. Write NAME=MODULE:FACTORY.") from None
     return name, factory

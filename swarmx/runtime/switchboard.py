@@ -14,6 +14,9 @@ from swarmx.runtime.journal import Entry, Journal, step
 
 log = logging.getLogger(__name__)
 
+# Losing a replica re-dispatches all its calls in one delivery; agents that only talk to each other never end.
+_MOST_AT_ONCE = 100_000
+
 Observer = Callable[[Message, float], None]
 
 
@@ -49,9 +52,15 @@ class Switchboard:
     ) -> list[Command]:
         """Hand out the message (to one agent when `to` is given) and everything that follows from it at once."""
         commands: list[Command] = []
+        delivered = 0
         queue = deque([(self._envelope(sender, message, cause), to)])
         while queue:
             envelope, only = queue.popleft()
+            delivered += 1
+            if delivered > _MOST_AT_ONCE:
+                self.faults += 1
+                log.error("agents answered each other %d times over one message; the rest is dropped", _MOST_AT_ONCE)
+                break
             for observer in self.observers:
                 self._show(observer, envelope.message, now_s)
             for agent in self.agents:

@@ -11,6 +11,7 @@ import msgspec
 
 from swarmx.core.nouns import FailureReason
 
+_HEADERS = {"content-type": "application/json"}
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _MAX_TOKENS = 1 << 40  # a replica that claims more is talking nonsense
 
@@ -56,7 +57,7 @@ class Upstream:
     async def open(self, url: str, body: bytes) -> aiohttp.ClientResponse:
         """POST the body; returns once the replica accepted it with status 200. Raises AttemptFailed."""
         try:
-            response = await self._session.post(url, data=body, headers={"content-type": "application/json"})
+            response = await self._session.post(url, data=body, headers=_HEADERS, allow_redirects=False)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise AttemptFailed("connect", f"cannot connect: {error}", retryable=True) from None
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
@@ -64,7 +65,11 @@ class Upstream:
         if response.status == 200:
             return response
         text = await _read_all(response)
-        if response.status in (408, 429) or response.status >= 500:
+        if response.status == 429:
+            raise AttemptFailed("busy", "the replica is busy (status 429)", retryable=True, status=429)
+        if response.status < 400:
+            raise AttemptFailed("bad_answer", f"status {response.status}, expected 200", retryable=True)
+        if response.status == 408 or response.status >= 500:
             raise AttemptFailed("replica_error", f"status {response.status}", retryable=True, status=502)
         raise AttemptFailed("rejected", f"status {response.status}", retryable=False, status=response.status, body=text)
 

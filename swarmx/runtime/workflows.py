@@ -134,6 +134,9 @@ class WorkflowRunner:
         if record.mode != "declared":
             raise WorkflowError(f"the workflow {workflow_id} is its client's own; only declared ones can be cancelled")
         if workflow_id not in self._live:
+            record = await self._record(workflow_id, tenant)  # it may have ended while it was first read
+            if record.state in TERMINAL:
+                return record
             await self._pick_up(record)
         live = self._live.get(workflow_id)
         if live is not None:
@@ -143,11 +146,10 @@ class WorkflowRunner:
 
     async def wait(self, workflow_id: str, tenant: str | None) -> WorkflowRecord:
         """The workflow's record once it has ended, or once this runner has let it go. Raises NotFound."""
-        record = await self._record(workflow_id, tenant)
+        await self._record(workflow_id, tenant)  # is it there, and may the tenant see it
         live = self._live.get(workflow_id)
-        if live is None or record.state in TERMINAL:
-            return record
-        await live.ended.wait()
+        if live is not None:
+            await live.ended.wait()
         return await self._record(workflow_id, tenant)
 
     async def describe(self, workflow_id: str, tenant: str | None) -> dict[str, Any]:

@@ -135,10 +135,27 @@ TestAnyOrderOfMessages.settings = settings(max_examples=150, stateful_step_count
 
 
 def a_router(*replica_ids: str, policy: str = "round_robin", **patience: Any) -> RouterAgent:
+    """With the ready replicas; without any, one of their model is still starting."""
     agent = RouterAgent(RouterSettings(policy=policy, **patience))
+    agent.handle(changed(replica_ids[0] if replica_ids else "r0", "starting"), 0.0)
     for replica_id in replica_ids:
         agent.handle(changed(replica_id), 0.0)
     return agent
+
+
+def test_a_call_for_a_model_that_nobody_serves_is_refused_at_once() -> None:
+    (refusal,) = a_router("r0").handle(ready("c", model="nope"), 0.0)
+    assert isinstance(refusal, Refuse)
+    assert (refusal.reason, refusal.attempts) == ("no_replica", 0)
+    assert "'nope'" in refusal.detail
+
+
+def test_a_retry_that_has_to_wait_again_gets_no_more_patience() -> None:
+    agent = a_router(queue_timeout_s=30.0)
+    agent.handle(ready("c"), 0.0)
+    agent.handle(changed("r0"), 10.0)
+    outputs = agent.handle(changed("r0", "gone"), 20.0)
+    assert [o.at_s for o in outputs if isinstance(o, StartTimer)] == [30.0]
 
 
 def test_a_call_goes_to_a_ready_replica_and_the_decision_says_why() -> None:

@@ -36,8 +36,8 @@ from tests.e2e.fleet import (
 
 pytestmark = [pytest.mark.process, pytest.mark.asyncio(loop_scope="module")]
 
-HELLO = [{"role": "user", "content": "Hello?"}]
-PATIENT = {  # short enough to wait for, long enough for a busy machine
+HELLO: Any = [{"role": "user", "content": "Hello?"}]
+PATIENT: dict[str, Any] = {  # short enough to wait for, long enough for a busy machine
     "router": {
         "policy": "round_robin",
         "max_attempts": 2,
@@ -87,10 +87,10 @@ async def test_a_call_moves_on_from_a_replica_that_fails(fleet: Fleet, mood: Moo
     before = fleet.peers[mood].calls
     for _ in range(2):  # the policy takes turns, so that one of the two begins at the bad one
         if stream:
-            chunks = await fleet.client.chat.completions.create(model=f"mixed-{mood}", messages=HELLO, stream=True)  # type: ignore[call-overload]
-            said = "".join([chunk.choices[0].delta.content async for chunk in chunks])
+            chunks = await fleet.client.chat.completions.create(model=f"mixed-{mood}", messages=HELLO, stream=True)
+            said = "".join([chunk.choices[0].delta.content or "" async for chunk in chunks])
         else:
-            answer = await fleet.client.chat.completions.create(model=f"mixed-{mood}", messages=HELLO)  # type: ignore[arg-type]
+            answer = await fleet.client.chat.completions.create(model=f"mixed-{mood}", messages=HELLO)
             said = answer.choices[0].message.content or ""
         assert said == "Hello from a peer."
     assert fleet.peers[mood].calls > before
@@ -99,19 +99,17 @@ async def test_a_call_moves_on_from_a_replica_that_fails(fleet: Fleet, mood: Moo
 async def test_an_answer_that_breaks_off_is_asked_for_elsewhere(fleet: Fleet) -> None:
     attempts = []
     for _ in range(2):
-        raw = await fleet.client.chat.completions.with_raw_response.create(model="mixed-break_off", messages=HELLO)  # type: ignore[arg-type]
+        raw = await fleet.client.chat.completions.with_raw_response.create(model="mixed-break_off", messages=HELLO)
         assert raw.parse().choices[0].message.content == "Hello from a peer."
         attempts.append(raw.headers["x-swarmx-attempts"])
     assert "2" in attempts
 
 
 async def test_a_stream_that_breaks_off_after_its_first_token_ends_with_an_error(fleet: Fleet) -> None:
-    chunks = await fleet.client.chat.completions.create(model="only-break_off", messages=HELLO, stream=True)  # type: ignore[call-overload]
-    said = []
+    chunks = await fleet.client.chat.completions.create(model="only-break_off", messages=HELLO, stream=True)
+    assert (await anext(chunks)).choices[0].delta.content == "Hello"
     with pytest.raises(openai.APIError, match="The replica failed while it answered") as caught:
-        async for chunk in chunks:
-            said.append(chunk.choices[0].delta.content)
-    assert said == ["Hello"]
+        await anext(chunks)
     assert caught.value.code == "connection_lost"
 
 
@@ -133,7 +131,7 @@ async def test_a_call_that_no_replica_answers_is_an_openai_error_with_its_attemp
     if stream and mood in ("garbage", "not_an_answer"):
         said = "not an event stream"
     with pytest.raises(openai.InternalServerError, match=said) as caught:
-        await fleet.client.chat.completions.create(model=f"only-{mood}", messages=HELLO, stream=stream)  # type: ignore[call-overload]
+        await fleet.client.chat.completions.create(model=f"only-{mood}", messages=HELLO, stream=stream)
     assert caught.value.status_code == status
     headers = caught.value.response.headers
     assert headers["x-swarmx-attempts"] == ("0" if mood == "down" else "2")
@@ -147,7 +145,7 @@ async def test_a_call_that_no_replica_answers_is_an_openai_error_with_its_attemp
 async def test_what_a_replica_refuses_is_not_tried_elsewhere(fleet: Fleet) -> None:
     before = fleet.peers["reject"].calls
     with pytest.raises(openai.BadRequestError, match="no such thing") as caught:
-        await fleet.client.chat.completions.create(model="reject", messages=HELLO)  # type: ignore[arg-type]
+        await fleet.client.chat.completions.create(model="reject", messages=HELLO)
     assert caught.value.param == "x"
     assert fleet.peers["reject"].calls == before + 1
 
@@ -155,7 +153,7 @@ async def test_what_a_replica_refuses_is_not_tried_elsewhere(fleet: Fleet) -> No
 async def test_a_replica_that_is_down_at_the_start_only_waits_for_its_turn(fleet: Fleet) -> None:
     rows = await fleet.http.replicas()
     assert rows["down"]["state"] == "starting"
-    answer = await fleet.client.chat.completions.create(model="mixed-down", messages=HELLO)  # type: ignore[arg-type]
+    answer = await fleet.client.chat.completions.create(model="mixed-down", messages=HELLO)
     assert answer.choices[0].message.content == "Hello from a peer."
 
 
@@ -196,9 +194,7 @@ async def test_a_call_that_waits_is_answered_by_the_replica_that_comes_back(tmp_
         await found["a"].stop()
         with serving({**patient, "replicas": [replica]}, tmp_path) as server:
             async with server.http() as http:
-                task = asyncio.create_task(
-                    http.post("/v1/chat/completions", json={"model": "m", "messages": HELLO})
-                )
+                task = asyncio.create_task(http.post("/v1/chat/completions", json={"model": "m", "messages": HELLO}))
                 await asyncio.sleep(0.3)  # most likely long enough for the call to be waiting
                 assert not task.done()
                 await found["a"].start()
@@ -215,6 +211,7 @@ FLEET = {
         {"model": "sdxl", "device": "l40s", "kind": "image"},
     ],
 }
+LLM = {"kind": "llm", "model": "qwen3-8b", "max_tokens": 300}
 STEPS = {
     "name": "steps",
     "inputs": {"topic": None},
@@ -223,10 +220,10 @@ STEPS = {
         "each": {
             "kind": "map",
             "over": "parts",
-            "do": {"ask": {"kind": "llm", "model": "qwen3-8b", "prompt": "{{ inputs.topic }} {{ item }}", "max_tokens": 300}},
+            "do": {"ask": {**LLM, "prompt": "{{ inputs.topic }} {{ item }}"}},
             "result": "{{ ask.text }}",
         },
-        "write": {"kind": "llm", "model": "qwen3-8b", "prompt": '{{ each | join(" ") }}', "max_tokens": 300},
+        "write": {**LLM, "prompt": '{{ each | join(" ") }}'},
         "draw": {"kind": "image", "model": "sdxl", "prompt": "{{ write.text }}", "steps": 2, "width": 64, "height": 64},
     },
     "outputs": {"text": "{{ write.text }}"},
@@ -301,7 +298,7 @@ async def test_a_killed_server_takes_all_its_workflows_up_again_and_ends_each_on
                 assert all(node["state"] == "finished" for node in row["nodes"])
         assert server.stop() == 0
     after = endings(server)
-    assert after == {workflow_id: ("finished", 1) for workflow_id in ids}
+    assert after == dict.fromkeys(ids, ("finished", 1))
     for workflow_id, (state, _) in before.items():
         assert state in ("running", "finished"), workflow_id
     check_journals(server, lives=2)
@@ -320,7 +317,7 @@ async def test_a_server_that_is_stopped_in_the_middle_continues_where_it_was(tmp
         async with server.http() as http:
             rows = await asyncio.gather(*(http.ended(workflow_id) for workflow_id in ids))
             assert {row["state"] for row in rows} == {"finished"}
-    assert endings(server) == {workflow_id: ("finished", 1) for workflow_id in ids}
+    assert endings(server) == dict.fromkeys(ids, ("finished", 1))
     check_journals(server, lives=2)
 
 

@@ -6,11 +6,13 @@ import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from swarmx.gateway.keys import Keyring
 from tests.e2e.fleet import Http, Reply, Server, until
 
 pytestmark = pytest.mark.process
@@ -24,15 +26,16 @@ nodes:
 outputs: {said: "{{ ask.text }}"}
 """
 INSTANT = {"name": "instant", "nodes": {"a": {"kind": "tool", "function": "upper", "args": {"text": "x"}}}}
+DRAW = {"kind": "image", "model": "sdxl", "prompt": "A bee"}
 PICTURE = {
     "name": "picture",
-    "nodes": {"draw": {"kind": "image", "model": "sdxl", "prompt": "A bee", "steps": 2, "width": 128, "height": 128}},
+    "nodes": {"draw": {**DRAW, "steps": 2, "width": 128, "height": 128}},
     "outputs": {"sha256": "{{ draw.images | pick('sha256') | first }}"},
 }
 SLOW = {  # two minutes of drawing at the fleet's time scale
     "name": "slow",
     "nodes": {
-        "draw": {"kind": "image", "model": "sdxl", "prompt": "A bee", "steps": 200, "width": 2048, "height": 2048, "n": 3}
+        "draw": {**DRAW, "steps": 200, "width": 2048, "height": 2048, "n": 3},
     },
 }
 
@@ -329,9 +332,8 @@ async def test_health_is_open_and_metrics_are_for_those_who_may_read_all(server:
     assert (ready.status, ready.body) == (200, {"ready_replicas": 4})
     refused(await http.get("/metrics", token=""), 401)
     await http.ended(await http.submitted(ONE, question="a"))
-    reply = await until(
-        lambda: http.get("/metrics"), lambda reply: b'swarmx_calls_total{model="qwen3-8b",state="finished"}' in reply.body
-    )
+    counted = b'swarmx_calls_total{model="qwen3-8b",state="finished"}'
+    reply = await until(lambda: http.get("/metrics"), lambda reply: counted in reply.body)
     text = reply.body.decode()
     assert 'swarmx_replicas{model="qwen3-8b",state="ready"} 3.0' in text
     assert "swarmx_records_lost_total 0.0" in text
@@ -392,8 +394,8 @@ async def test_a_role_may_do_what_it_says_and_no_more(
 async def test_things_of_another_tenant_do_not_exist(server: Server, http: Http) -> None:
     workflow_id = await http.submitted(ONE, question="Secret?")
     await http.ended(workflow_id)
-    call = (await until(lambda: http.get(f"/api/v1/workflows/{workflow_id}"), lambda r: r.body["calls"])).body["calls"][0]
-    call_id = call["call_id"]
+    shown = await until(lambda: http.get(f"/api/v1/workflows/{workflow_id}"), lambda reply: reply.body["calls"])
+    call_id = shown.body["calls"][0]["call_id"]
     with a_key(server, "client", "rest-stranger") as stranger, a_key(server, "client") as friend:
         await honoured(http, stranger)
         await honoured(http, friend)
@@ -409,8 +411,6 @@ async def test_things_of_another_tenant_do_not_exist(server: Server, http: Http)
 
 
 async def test_a_revoked_key_is_refused_soon(server: Server, http: Http) -> None:
-    from swarmx.gateway.keys import Keyring
-
     token = server.key("soon-gone", "client")
     await honoured(http, token)
     Keyring(server.state_dir / "keys.json").revoke("soon-gone")
@@ -458,8 +458,8 @@ async def test_many_workflows_at_once_all_finish(http: Http) -> None:
     ids = await asyncio.gather(*(http.submitted(workflow) for _ in range(20)))
     rows = await asyncio.gather(*(http.ended(workflow_id) for workflow_id in ids))
     assert {row["state"] for row in rows} == {"finished"}
-    rows = [
-        (await until(lambda i=i: http.get(f"/api/v1/workflows/{i}"), lambda r: len(r.body["calls"]) == 4)).body
-        for i in ids
-    ]
-    assert {call["workflow_kind"] for row in rows for call in row["calls"]} == {"default"}
+    for workflow_id in ids:
+        reply = await until(
+            partial(http.get, f"/api/v1/workflows/{workflow_id}"), lambda reply: len(reply.body["calls"]) == 4
+        )
+        assert {call["workflow_kind"] for call in reply.body["calls"]} == {"default"}

@@ -84,6 +84,10 @@ class Scene:
             lambda message, now_s: self.heard.append(message),
         ]
 
+    def announce(self) -> None:
+        """A replica of the model is starting, so calls wait for it."""
+        self.shell.post(changed("later", "starting"))
+
     async def serve(self, name: str, *serve: Serve) -> None:
         """A replica that answers its first calls by the functions, and all later ones by the last."""
         left = list(serve)
@@ -125,7 +129,7 @@ class Scene:
         (record,) = self.records
         assert record.state == state
         assert self.attempts_in_flight() == self.calls.in_flight == self.switchboard.faults == 0
-        assert [status.in_flight for status in self.book.statuses()] == [0] * len(self._urls)
+        assert not any(status.in_flight for status in self.book.statuses())
         self.router.validate()
         return record
 
@@ -329,6 +333,7 @@ async def test_a_call_that_every_replica_fails_is_refused_with_the_last_reason(s
 
 async def test_a_call_that_no_replica_takes_in_time_is_refused(scene: Make) -> None:
     s = scene(queue_timeout_s=0.05)
+    s.announce()
     with pytest.raises(CallRefused) as refused:
         await s.ask()
     assert (refused.value.status, refused.value.reason) == (503, "no_replica")
@@ -414,6 +419,7 @@ async def test_a_client_that_leaves_a_stream_is_followed_down_to_the_server(scen
 
 async def test_a_client_that_leaves_the_queue_is_forgotten(scene: Make) -> None:
     s = scene()
+    s.announce()
     task = asyncio.create_task(s.ask())
     await asyncio.sleep(0)
     assert s.calls.in_flight == 1

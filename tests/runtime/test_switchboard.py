@@ -141,3 +141,12 @@ def test_a_journal_that_cannot_be_written_ends_and_the_work_goes_on(caplog: pyte
 def test_agents_need_different_names() -> None:
     with pytest.raises(ValueError, match="different names"):
         board(Scripted("a", raises), Scripted("a", raises))
+
+
+def test_agents_that_answer_each_other_for_ever_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarmx.runtime.switchboard._MOST_AT_ONCE", 50)
+    echoes = [Scripted(name, lambda message: [message], AlertRaised) for name in ("a", "b")]
+    board = Switchboard(echoes, epoch=1, journal=MemoryJournal(limit=0))
+    board.deliver(alert("x"), 0.0)
+    assert board.faults == 1
+    assert len(echoes[0].heard) == 50

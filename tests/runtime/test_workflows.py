@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from swarmx.core.errors import NotFound, StoreError, WorkflowError
+from swarmx.core.errors import NotFound, StoreError, Unavailable, WorkflowError
 from swarmx.core.records import ModelRequest, ModelResult, WorkflowRecord
 from swarmx.memory.sqlite import SqliteStore
 from swarmx.runtime.workflows import WorkflowRunner
@@ -236,7 +236,7 @@ async def test_closing_leaves_workflows_unfinished_for_the_next_start(store: Sql
     record = await store.workflow(workflow_id, tenant="a")
     assert record is not None
     assert record.state == "running"
-    with pytest.raises(WorkflowError, match="stopping"):
+    with pytest.raises(Unavailable, match="stopping"):
         await runner.submit(parse_workflow(ONE), {}, "a")
     again = start(EchoModel())
     await again.recover()
