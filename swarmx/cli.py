@@ -96,7 +96,9 @@ def up(ctx: click.Context, config: Path | None, emulated: bool, port: int | None
 
 
 @main.command()
-@click.option("--workflows", default=72, show_default=True, type=click.IntRange(3, 600), help="How many workflows.")
+@click.option(
+    "--workflows", type=click.IntRange(3, 600), help="How many workflows (default: 72, or 3 with --engine vllm)."
+)
 @click.option("--time-scale", default=10.0, show_default=True, help="How much faster than real the fleet is emulated.")
 @click.option("--seed", default=0, show_default=True, help="Seed of arrivals, of the choice of tasks and of answers.")
 @click.option(
@@ -109,7 +111,7 @@ def up(ctx: click.Context, config: Path | None, emulated: bool, port: int | None
 @click.pass_context
 def demo(
     ctx: click.Context,
-    workflows: int,
+    workflows: int | None,
     time_scale: float,
     seed: int,
     engine: str,

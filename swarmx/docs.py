@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,12 @@ _MADE = "<!-- Written by `make docs`. Change the code, not this page. -->\n\n"
 
 def pages() -> dict[str, str]:
     """The text of every generated page, by file name."""
-    return {"settings.md": settings_page(), "cli.md": cli_page(), "policies.md": policies_page()}
+    return {
+        "settings.md": settings_page(),
+        "cli.md": cli_page(),
+        "policies.md": policies_page(),
+        "modules.md": modules_page(),
+    }
 
 
 def settings_page() -> str:
@@ -78,6 +86,25 @@ def policies_page() -> str:
         "\n".join(["| Policy | What it does | Parameters |", "| --- | --- | --- |", *lines]),
     ]
     return "\n\n".join(out) + "\n"
+
+
+def modules_page() -> str:
+    """Every module with the first line of its docstring, read from the source: nothing is imported."""
+    root = files("swarmx")
+    rows: list[str] = []
+    for name in sorted(_sources(root)):
+        doc = ast.get_docstring(ast.parse(root.joinpath(name).read_text(encoding="utf-8"))) or ""
+        rows.append(f"| `swarmx/{name}` | {_cell(doc.splitlines()[0] if doc else '')} |")
+    out = [_MADE + "# Modules", "\n".join(["| Module | What it is for |", "| --- | --- |", *rows])]
+    return "\n\n".join(out) + "\n"
+
+
+def _sources(folder: Traversable, path: str = "") -> Iterator[str]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _sources(entry, f"{path}{entry.name}/")
+        elif entry.name.endswith(".py"):
+            yield path + entry.name
 
 
 def _commands(

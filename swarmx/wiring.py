@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import msgspec
 from fastapi import FastAPI
@@ -84,6 +87,7 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
     """Everything started, in order, and stopped again in the opposite order."""
     settings.state.dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     async with AsyncExitStack() as stack:
+        stack.callback(_lock(settings.state.dir).close)
         clock = WallClock()
         store = SqliteStore(settings.state.dir / "swarmx.db")
         await store.open()
@@ -162,6 +166,17 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
         yield create_app(context, max_body_bytes=settings.server.max_body_bytes), context
 
 
+def _lock(folder: Path) -> IO[bytes]:
+    """One server a state folder: two would both run the workflows in it. Raises ConfigError."""
+    file = os.fdopen(os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "rb+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(f"another SwarmX runs on {folder}; stop it, or choose a folder with --state-dir.") from None
+    return file
+
+
 def _journal(settings: Settings, agent: RouterAgent, stack: AsyncExitStack) -> FileJournal | MemoryJournal:
     if not settings.state.journal:
         return MemoryJournal(limit=0)
@@ -201,6 +216,10 @@ def _providers(settings: Settings) -> Sequence[Provider]:
 
 def _emulated(group: EmulatedReplicas) -> Sequence[EmulatedSpec]:
     profile = profiles().get((group.model, group.device))
+    if profile is not None and (profile.max_batch == 1) != (group.kind == "image"):
+        raise ConfigError(
+            f"emulated: {group.model!r} serves {'images' if profile.max_batch == 1 else 'text'}; set kind."
+        )
     if profile is None:
         devices = sorted(device for model, device in profiles() if model == group.model)
         models = sorted({model for model, _ in profiles()})

@@ -172,6 +172,7 @@ def test_an_occupied_port_is_named_with_the_way_out(tmp_path: Path) -> None:
         ({"emulated": [{"model": "gpt-9", "device": "h100"}]}, "models are"),
         ({"replicas": [{"id": "a", "model": "m", "url": "http://127.0.0.1:9", "profile": "gpt-9"}]}, "profile 'gpt-9'"),
         ({"server": {"host": "no.such.host.invalid"}, **{"replicas": NOWHERE["replicas"]}}, "cannot listen on"),
+        ({"emulated": [{"model": "sdxl", "device": "h100"}]}, "serves images"),
         ({}, "there are no replicas"),
     ],
 )
@@ -201,6 +202,13 @@ def test_what_a_server_keeps_is_private(tmp_path: Path) -> None:
         assert {"admin.token", "keys.json", "swarmx.db"} <= {path.name for path in files}
         for path in files:
             assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+def test_a_second_server_on_the_same_folder_does_not_start(tmp_path: Path) -> None:
+    with serving(NOWHERE, tmp_path):
+        second = launch(NOWHERE, tmp_path)
+        assert second.gone() == 1
+        assert "another SwarmX runs on" in second.log
 
 
 def test_a_second_start_keeps_the_keys_of_the_first(tmp_path: Path) -> None:

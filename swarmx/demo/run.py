@@ -64,7 +64,7 @@ def arrivals(count: int, *, seed: int, per_s: float, models: Mapping[str, str]) 
 
 async def run_demo(
     *,
-    workflows: int,
+    workflows: int | None,
     time_scale: float,
     seed: int,
     engine: str,
@@ -78,7 +78,7 @@ async def run_demo(
         if engine == "vllm":
             async with vllm_fleet(folder, model, console) as fleet:
                 console.print(fleet.label)
-                todo = arrivals(min(workflows, 6), seed=seed, per_s=0.2, models=fleet.models)
+                todo = arrivals(workflows or 3, seed=seed, per_s=0.2, models=fleet.models)
                 passes = await _passes(fleet.settings, todo, folder, console)
                 scale = 1.0
         else:
@@ -87,7 +87,7 @@ async def run_demo(
                 "than real. Times below are in emulated seconds."
             )
             settings = {"emulation": {"time_scale": time_scale, "seed": seed}, "emulated": EMULATED}
-            todo = arrivals(workflows, seed=seed, per_s=_ARRIVALS_PER_S * time_scale, models=MODELS)
+            todo = arrivals(workflows or 72, seed=seed, per_s=_ARRIVALS_PER_S * time_scale, models=MODELS)
             passes = await _passes(settings, todo, folder, console)
             scale = time_scale
         result = report.summarise(passes, engine=engine, scale=scale, seed=seed)

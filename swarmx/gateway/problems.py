@@ -75,7 +75,9 @@ def install(app: FastAPI) -> None:
 
     async def unexpected(request: Request, error: Exception) -> Response:
         log.error("unexpected error on %s %s", request.method, request.url.path, exc_info=error)
-        return problem(request, 500, "an unexpected error, which is in the server's log.")
+        response = problem(request, 500, "an unexpected error, which is in the server's log.")
+        response.headers["connection"] = "close"  # the ASGI server hears of it too, and hangs up
+        return response
 
     app.add_exception_handler(SwarmXError, known)
     app.add_exception_handler(BadRequest, bad_request)

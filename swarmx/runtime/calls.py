@@ -31,7 +31,7 @@ from swarmx.core.records import CallRecord, CallState, ModelRequest, ModelResult
 from swarmx.runtime.clock import Clock
 from swarmx.runtime.fleet_book import FleetBook
 from swarmx.runtime.requests import ENDPOINTS, call_of
-from swarmx.runtime.upstream import AttemptFailed, Upstream, Usage, hang_up, usage_of
+from swarmx.runtime.upstream import NOT_JSON, AttemptFailed, Upstream, Usage, hang_up, usage_of
 
 log = logging.getLogger(__name__)
 
@@ -399,7 +399,7 @@ def _usage_in(tail: bytes) -> Usage:
         if line.startswith(b"data:") and b'"usage"' in line:
             try:
                 event = msgspec.json.decode(line[5:].strip())
-            except msgspec.MsgspecError:
+            except NOT_JSON:
                 return Usage()
             return usage_of(event.get("usage")) if isinstance(event, dict) else Usage()
     return Usage()

@@ -11,7 +11,11 @@ import msgspec
 
 from swarmx.core.nouns import FailureReason
 
+# Nesting that is too deep and bytes that are no text come with exceptions of their own.
+NOT_JSON = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 _HEADERS = {"content-type": "application/json"}
+# The client was let in and its model is known here: a replica that says otherwise is set up wrongly.
+_OUR_FAULT = frozenset({401, 403, 404, 405, 407, 408})
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _MAX_TOKENS = 1 << 40  # a replica that claims more is talking nonsense
 
@@ -69,7 +73,7 @@ class Upstream:
             raise AttemptFailed("busy", "the replica is busy (status 429)", retryable=True, status=429)
         if response.status < 400:
             raise AttemptFailed("bad_answer", f"status {response.status}, expected 200", retryable=True)
-        if response.status == 408 or response.status >= 500:
+        if response.status in _OUR_FAULT or response.status >= 500:
             raise AttemptFailed("replica_error", f"status {response.status}", retryable=True, status=502)
         raise AttemptFailed("rejected", f"status {response.status}", retryable=False, status=response.status, body=text)
 
@@ -78,7 +82,7 @@ class Upstream:
         body = await _read_all(response)
         try:
             answer = msgspec.json.decode(body)
-        except msgspec.MsgspecError as error:
+        except NOT_JSON as error:
             raise AttemptFailed("bad_answer", f"the answer is not JSON: {error}", retryable=True) from None
         if not isinstance(answer, dict) or not any(isinstance(answer.get(k), list) for k in ("choices", "data")):
             raise AttemptFailed("bad_answer", "the answer has neither choices nor data", retryable=True)

@@ -99,9 +99,11 @@ def test_texts_have_no_blank_lines_or_outer_space():
 def test_role_is_well_formed(name):
     role = ROLES[name]
     assert set(role) == {"system", "max_tokens", "temperature", "schema"}
-    assert isinstance(role["system"], str) and len(role["system"]) > 80
+    assert isinstance(role["system"], str)
+    assert len(role["system"]) > 80
     assert "\n" not in role["system"].strip()
-    assert type(role["max_tokens"]) is int and role["max_tokens"] > 0
+    assert type(role["max_tokens"]) is int
+    assert role["max_tokens"] > 0
     assert role["temperature"] == (0.7 if role["schema"] is None else 0.6)
 
 

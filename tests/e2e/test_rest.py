@@ -190,10 +190,11 @@ async def test_a_template_that_fails_at_run_time_fails_the_workflow_at_its_node(
     assert row["error"]
 
 
-async def test_a_workflow_with_an_unknown_model_fails_and_says_so(server: Server, http: Http) -> None:
-    workflow = {"name": "t", "deadline_s": 1.0, "nodes": {"a": {"kind": "llm", "model": "gpt-9", "prompt": "x"}}}
+async def test_a_workflow_with_an_unknown_model_fails_and_says_so(http: Http) -> None:
+    workflow = {"name": "t", "nodes": {"a": {"kind": "llm", "model": "gpt-9", "prompt": "x"}}}
     row = await http.ended(await http.submitted(workflow))
-    assert (row["state"], row["error"]) == ("failed", "deadline")
+    assert (row["state"], row["error_node"]) == ("failed", "a")
+    assert "no replica serves the model 'gpt-9'" in row["error"]
 
 
 async def test_a_list_is_paged_newest_first(http: Http) -> None:

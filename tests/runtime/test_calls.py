@@ -14,7 +14,7 @@ from aiohttp import web
 
 from swarmx.agents.router import RouterAgent, RouterSettings
 from swarmx.core.actions import Cancel, Dispatch, Refuse
-from swarmx.core.messages import FirstToken, Message, TimerFired, TokensProgressed
+from swarmx.core.messages import AlertRaised, FirstToken, Message, TimerFired, TokensProgressed
 from swarmx.core.nouns import ReplicaState
 from swarmx.core.records import CallRecord, ModelRequest
 from swarmx.neural.empirical import EmpiricalForecaster
@@ -278,6 +278,10 @@ async def test_the_router_hears_how_far_a_stream_has_come(scene: Make) -> None:
 FAILURES: dict[str, Serve] = {
     "503": with_status(503),
     "429": with_status(429),
+    "a token of ours that it does not take": with_status(401),
+    "a redirect": with_status(307),
+    "nested too deeply": saying(b"[" * 100_000),
+    "no text": saying(b'{"a": "\xff"}'),
     "no JSON": saying(b"<html>"),
     "other JSON": saying(b'{"hello": 1}'),
     "a number": saying(b"42"),
@@ -320,6 +324,15 @@ async def test_a_request_that_the_replica_rejects_is_not_retried_and_keeps_its_a
         await s.ask()
     assert (refused.value.status, refused.value.body, refused.value.attempts) == (400, b'{"error":"too long"}', 1)
     assert s.check_settled("refused").error == "failed: rejected"
+
+
+async def test_replicas_that_are_busy_are_not_taken_for_broken(scene: Make) -> None:
+    s = scene(max_attempts=2, breaker_failures=1)
+    await s.serve("a", with_status(429))
+    with pytest.raises(CallRefused) as refused:
+        await s.ask()
+    assert refused.value.status == 429
+    assert not any(isinstance(message, AlertRaised) for message in s.heard)
 
 
 async def test_a_call_that_every_replica_fails_is_refused_with_the_last_reason(scene: Make) -> None:
