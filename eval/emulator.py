@@ -38,8 +38,8 @@ BUSY_BATCH = 24
 FIT_BATCHES = (1, 2, 4, 8)
 FIT_PROMPTS = (16, 64, 256, 512, 1024)
 FIT_CONTEXTS = (32, 512)
-FIT_OUTPUT = 48
-HELD_OUT_REQUESTS = 40
+FIT_OUTPUT = 24
+TWIN_SCALE = 5.0  # the emulated twin runs faster than the real server, which can be slow
 TIMEOUT = aiohttp.ClientTimeout(total=600.0)
 WORDS = ("river", "table", "seven", "cloud", "paper", "green", "music", "stone", "winter", "letter", "garden", "window")
 
@@ -264,7 +264,7 @@ async def fit(url: str, model: str, limits: EngineProfile, rng: np.random.Genera
 
 
 async def against_vllm(
-    url: str, model: str, limits: EngineProfile, seed: int
+    url: str, model: str, limits: EngineProfile, seed: int, count: int
 ) -> tuple[EngineProfile, list[dict[str, Any]]]:
     """Fit on a quiet server, then the same Poisson load, of prompts the fit never saw, to both."""
     rng = np.random.default_rng([seed, 1000])
@@ -277,10 +277,13 @@ async def against_vllm(
         def prompt() -> str:
             return words(rng, int(np.exp(rng.uniform(math.log(20), math.log(600)))))
 
-        load = poisson(load_share / call_s, HELD_OUT_REQUESTS, rng, prompt, (12, 120))
+        load = poisson(load_share / call_s, count, rng, prompt, (8, 64))
         real = await play(url, model, load)
-        twin = [Ask(at_s=s.sent_s, prompt=padded(s.prompt_tokens, rng), output_tokens=s.output_tokens) for s in real]
-        emulated, report = await emulate(profile, twin, 1.0)
+        twin = [
+            Ask(at_s=s.sent_s / TWIN_SCALE, prompt=padded(s.prompt_tokens, rng), output_tokens=s.output_tokens)
+            for s in real
+        ]
+        emulated, report = await emulate(profile, twin, TWIN_SCALE)
         requests = [
             Request(request_id=str(i), prompt_tokens=s.prompt_tokens, output_tokens=s.output_tokens)
             for i, s in enumerate(real)
@@ -288,8 +291,8 @@ async def against_vllm(
         virtual = predict(profile, requests, [s.sent_s for s in real])
         row: dict[str, Any] = {"part": "vllm", "load": load_share, "requests": len(real), "void": report.void}
         for name, reals, emus, virtuals in (
-            ("ttft", [s.ttft_s for s in real], [s.ttft_s for s in emulated], [v[0] for v in virtual]),
-            ("e2e", [s.e2e_s for s in real], [s.e2e_s for s in emulated], [v[1] for v in virtual]),
+            ("ttft", [s.ttft_s for s in real], [s.ttft_s * TWIN_SCALE for s in emulated], [v[0] for v in virtual]),
+            ("e2e", [s.e2e_s for s in real], [s.e2e_s * TWIN_SCALE for s in emulated], [v[1] for v in virtual]),
         ):
             row[f"{name}_real_p50_s"] = float(np.quantile(reals, 0.5))
             row[f"{name}_real_p95_s"] = float(np.quantile(reals, 0.95))
@@ -312,6 +315,7 @@ def main() -> None:
 @click.option("--max-batch", default=8, show_default=True, help="--max-num-seqs of the server at --url.")
 @click.option("--max-step-tokens", default=2048, show_default=True, help="--max-num-batched-tokens of it.")
 @click.option("--kv-tokens", default=87_296, show_default=True, help="Tokens that its KV cache holds.")
+@click.option("--requests", default=40, show_default=True, help="Requests of each comparison with --url.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--skip-arithmetic", is_flag=True, help="Only compare with --url.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for result.json and result.md.")
@@ -321,6 +325,7 @@ def check(
     max_batch: int,
     max_step_tokens: int,
     kv_tokens: int,
+    requests: int,
     seed: int,
     skip_arithmetic: bool,
     out: Path | None,
@@ -336,7 +341,7 @@ def check(
             max_step_tokens=max_step_tokens,
             kv_capacity_tokens=kv_tokens,
         )
-        profile, real_rows = asyncio.run(against_vllm(url, model, limits, seed))
+        profile, real_rows = asyncio.run(against_vllm(url, model, limits, seed, requests))
         rows += [{"part": "profile", **msgspec.to_builtins(profile)}, *real_rows]
     print(table(rows))
     if out is not None:
