@@ -97,9 +97,9 @@ def up(ctx: click.Context, config: Path | None, emulated: bool, port: int | None
 
 @main.command()
 @click.option(
-    "--workflows", type=click.IntRange(3, 600), help="How many workflows (default: 72, or 3 with --engine vllm)."
+    "--workflows", type=click.IntRange(3, 600), help="How many workflows (default: 120, or 3 with --engine vllm)."
 )
-@click.option("--time-scale", default=10.0, show_default=True, help="How much faster than real the fleet is emulated.")
+@click.option("--time-scale", default=6.0, show_default=True, help="How much faster than real the fleet is emulated.")
 @click.option("--seed", default=0, show_default=True, help="Seed of arrivals, of the choice of tasks and of answers.")
 @click.option(
     "--engine", type=click.Choice(["emulated", "vllm"]), default="emulated", show_default=True, help="Who answers."

@@ -45,17 +45,20 @@ def openers(kind: str) -> tuple[Task, ...]:
     return tuple(task for task in tasks() if task.role == _FIRST_ROLE[kind])
 
 
-def flow(kind: str, task: Task, models: Mapping[str, str]) -> dict[str, Any]:
-    """The workflow of a kind for one task; `models` says what `large`, `small` and `image` are called here."""
+def flow(kind: str, task: Task, models: Mapping[str, str], *, longest_text: int = 32_768) -> dict[str, Any]:
+    """The workflow of a kind for one task; `models` says what `large`, `small` and `image` are called here.
+
+    Free text is cut at `longest_text` tokens; answers with a schema need their room and keep it.
+    """
     spec: dict[str, Any] = yaml.safe_load(files("swarmx.demo.flows").joinpath(f"{kind}.yaml").read_text())
-    _fill(spec["nodes"], models)
+    _fill(spec["nodes"], models, longest_text)
     spec["inputs"]["task"] = task.text
     if "steps" in spec["inputs"]:
         spec["inputs"]["steps"] = _IMAGE_STEPS[task.difficulty]
     return spec
 
 
-def _fill(nodes: dict[str, dict[str, Any]], models: Mapping[str, str]) -> None:
+def _fill(nodes: dict[str, dict[str, Any]], models: Mapping[str, str], longest_text: int) -> None:
     """Give every node its model's name and, by its role, its instructions and limits."""
     for node in nodes.values():
         if "model" in node:
@@ -65,4 +68,6 @@ def _fill(nodes: dict[str, dict[str, Any]], models: Mapping[str, str]) -> None:
             node |= {"system": role["system"], "max_tokens": role["max_tokens"], "temperature": role["temperature"]}
             if role["schema"] is not None:
                 node["schema"] = role["schema"]
-        _fill(node.get("do", {}), models)
+            else:
+                node["max_tokens"] = min(node["max_tokens"], longest_text)
+        _fill(node.get("do", {}), models, longest_text)

@@ -25,7 +25,8 @@ from swarmx.demo.fleet import EMULATED, MODELS, server
 from swarmx.demo.vllm import vllm_fleet
 
 BASELINE = "round_robin"
-_ARRIVALS_PER_S = 0.36  # workflows a second of emulated time
+_ARRIVALS_PER_S = 0.9  # workflows a second of emulated time: keeps the image servers about two thirds busy
+_CPU_TEXT_TOKENS = 64  # a CPU writes a few tokens a second: keeps the real run to minutes
 _PASS_LIMIT_S = 1800.0
 
 
@@ -48,7 +49,9 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-def arrivals(count: int, *, seed: int, per_s: float, models: Mapping[str, str]) -> list[Arrival]:
+def arrivals(
+    count: int, *, seed: int, per_s: float, models: Mapping[str, str], longest_text: int = 32_768
+) -> list[Arrival]:
     """Poisson arrivals; the kinds take turns and each walks through its own tasks in a shuffled order."""
     rng = np.random.default_rng(seed)
     at_s = np.cumsum(rng.exponential(1.0 / per_s, size=count))
@@ -58,7 +61,7 @@ def arrivals(count: int, *, seed: int, per_s: float, models: Mapping[str, str]) 
         kind = KINDS[i % len(KINDS)]
         tasks = openers(kind)
         task = tasks[order[kind][(i // len(KINDS)) % len(tasks)]]
-        rows.append(Arrival(at_s=float(at_s[i]), kind=kind, spec=flow(kind, task, models)))
+        rows.append(Arrival(at_s=float(at_s[i]), kind=kind, spec=flow(kind, task, models, longest_text=longest_text)))
     return rows
 
 
@@ -78,7 +81,9 @@ async def run_demo(
         if engine == "vllm":
             async with vllm_fleet(folder, model, console) as fleet:
                 console.print(fleet.label)
-                todo = arrivals(workflows or 3, seed=seed, per_s=0.2, models=fleet.models)
+                todo = arrivals(
+                    workflows or 3, seed=seed, per_s=0.2, models=fleet.models, longest_text=_CPU_TEXT_TOKENS
+                )
                 passes = await _passes(fleet.settings, todo, folder, console)
                 scale = 1.0
         else:
@@ -87,7 +92,7 @@ async def run_demo(
                 "than real. Times below are in emulated seconds."
             )
             settings = {"emulation": {"time_scale": time_scale, "seed": seed}, "emulated": EMULATED}
-            todo = arrivals(workflows or 72, seed=seed, per_s=_ARRIVALS_PER_S * time_scale, models=MODELS)
+            todo = arrivals(workflows or 120, seed=seed, per_s=_ARRIVALS_PER_S * time_scale, models=MODELS)
             passes = await _passes(settings, todo, folder, console)
             scale = time_scale
         result = report.summarise(passes, engine=engine, scale=scale, seed=seed)

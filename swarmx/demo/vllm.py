@@ -34,14 +34,11 @@ async def vllm_fleet(folder: Path, model: Path | None, console: Console) -> Asyn
         yield Fleet(
             settings={
                 "emulation": {"time_scale": 1.0},
-                "replicas": [
-                    {"id": r.replica_id, "model": r.model, "url": r.url, "device": "cpu", "profile": r.profile.model}
-                    for r in replicas
-                ],
+                "replicas": [{"id": r.replica_id, "model": r.model, "url": r.url, "device": "cpu"} for r in replicas],
                 "emulated": [{"model": "sdxl", "device": "h100", "count": 1, "kind": "image"}],
             },
             models={"small": NAME, "large": NAME, "image": "sdxl"},
-            label="Language models: [bold]real vLLM[/], two servers on this CPU. Images: [bold]emulated[/].",
+            label="Language models: [bold]real vLLM[/], two servers on this CPU. Images: [bold]emulated[/]. Free text is cut short.",
         )
     finally:
         await provider.stop()

@@ -20,17 +20,20 @@ SERVE = Path("scripts/vllm/serve.sh")
 DEFAULT_MODEL = Path(".models/qwen2.5-coder-0.5b-instruct")
 _START_S = 300.0
 
-# A 0.5B model on one core, within a factor of two on the machines that were tried; corrected by nothing yet.
+# The 0.5B model in float32 on two cores without AVX-512, fitted by `python -m eval.emulator check --url ...`
+# (eval/LOG.md). Other CPUs differ by factors; between equal servers only the form matters.
 CPU_PROFILE = EngineProfile(
     model="qwen2.5-coder-0.5b-instruct",
     device="cpu",
-    step_base_s=0.045,
-    decode_seq_s=0.005,
-    decode_ctx_token_s=1e-6,
-    prefill_token_s=0.003,
-    kv_capacity_tokens=40_000,
+    step_base_s=0.214,
+    decode_seq_s=0.0076,
+    decode_ctx_token_s=5.2e-7,
+    prefill_token_s=0.00586,
+    prefill_ctx_token_s=2.5e-6,
+    call_base_s=0.048,
+    kv_capacity_tokens=43_600,
     max_batch=8,
-    max_step_tokens=2048,
+    max_step_tokens=4096,
 )
 
 
