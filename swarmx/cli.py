@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -122,18 +123,30 @@ def demo(
     from swarmx.demo.run import run_demo
 
     result = asyncio.run(
-        run_demo(
-            workflows=workflows,
-            time_scale=time_scale,
-            seed=seed,
-            engine=engine,
-            model=model,
-            keep=keep,
-            console=Console(stderr=ctx.obj["json"]),
+        _ended_by_sigterm(
+            run_demo(
+                workflows=workflows,
+                time_scale=time_scale,
+                seed=seed,
+                engine=engine,
+                model=model,
+                keep=keep,
+                console=Console(stderr=ctx.obj["json"]),
+            )
         )
     )
     if ctx.obj["json"]:
         click.echo(json.dumps(result, indent=2))
+
+
+async def _ended_by_sigterm(work: Coroutine[Any, Any, Any]) -> Any:
+    """Like Ctrl-C, SIGTERM unwinds the work, so that the servers it started are stopped."""
+    task = asyncio.ensure_future(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        raise SwarmXError("stopped by a signal") from None
 
 
 @main.command()

@@ -13,7 +13,7 @@ from typing import Any
 from swarmx.client import Api
 from swarmx.core.errors import ReplicaError
 
-# Three models on three device types, twelve replicas; enough of them that the demo's arrivals keep them busy but not hopeless.
+# Three models on three device types, twelve replicas: the demo's arrivals keep them busy, but not hopeless.
 EMULATED: tuple[Mapping[str, Any], ...] = (
     {"model": "qwen3-8b", "device": "l40s", "count": 2, "size_class": "8b"},
     {"model": "qwen3-8b", "device": "a100", "count": 1, "size_class": "8b"},

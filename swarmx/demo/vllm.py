@@ -38,7 +38,10 @@ async def vllm_fleet(folder: Path, model: Path | None, console: Console) -> Asyn
                 "emulated": [{"model": "sdxl", "device": "h100", "count": 1, "kind": "image"}],
             },
             models={"small": NAME, "large": NAME, "image": "sdxl"},
-            label="Language models: [bold]real vLLM[/], two servers on this CPU. Images: [bold]emulated[/]. Free text is cut short.",
+            label=(
+                "Language models: [bold]real vLLM[/], two servers on this CPU; free text is cut short. "
+                "Images: [bold]emulated[/]."
+            ),
         )
     finally:
         await provider.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from swarmx.core.nouns import Replica
 SERVE = Path("scripts/vllm/serve.sh")
 DEFAULT_MODEL = Path(".models/qwen2.5-coder-0.5b-instruct")
 _START_S = 300.0
+# Where util-linux is, the kernel ends the server even when its parent is killed before it can.
+_DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM") if shutil.which("setpriv") else ()
 
 # The 0.5B model in float32 on two cores without AVX-512, fitted by `python -m eval.emulator check --url ...`
 # (eval/LOG.md). Other CPUs differ by factors; between equal servers only the form matters.
@@ -73,6 +76,7 @@ class VllmProvider:
         cores = sorted(os.sched_getaffinity(0))
         with log_path.open("wb") as log:
             process = await asyncio.create_subprocess_exec(
+                *_DIES_WITH_PARENT,
                 *("bash", str(SERVE), str(self._model), self._name, str(port)),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,

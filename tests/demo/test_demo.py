@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,25 @@ def test_a_small_demo_finishes_every_workflow_under_both_policies_and_leaves_not
         assert row["n"] == row["finished"] == 6
         assert 0 < row["p50_s"] <= row["p95_s"] <= row["max_s"]
     assert json.loads((tmp_path / "result.json").read_text())["rows"] == result["rows"]
+    assert not [pid for pid in _pids() if str(tmp_path) in _command(pid)]
+
+
+@pytest.mark.process
+@pytest.mark.timeout(120)
+def test_a_demo_that_is_stopped_in_the_middle_leaves_nothing_running(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "swarmx", "demo", "--workflows", "30", "--keep", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as demo:
+        deadline_s = time.monotonic() + 60.0
+        while not list(tmp_path.glob("*/state/swarmx.db")):
+            assert time.monotonic() < deadline_s, "the fleet did not start"
+            time.sleep(0.1)
+        demo.terminate()
+        output, _ = demo.communicate(timeout=50.0)
+    assert demo.returncode == 1
+    assert b"stopped by a signal" in output
     assert not [pid for pid in _pids() if str(tmp_path) in _command(pid)]
 
 
