@@ -48,6 +48,12 @@ def test_nothing_heavy_is_imported(module: str) -> None:
     assert not imported(module) & HEAVY
 
 
+def test_the_gateway_cannot_read_what_the_emulator_will_answer() -> None:
+    script = "import sys, swarmx.serve; print('swarmx.providers.emulated.truth' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
 def test_asking_for_help_imports_no_server() -> None:
     assert not imported("swarmx.cli") & {"fastapi", "uvicorn", "uvloop", "prometheus_client"}
 
