@@ -31,8 +31,8 @@ test: setup ## all tests but those that need vLLM, and the checks
 test-fast: setup ## tests without processes and sockets
 	$(BIN)/python -m pytest -n 2 -m 'not vllm and not process'
 
-test-vllm: setup setup-vllm ## tests against a real vLLM on the CPU
-	$(BIN)/python -m pytest -m vllm
+test-vllm: setup setup-vllm ## tests against a real vLLM on the CPU (about ten minutes)
+	$(BIN)/python -m pytest -m vllm tests/vllm
 
 check: setup ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Protocol, assert_never
+from typing import Any, assert_never
 from uuid import uuid4
 
 import msgspec
@@ -14,6 +14,7 @@ import msgspec
 from swarmx.core.errors import NotFound, StoreError, SwarmXError, Unavailable, WorkflowError
 from swarmx.core.ports import Caller, Store
 from swarmx.core.records import TERMINAL, ModelRequest, WorkflowRecord, WorkflowState
+from swarmx.runtime.clock import Clock
 from swarmx.runtime.workflow_view import describe_run
 from swarmx.workflows.answers import Unusable
 from swarmx.workflows.events import (
@@ -38,12 +39,6 @@ _RELEASE_S = 5.0  # how long a cancelled call may take to let go before its work
 _DEADLINE_CHECK_S = 3600.0
 _MAX_ERROR_CHARS = 2000
 _RETRY_S = (0.1, 0.5, 2.0, 5.0)  # between attempts to store; the last one repeats
-
-
-class Clock(Protocol):
-    """The time of day, in Unix seconds."""
-
-    def now_s(self) -> float: ...
 
 
 @dataclass(slots=True, kw_only=True)

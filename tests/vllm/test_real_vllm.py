@@ -9,6 +9,7 @@ from pathlib import Path
 
 import openai
 import pytest
+import pytest_asyncio
 
 from swarmx.client import Api
 from swarmx.demo.fleet import server
@@ -28,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("vllm")
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def api(folder: Path) -> AsyncIterator[Api]:
     provider = VllmProvider(model=DEFAULT_MODEL, name=_NAME, count=1, logs=folder)
     try:
@@ -40,7 +41,7 @@ async def api(folder: Path) -> AsyncIterator[Api]:
         await provider.stop()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def client(api: Api, folder: Path) -> AsyncIterator[openai.AsyncOpenAI]:
     token = (folder / "state" / "admin.token").read_text()
     async with openai.AsyncOpenAI(base_url=f"{api.url}/v1", api_key=token, max_retries=0) as one:
