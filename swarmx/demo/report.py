@@ -77,7 +77,7 @@ def show(console: Console, result: dict[str, Any], passes: Sequence[Pass]) -> No
 
     explained = passes[-1].explained
     if explained is not None:
-        console.print("[bold]One decision, explained[/] (`swarmx why CALL` does this for any call):")
+        console.print("[bold]One decision, explained[/], in wall seconds (`swarmx why CALL` does this for any call):")
         print_decision(console, explained)
     for one in passes:
         for void in one.voids:
