@@ -66,7 +66,6 @@ def _capped(forecast: Forecast, limit: float) -> Forecast:
 
 
 def _prior(limit: float) -> Forecast:
-    # Output lengths of chat models are near log-normal with a median of a few hundred tokens and a factor of about
-    # three between quartiles (docs/reference/calibration.md); before the first observation nothing better is known.
+    # A guess, and wide on purpose: from a short reply to a long one. Eight observations replace it.
     wide = (20.0, 80.0, 220.0, 450.0, 900.0, 1300.0, 2500.0)
     return Forecast(levels=LEVELS, quantiles=tuple(min(q, limit) for q in wide), unit="tokens", source="prior")
