@@ -18,18 +18,25 @@ from swarmx.core.fleet import CallView, Choice, FleetView
 from swarmx.core.forecast import Forecast
 from swarmx.core.messages import (
     AlertRaised,
+    BoundsChanged,
     CallCancelled,
     CallFailed,
     CallFinished,
     CallReady,
     DecisionMade,
+    DemandReported,
     FirstToken,
     Message,
     PolicyChanged,
     ReplicaChanged,
+    ScalePlanned,
+    ScaleRequested,
+    ScalingPolicyChanged,
     SignalReported,
     TimerFired,
     TokensProgressed,
+    WorkflowEnded,
+    WorkflowSubmitted,
 )
 from swarmx.core.nouns import Call, Decision, FailureReason
 from swarmx.core.ports import Output, Policy
@@ -141,7 +148,17 @@ class RouterAgent:
                 return self._change_policy(message)
             case TimerFired():
                 return self._timer(message.key, now_s)
-            case DecisionMade() | AlertRaised():
+            case (
+                DecisionMade()
+                | AlertRaised()
+                | WorkflowSubmitted()
+                | WorkflowEnded()
+                | DemandReported()
+                | BoundsChanged()
+                | ScaleRequested()
+                | ScalingPolicyChanged()
+                | ScalePlanned()
+            ):
                 return ()
             case _:
                 assert_never(message)

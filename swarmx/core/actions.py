@@ -52,4 +52,25 @@ class StopTimer(_Action, frozen=True, kw_only=True):
     key: str
 
 
-Action = Dispatch | Cancel | Refuse | StartTimer | StopTimer
+class Deploy(_Action, frozen=True, kw_only=True):
+    """Start a replica of this name in the group; ReplicaChanged tells how it goes."""
+
+    replica_id: str
+    group_id: str
+
+
+class Drain(_Action, frozen=True, kw_only=True):
+    """Send the replica no more calls, let it finish those it has until `deadline_at_s`, then stop it."""
+
+    replica_id: str
+    deadline_at_s: float
+
+
+class Cordon(_Action, frozen=True, kw_only=True):
+    """Take the replica out of rotation, or (`cordoned` false) put it back; it keeps what it has."""
+
+    replica_id: str
+    cordoned: bool
+
+
+Action = Dispatch | Cancel | Refuse | StartTimer | StopTimer | Deploy | Drain | Cordon

@@ -33,6 +33,14 @@ class Forbidden(SwarmXError):
     """The token is known but its role does not allow the request."""
 
 
+class Refused(SwarmXError):
+    """The guard, or the state of things, does not allow a control action. `rule` names what decided."""
+
+    def __init__(self, message: str, *, rule: str) -> None:
+        super().__init__(message)
+        self.rule = rule
+
+
 class JournalError(SwarmXError):
     """A journal cannot be read, or its decisions do not reproduce."""
 

@@ -8,6 +8,9 @@ import msgspec
 
 from swarmx.core.forecast import Forecast
 from swarmx.core.nouns import Call, Decision, FailureReason, Replica, ReplicaState
+from swarmx.core.scaling import ScalePlan
+
+AlertKind = Literal["breaker_opened", "breaker_closed", "policy_failed", "at_max", "replica_failed"]
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag=True, gc=False):
@@ -85,6 +88,74 @@ class PolicyChanged(_Event, frozen=True, kw_only=True):
     parameters: dict[str, float]
 
 
+class WorkflowSubmitted(_Event, frozen=True, kw_only=True):
+    """A workflow was accepted. `kind` groups workflows that look alike; it is the client's word and never shown."""
+
+    workflow_id: str
+    kind: str
+
+
+class WorkflowEnded(_Event, frozen=True, kw_only=True):
+    """A workflow reached its one terminal state."""
+
+    workflow_id: str
+    state: Literal["finished", "failed", "cancelled"]
+
+
+class DemandReported(_Event, frozen=True, kw_only=True):
+    """What one router saw of the demand for one model in the last `window_s`, and what it expects next.
+
+    `arrived` calls brought `arrived_work` of expected work (output tokens, or megapixel-steps), `finished` ended.
+    Now `in_flight` are at replicas and `waiting` in the router, with `work_left` between them; a call brings
+    `work_per_call` on average. The workflows that are running will make between them, within `horizons_s[i]`,
+    `upcoming_mean[i]` more calls (`upcoming_p90[i]` at P90), and workflows that are not submitted yet, at the rate
+    of late, `fresh_mean[i]`; all three have shape [horizons].
+    """
+
+    model: str
+    window_s: float
+    arrived: int
+    arrived_work: float
+    finished: int
+    in_flight: int
+    waiting: int
+    work_left: float
+    work_per_call: float
+    horizons_s: tuple[float, ...]
+    upcoming_mean: tuple[float, ...]
+    upcoming_p90: tuple[float, ...]
+    fresh_mean: tuple[float, ...]
+
+
+class BoundsChanged(_Event, frozen=True, kw_only=True):
+    """The scaler keeps the model's replicas between these from now on."""
+
+    model: str
+    min_replicas: int
+    max_replicas: int
+
+
+class ScaleRequested(_Event, frozen=True, kw_only=True):
+    """An operator or the coordinator wants the model to have this many replicas, whatever the policy says."""
+
+    model: str
+    replicas: int
+    hold_s: float
+
+
+class ScalingPolicyChanged(_Event, frozen=True, kw_only=True):
+    """From now on scale by this policy."""
+
+    policy: str
+    parameters: dict[str, float]
+
+
+class ScalePlanned(_Event, frozen=True, kw_only=True):
+    """The scaler decided; goes to the operators, and to the audit log with what it led to."""
+
+    plan: ScalePlan
+
+
 class TimerFired(_Event, frozen=True, kw_only=True):
     """A timer that an agent started has run out."""
 
@@ -98,9 +169,12 @@ class DecisionMade(_Event, frozen=True, kw_only=True):
 
 
 class AlertRaised(_Event, frozen=True, kw_only=True):
-    """Something an operator should know, as an enum and numbers; `subject` is an opaque id."""
+    """Something an operator should know, as an enum and numbers; `subject` names a replica, a policy or a model.
 
-    kind: Literal["breaker_opened", "breaker_closed", "policy_failed"]
+    `at_max`: a model wants `value` replicas, more than its bounds allow. `replica_failed`: one did not become ready.
+    """
+
+    kind: AlertKind
     subject: str
     value: float = 0.0
 
@@ -115,6 +189,13 @@ Message = (
     | ReplicaChanged
     | SignalReported
     | PolicyChanged
+    | WorkflowSubmitted
+    | WorkflowEnded
+    | DemandReported
+    | BoundsChanged
+    | ScaleRequested
+    | ScalingPolicyChanged
+    | ScalePlanned
     | TimerFired
     | DecisionMade
     | AlertRaised

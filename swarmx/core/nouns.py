@@ -56,6 +56,25 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     emulated: bool
 
 
+class ReplicaGroup(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Replicas that can be had on demand: one model on one device type from one provider.
+
+    `min_replicas` and `max_replicas` are the bounds at the start, which operators may move between 0 and `limit`.
+    `start_s` is a first guess of the wall time from Deploy to ready; what is seen replaces it.
+    """
+
+    group_id: str
+    model: str
+    kind: CallKind
+    device: str
+    provider: str
+    profile: EngineProfile
+    min_replicas: int
+    max_replicas: int
+    limit: int
+    start_s: float
+
+
 class Candidates(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The part of the fleet view that a decision saw, by column; all columns have shape [rows].
 

@@ -8,10 +8,12 @@ from typing import Protocol
 import numpy as np
 
 from swarmx.core.actions import Action
+from swarmx.core.audit import AuditEntry, AuditRecord
+from swarmx.core.control import Episode, Facts, Prompt, Proposal, ProposalState, Reply
 from swarmx.core.fleet import CallView, Choice, FleetView
 from swarmx.core.forecast import Forecast
 from swarmx.core.messages import Message
-from swarmx.core.nouns import Call, Decision, Replica
+from swarmx.core.nouns import Call, Decision, Replica, ReplicaGroup
 from swarmx.core.records import (
     CallRecord,
     ModelRequest,
@@ -21,6 +23,7 @@ from swarmx.core.records import (
     WorkflowRecord,
     WorkflowState,
 )
+from swarmx.core.scaling import ScaleView, Target
 
 Output = Message | Action
 
@@ -49,6 +52,14 @@ class Policy(Protocol):
     def choose(self, call: CallView, fleet: FleetView, rng: np.random.Generator) -> Choice: ...
 
 
+class ScalingPolicy(Protocol):
+    """Says how many replicas a model wants. A frozen dataclass: its fields are its parameters."""
+
+    @property
+    def name(self) -> str: ...
+    def target(self, view: ScaleView) -> Target: ...
+
+
 class Forecaster(Protocol):
     """Forecasts the work of a call and learns from what it came to."""
 
@@ -63,10 +74,60 @@ class Provider(Protocol):
     async def stop(self) -> None: ...
 
 
+class ElasticProvider(Provider, Protocol):
+    """A provider that also starts and ends single replicas while the others serve.
+
+    `deploy` returns once the replica answers its health check, and raises ReplicaError, with nothing of it left
+    running, when it does not come up. `retire` ends it; one that is unknown or gone already is fine.
+    """
+
+    async def deploy(self, replica_id: str, group: ReplicaGroup) -> Replica: ...
+    async def retire(self, replica_id: str) -> None: ...
+
+
+class VectorMemory(Protocol):
+    """Remembers vectors of `dimension` numbers with a few plain facts each, and finds the nearest (by cosine).
+
+    `nearest` returns (id, similarity in [-1, 1], facts), best first. Adding an id again replaces it. Raises
+    StoreError.
+    """
+
+    async def open(self) -> None: ...
+    async def close(self) -> None: ...
+    async def add(self, key: str, vector: Sequence[float], facts: Facts) -> None: ...
+    async def nearest(self, vector: Sequence[float], count: int) -> list[tuple[str, float, Facts]]: ...
+
+
+class LanguageModel(Protocol):
+    """Answers one prompt with one tool call at most. Late, endless, broken replies are values, not exceptions."""
+
+    @property
+    def name(self) -> str: ...
+    async def reply(self, prompt: Prompt, *, deadline_s: float) -> Reply: ...
+
+
 class Caller(Protocol):
     """Has one model call answered by some replica. A refusal is a result, not an exception."""
 
     async def complete(self, request: ModelRequest) -> ModelResult: ...
+
+
+class AuditTrail(Protocol):
+    """Append-only. `write` returns the number of the record once it is on disk. Raises StoreError."""
+
+    async def write(self, entry: AuditEntry) -> int: ...
+    async def tail(self, *, limit: int, before: int | None = None) -> list[AuditRecord]: ...
+
+
+class ControlStore(Protocol):
+    """Proposals and episodes, durable. `save_` inserts or replaces by id."""
+
+    async def save_proposal(self, proposal: Proposal) -> None: ...
+    async def proposal(self, proposal_id: str) -> Proposal | None: ...
+    async def proposals(self, *, states: Sequence[ProposalState] | None, limit: int) -> list[Proposal]: ...
+    async def save_episode(self, episode: Episode) -> None: ...
+    async def episode(self, episode_id: str) -> Episode | None: ...
+    async def episodes(self, *, limit: int) -> list[Episode]: ...
 
 
 class Store(Protocol):

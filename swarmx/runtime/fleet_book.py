@@ -5,32 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import msgspec
-
+from swarmx.core.control import ReplicaStatus
 from swarmx.core.messages import Message, ReplicaChanged, SignalReported
 from swarmx.core.nouns import CallKind, Replica, ReplicaState
 from swarmx.runtime.clock import Clock
-
-
-class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the list of replicas. `utilisation` is the share of the time since it was first
-    seen with a call in flight."""
-
-    replica_id: str
-    model: str
-    kind: str
-    device: str
-    url: str
-    provider: str
-    emulated: bool
-    state: ReplicaState
-    in_flight: int
-    calls: int
-    utilisation: float
-    running: int | None
-    waiting: int | None
-    kv_usage: float | None
-    signal_age_s: float | None
 
 
 @dataclass(slots=True)
