@@ -3,7 +3,7 @@ PY ?= python3.11
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm demo demo-vllm test test-fast test-vllm check bench docs clean
+.PHONY: help setup setup-vllm browser demo demo-vllm test test-fast test-vllm check bench docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,13 +18,18 @@ setup: .venv/.ready ## make .venv with SwarmX and what its tests need
 setup-vllm: ## make .venv-vllm and fetch the small real model (several GB, once)
 	scripts/setup_vllm.sh
 
+browser:
+	@command -v chromium >/dev/null || apt-get install -y -qq chromium >/dev/null 2>&1 || \
+	  { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1 || \
+	  echo "There is no chromium and it cannot be installed here: the tests of the web page are skipped."
+
 demo: setup ## the main job: agentic workflows over an emulated fleet (under 4 minutes)
 	$(BIN)/swarmx demo
 
 demo-vllm: setup ## the same on two real vLLM servers on this CPU (after make setup-vllm)
 	$(BIN)/swarmx demo --engine vllm
 
-test: setup ## all tests but those that need vLLM, and the checks
+test: setup browser ## all tests but those that need vLLM, and the checks
 	$(BIN)/python -m pytest -n 2 -m 'not vllm'
 	$(MAKE) check
 
@@ -44,6 +49,8 @@ bench: setup ## what eval/LOG.md reports: decision time, gateway overhead, start
 	$(BIN)/python -m eval.decision --out out/decision
 	$(BIN)/python -m eval.overhead --out out/overhead
 	$(BIN)/python -m eval.emulator check --out out/emulator
+	$(BIN)/python -m eval.audit --out out/audit
+	$(BIN)/python -m eval.flashcrowd --out out/flashcrowd
 
 docs: setup ## write the generated pages (settings, messages, policies, CLI)
 	$(BIN)/python -m swarmx.docs docs/reference

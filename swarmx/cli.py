@@ -7,7 +7,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +15,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from swarmx.client import Api, token_for
+from swarmx import commands
+from swarmx.client import Api
 from swarmx.core.errors import SwarmXError
 from swarmx.tables import columns, print_decision, print_replicas
+from swarmx.terminal import Group, ask, show
 
 DEFAULT_URL = "http://127.0.0.1:8100"
 
 
-class _Group(click.Group):
-    """Prints errors of the tree as one plain sentence and exits with 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except SwarmXError as error:
-            raise click.ClickException(str(error)) from None
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            known = ", ".join(self.list_commands(ctx))
-            raise click.UsageError(f"{error.message} There are: {known}.", ctx) from None
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="swarmx")
 @click.option("--url", envvar="SWARMX_URL", default=DEFAULT_URL, show_default=True, help="The server to talk to.")
 @click.option(
@@ -60,29 +45,25 @@ def main(ctx: click.Context, url: str, state_dir: Path, as_json: bool) -> None:
     ctx.obj = {"url": url, "state_dir": state_dir, "json": as_json}
 
 
-def _ask(ctx: click.Context, work: Callable[[Api], Awaitable[Any]]) -> Any:
-    async def go() -> Any:
-        async with Api(ctx.obj["url"], token_for(ctx.obj["state_dir"])) as api:
-            return await work(api)
-
-    return asyncio.run(go())
-
-
-def _show(ctx: click.Context, data: Any, render: Callable[[Console], None]) -> None:
-    if ctx.obj["json"]:
-        click.echo(json.dumps(data, indent=2))
-    else:
-        # what clients named goes through as it is: no markup; a pipe gets room for whole ids
-        render(Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 160))
-
-
 @main.command()
 @click.option("--config", type=click.Path(path_type=Path), envvar="SWARMX_CONFIG", help="Settings, a TOML file.")
 @click.option("--emulated", is_flag=True, help="Serve a small emulated fleet, to try things without a GPU.")
 @click.option("--port", type=int, help="Overrides server.port.")
+@click.option(
+    "--coordinator",
+    type=click.Choice(["off", "rules", "openai", "vllm"]),
+    help="Who thinks for the coordinator; overrides coordinator.engine.",
+)
 @click.option("--exit-with-parent", is_flag=True, hidden=True)
 @click.pass_context
-def up(ctx: click.Context, config: Path | None, emulated: bool, port: int | None, exit_with_parent: bool) -> None:
+def up(
+    ctx: click.Context,
+    config: Path | None,
+    emulated: bool,
+    port: int | None,
+    coordinator: str | None,
+    exit_with_parent: bool,
+) -> None:
     """Start the gateway and its agents in the foreground."""
     from swarmx.serve import serve
 
@@ -92,6 +73,7 @@ def up(ctx: click.Context, config: Path | None, emulated: bool, port: int | None
         state_dir=ctx.obj["state_dir"],
         emulated=emulated,
         port=port,
+        coordinator=coordinator,
         exit_with_parent=exit_with_parent,
     )
 
@@ -105,7 +87,19 @@ def up(ctx: click.Context, config: Path | None, emulated: bool, port: int | None
 @click.option(
     "--engine", type=click.Choice(["emulated", "vllm"]), default="emulated", show_default=True, help="Who answers."
 )
-@click.option("--model", type=click.Path(path_type=Path), help="Folder of the model for --engine vllm.")
+@click.option(
+    "--coordinator",
+    type=click.Choice(["rules", "vllm"]),
+    default="rules",
+    show_default=True,
+    help="Who thinks for the coordinator in the flash crowd: the rules, or a real vLLM here (make setup-vllm).",
+)
+@click.option(
+    "--part",
+    type=click.Choice(["all", "routing", "crowd"]),
+    help="Only one part; by default both, or what a real vLLM is asked for.",
+)
+@click.option("--model", type=click.Path(path_type=Path), help="Folder of the model for vLLM.")
 @click.option(
     "--keep", type=click.Path(path_type=Path), help="Keep databases, journals and result.json in this folder."
 )
@@ -116,10 +110,12 @@ def demo(
     time_scale: float,
     seed: int,
     engine: str,
+    coordinator: str,
+    part: str | None,
     model: Path | None,
     keep: Path | None,
 ) -> None:
-    """Run the main job: many agentic workflows over a mixed fleet, with round robin beside it."""
+    """Run the main job: many agentic workflows over a mixed fleet, with round robin beside it; then a flash crowd."""
     from swarmx.demo.run import run_demo
 
     result = asyncio.run(
@@ -129,6 +125,8 @@ def demo(
                 time_scale=time_scale,
                 seed=seed,
                 engine=engine,
+                coordinator=coordinator,
+                part=part or ("routing" if engine == "vllm" else "crowd" if coordinator == "vllm" else "all"),
                 model=model,
                 keep=keep,
                 console=Console(stderr=ctx.obj["json"]),
@@ -172,8 +170,8 @@ def submit(ctx: click.Context, file: Any, inputs: tuple[str, ...], wait: bool) -
             await asyncio.sleep(0.2)
         return accepted
 
-    row = _ask(ctx, work)
-    _show(ctx, row, lambda console: _print_workflow(console, row))
+    row = ask(ctx, work)
+    show(ctx, row, lambda console: _print_workflow(console, row))
     if wait and row["state"] != "finished":
         sys.exit(1)
 
@@ -199,7 +197,7 @@ def _input(text: str) -> tuple[str, Any]:
 @click.pass_context
 def workflows(ctx: click.Context, state: str | None, limit: int, cursor: str | None) -> None:
     """List workflows, newest first."""
-    page = _ask(ctx, lambda api: api.get("/api/v1/workflows", state=state, limit=limit, cursor=cursor))
+    page = ask(ctx, lambda api: api.get("/api/v1/workflows", state=state, limit=limit, cursor=cursor))
 
     def render(console: Console) -> None:
         table = columns("workflow", "kind", "name", "state", "seconds")
@@ -209,16 +207,16 @@ def workflows(ctx: click.Context, state: str | None, limit: int, cursor: str | N
         if page["next_cursor"]:
             console.print(f"More: swarmx workflows --cursor {page['next_cursor']}")
 
-    _show(ctx, page, render)
+    show(ctx, page, render)
 
 
-@main.command()
+@main.command("show")
 @click.argument("workflow_id")
 @click.pass_context
-def show(ctx: click.Context, workflow_id: str) -> None:
+def show_workflow(ctx: click.Context, workflow_id: str) -> None:
     """Show one workflow: its nodes, calls and outputs."""
-    row = _ask(ctx, lambda api: api.get(f"/api/v1/workflows/{workflow_id}"))
-    _show(ctx, row, lambda console: _print_workflow(console, row))
+    row = ask(ctx, lambda api: api.get(f"/api/v1/workflows/{workflow_id}"))
+    show(ctx, row, lambda console: _print_workflow(console, row))
 
 
 @main.command()
@@ -226,8 +224,8 @@ def show(ctx: click.Context, workflow_id: str) -> None:
 @click.pass_context
 def cancel(ctx: click.Context, workflow_id: str) -> None:
     """Cancel a workflow, down to the engines that work on it."""
-    row = _ask(ctx, lambda api: api.post(f"/api/v1/workflows/{workflow_id}/cancel"))
-    _show(ctx, row, lambda console: _print_workflow(console, row))
+    row = ask(ctx, lambda api: api.post(f"/api/v1/workflows/{workflow_id}/cancel"))
+    show(ctx, row, lambda console: _print_workflow(console, row))
 
 
 @main.command()
@@ -235,21 +233,21 @@ def cancel(ctx: click.Context, workflow_id: str) -> None:
 @click.pass_context
 def why(ctx: click.Context, call_id: str) -> None:
     """Explain why a call went where it went."""
-    row = _ask(ctx, lambda api: api.get(f"/api/v1/calls/{call_id}/why"))
+    row = ask(ctx, lambda api: api.get(f"/api/v1/calls/{call_id}/why"))
 
     def render(console: Console) -> None:
         for item in row["decisions"]:
             print_decision(console, item)
 
-    _show(ctx, row, render)
+    show(ctx, row, render)
 
 
 @main.command()
 @click.pass_context
 def replicas(ctx: click.Context) -> None:
     """List the replicas, their state and load."""
-    data = _ask(ctx, lambda api: api.get("/api/v1/replicas"))
-    _show(ctx, data, lambda console: print_replicas(console, data["replicas"]))
+    data = ask(ctx, lambda api: api.get("/api/v1/replicas"))
+    show(ctx, data, lambda console: print_replicas(console, data["replicas"]))
 
 
 @main.command()
@@ -273,7 +271,7 @@ def policies(ctx: click.Context, name: str | None, param: tuple[str, ...]) -> No
             await api.put("/api/v1/policies/routing", json={"policy": name, "parameters": parameters})
         return await api.get("/api/v1/policies")
 
-    data = _ask(ctx, work)
+    data = ask(ctx, work)
 
     def render(console: Console) -> None:
         table = Table("", "policy", "parameters", "what it does")
@@ -283,7 +281,7 @@ def policies(ctx: click.Context, name: str | None, param: tuple[str, ...]) -> No
             table.add_row(mark, row["name"], ", ".join(f"{k}={v:g}" for k, v in values.items()), row["description"])
         console.print(table)
 
-    _show(ctx, data, render)
+    show(ctx, data, render)
 
 
 @main.command()
@@ -311,7 +309,7 @@ def replay(ctx: click.Context, file: Path, agent: tuple[str, ...]) -> None:
         console.print("Journal:", data["divergence"]["entry"]["answered"])
         console.print("Replay: ", data["divergence"]["replayed"])
 
-    _show(ctx, data, render)
+    show(ctx, data, render)
     if result.divergence is not None:
         sys.exit(1)
 
@@ -332,10 +330,10 @@ def config(ctx: click.Context, config: Path | None) -> None:
             table.add_row(name, value, help_text)
         console.print(table)
 
-    _show(ctx, data, render)
+    show(ctx, data, render)
 
 
-@main.group(cls=_Group)
+@main.group(cls=Group)
 def keys() -> None:
     """Tokens: who may do what."""
 
@@ -353,7 +351,7 @@ def keys_add(ctx: click.Context, name: str, role: Any, tenant: str) -> None:
 
     token = Keyring(ctx.obj["state_dir"] / "keys.json").add(name, role, tenant)
     data = {"name": name, "role": role, "tenant": tenant, "token": token}
-    _show(ctx, data, lambda console: console.print(token, soft_wrap=True, highlight=False))
+    show(ctx, data, lambda console: console.print(token, soft_wrap=True, highlight=False))
 
 
 @keys.command("list")
@@ -370,7 +368,7 @@ def keys_list(ctx: click.Context) -> None:
             table.add_row(row["name"], row["role"], row["tenant"])
         console.print(table)
 
-    _show(ctx, data, render)
+    show(ctx, data, render)
 
 
 @keys.command("revoke")
@@ -381,7 +379,7 @@ def keys_revoke(ctx: click.Context, name: str) -> None:
     from swarmx.gateway.keys import Keyring
 
     Keyring(_keys_path(ctx)).revoke(name)
-    _show(ctx, {"revoked": name}, lambda console: console.print(f"revoked {name}"))
+    show(ctx, {"revoked": name}, lambda console: console.print(f"revoked {name}"))
 
 
 def _keys_path(ctx: click.Context) -> Path:
@@ -413,6 +411,9 @@ def _print_workflow(console: Console, row: dict[str, Any]) -> None:
     if row.get("outputs") is not None:
         console.print_json(data=row["outputs"])
 
+
+for command in commands.COMMANDS:
+    main.add_command(command)
 
 if __name__ == "__main__":
     main()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json as json_text
 import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,7 +29,8 @@ class Api:
     def __init__(self, url: str, token: str) -> None:
         self.url = url.rstrip("/")
         self._session = aiohttp.ClientSession(
-            headers={"authorization": f"Bearer {token}"}, timeout=aiohttp.ClientTimeout(total=60.0)
+            headers={"authorization": f"Bearer {token}", "x-swarmx-via": "cli"},
+            timeout=aiohttp.ClientTimeout(total=60.0),
         )
 
     async def __aenter__(self) -> Self:
@@ -49,20 +53,32 @@ class Api:
     async def put(self, path: str, *, json: Any) -> Any:
         return await self._request("PUT", path, json=json)
 
+    async def stream(self, path: str, *, json: Any) -> AsyncIterator[tuple[str, Any]]:
+        """The server-sent events that answer a POST, each with its name and its decoded data. Raises like the rest."""
+        headers = {"accept": "text/event-stream"}
+        with self._explained():
+            async with self._session.post(self.url + path, json=json, headers=headers) as response:
+                if response.content_type != "text/event-stream":
+                    await _decoded(response)
+                    raise ValueError(f"an answer of type {response.content_type}")
+                name = "message"
+                async for raw in response.content:
+                    field, _, value = raw.decode().rstrip("\r\n").partition(": ")
+                    if field == "event":
+                        name = value
+                    elif field == "data":
+                        yield name, json_text.loads(value)
+
     async def _request(self, method: str, path: str, **kwargs: Any) -> Any:
         """The decoded answer. Raises ApiError for a refusal, ConfigError when nobody answers."""
-        try:
+        with self._explained():
             async with self._session.request(method, self.url + path, **kwargs) as response:
-                if "json" not in response.content_type:
-                    text = await response.text()
-                    if response.status >= 400:
-                        raise ApiError(response.status, f"status {response.status}: {text[:300]}")
-                    return text
-                body = await response.json(content_type=None)
-                if response.status >= 400:
-                    detail = body.get("detail") if isinstance(body, dict) else None
-                    raise ApiError(response.status, str(detail or f"status {response.status}: {body!r:.300}"))
-                return body
+                return await _decoded(response)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
             raise ConfigError(f"{self.url!r} is not an address such as http://127.0.0.1:8100.") from None
         except aiohttp.ClientConnectorError:
@@ -73,6 +89,19 @@ class Api:
             raise ConfigError(
                 f"{self.url} broke off or does not speak our protocol ({error!r}). Is it a SwarmX server?"
             ) from None
+
+
+async def _decoded(response: aiohttp.ClientResponse) -> Any:
+    if "json" not in response.content_type:
+        text = await response.text()
+        if response.status >= 400:
+            raise ApiError(response.status, f"status {response.status}: {text[:300]}")
+        return text
+    body = await response.json(content_type=None)
+    if response.status >= 400:
+        detail = body.get("detail") if isinstance(body, dict) else None
+        raise ApiError(response.status, str(detail or f"status {response.status}: {body!r:.300}"))
+    return body
 
 
 def token_for(state_dir: Path) -> str:

@@ -13,7 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from swarmx.agents.policies import DEFAULT_POLICY, make_policy
 from swarmx.agents.router import RouterSettings
+from swarmx.agents.scaler import ScalerSettings
+from swarmx.agents.scaling import DEFAULT_SCALING_POLICY, make_scaling_policy
+from swarmx.core.control import Mode
 from swarmx.core.errors import ConfigError
+from swarmx.core.nouns import ReplicaGroup
+from swarmx.tools.guard import GuardSettings
 
 Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
@@ -59,9 +64,104 @@ class RouterSection(_Section):
             raise ValueError(str(error)) from None
         return self
 
-    def settings(self) -> RouterSettings:
+    def settings(self, models: list[str]) -> RouterSettings:
+        """The agent's own form of these settings; `models` may have no replica at first."""
+        return RouterSettings(models=models, **self.model_dump())
+
+
+class ScalerSection(_Section):
+    """The scaler agent, which starts and stops the replicas under `[[elastic]]`. Times are wall seconds."""
+
+    policy: str = Field(DEFAULT_SCALING_POLICY, description="Scaling policy; docs/scaling.md says which there are.")
+    parameters: dict[str, FiniteFloat] = Field({}, description="Parameters of the policy.")
+    every_s: Seconds = Field(2.0, description="How often it plans.")
+    up_cooldown_s: float = Field(4.0, ge=0.0, description="Rest after a start of replicas before the next.")
+    down_cooldown_s: float = Field(60.0, ge=0.0, description="How long fewer must be wanted before one is stopped.")
+    threshold: float = Field(0.1, ge=0.0, le=1.0, description="Smaller changes, relative to what is there, wait.")
+    drain_s: Seconds = Field(60.0, description="How long a stopped replica may take for the calls that it has.")
+    budget: float | None = Field(
+        None, gt=0.0, description="Most that all elastic replicas together may cost at a time; one L40S is 1.0."
+    )
+    start_patience: float = Field(4.0, gt=1.0, description="A start that takes this many times the usual has failed.")
+    start_floor_s: Seconds = Field(30.0, description="No start has failed before this.")
+    backoff_most_s: Seconds = Field(300.0, description="Longest wait before a group that failed to start is tried.")
+    alert_every_s: Seconds = Field(30.0, description="Least time between two alerts that a model is at its bound.")
+
+    @model_validator(mode="after")
+    def _known_policy(self) -> Self:
+        try:
+            make_scaling_policy(self.policy, self.parameters)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def settings(self, groups: tuple[ReplicaGroup, ...], startups: dict[str, list[float]]) -> ScalerSettings:
         """The agent's own form of these settings."""
-        return RouterSettings(**self.model_dump())
+        return ScalerSettings(groups=groups, startups=startups, **self.model_dump())
+
+
+class GuardSection(_Section):
+    """What operators and the coordinator may change at most, and how long a proposal waits."""
+
+    approval_s: Seconds = Field(900.0, description="How long a proposal waits for approve or deny.")
+    verify_s: Seconds = Field(60.0, description="How long after a change its effect is judged.")
+    replicas_step: int = Field(2, ge=1, description="Replicas that one change of the coordinator adds or takes away.")
+    bounds_step: int = Field(2, ge=1, description="How far one change of the coordinator moves a bound.")
+    parameter_factor: float = Field(2.0, ge=1.0, description="By which factor it changes a parameter at most.")
+    coordinator_changes_per_hour: int = Field(12, ge=0, description="Changes that it may make an hour.")
+    people_changes_per_hour: int = Field(240, ge=1, description="Changes that all people together may make an hour.")
+    max_cost_rate: float | None = Field(
+        None, gt=0.0, description="Most that all replicas together may cost at a time; one L40S is 1.0."
+    )
+    max_open: int = Field(20, ge=1, description="Proposals that may wait at a time.")
+    cooldown_s: dict[str, float] = Field({}, description="Rest between two uses of a tool, by tool, in its place.")
+    per_hour: dict[str, int] = Field({}, description="Uses of a tool an hour, by tool, in place of its own number.")
+    auto_irreversible: tuple[str, ...] = Field(
+        (), description="Irreversible tools that the coordinator may use unasked in mode auto."
+    )
+
+    def settings(self) -> GuardSettings:
+        """The guard's own form of these settings."""
+        return GuardSettings(**self.model_dump(exclude={"approval_s", "verify_s"}))
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        try:
+            self.settings()
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+class CoordinatorSection(_Section):
+    """The LLM coordinator: a slow loop that reads figures, remembers episodes and proposes changes."""
+
+    engine: Literal["off", "rules", "openai", "vllm"] = Field(
+        "rules",
+        description="Who thinks: nobody, the built-in rules, a model behind `url`, or a vLLM that SwarmX starts here.",
+    )
+    url: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/]+(/[^\s]*)?$",
+        description="Base URL of an OpenAI-compatible server, without /v1.",
+    )
+    model: str = Field("qwen2.5-coder-0.5b", description="Name of the model there.")
+    folder: Path = Field(
+        Path(".models/qwen2.5-coder-0.5b-instruct"), description="Folder of the model that a vLLM here serves."
+    )
+    key_variable: str | None = Field(None, description="Environment variable that holds the key of that server.")
+    mode: Mode = Field("review", description="What it may do: observe, suggest, review (an operator approves) or auto.")
+    modes: dict[str, Mode] = Field({}, description="The same for single tools, such as `set_replica_bounds`.")
+    every_s: Seconds = Field(300.0, description="How often it looks without being woken by an alert.")
+    gap_s: Seconds = Field(15.0, description="Least time between two turns.")
+    deadline_s: Seconds = Field(90.0, description="How long the model may take for a turn; then the rules decide.")
+    breaker_s: Seconds = Field(900.0, description="How long it only observes after its proposals failed repeatedly.")
+
+    @model_validator(mode="after")
+    def _has_url(self) -> Self:
+        if self.engine == "openai" and self.url is None:
+            raise ValueError('coordinator: engine = "openai" needs url, such as http://127.0.0.1:8000.')
+        return self
 
 
 class WatchSection(_Section):
@@ -99,10 +199,44 @@ class EmulatedReplicas(_Section):
     count: int = Field(1, ge=1, le=64, description="How many of them.")
     kind: Literal["llm", "image"] = Field("llm", description="What they serve.")
     size_class: Literal["small", "8b", "32b", "70b"] = Field("8b", description="Length statistics of the answers.")
+    slots: int | None = Field(None, ge=1, description="Calls that one runs at a time (vLLM's --max-num-seqs).")
 
     def ids(self) -> list[str]:
         """The names of the replicas."""
         return [f"{self.model}-{self.device}-{number}" for number in range(self.count)]
+
+
+class ElasticReplicas(_Section):
+    """Replicas that the scaler starts and stops, under `[[elastic]]`: one entry a model and device."""
+
+    model: str = Field(description="Model name, as clients ask for it.")
+    device: str = Field(description='Device type; with provider = "emulated" that of a fitted profile.')
+    provider: Literal["emulated", "process"] = Field(
+        "emulated", description="Emulated replicas, or real vLLM servers that run as processes on this host."
+    )
+    kind: Literal["llm", "image"] = Field("llm", description="What they serve.")
+    size_class: Literal["small", "8b", "32b", "70b"] = Field("8b", description="Length statistics of emulated answers.")
+    slots: int | None = Field(None, ge=1, description="Calls that one runs at a time (vLLM's --max-num-seqs).")
+    folder: Path | None = Field(None, description='Folder of the model, for provider = "process".')
+    min: int = Field(1, ge=0, le=64, description="Fewest replicas at the start.")
+    max: int = Field(4, ge=0, le=64, description="Most replicas at the start; operators move both bounds.")
+    limit: int = Field(8, ge=0, le=64, description="Most replicas that anybody can have.")
+    start_s: Seconds = Field(
+        60.0, description="First guess of the time to start one; emulated ones take it, in emulated seconds."
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.min <= self.max <= self.limit:
+            raise ValueError(f"min <= max <= limit must hold, got {self.min}, {self.max}, {self.limit}.")
+        if self.provider == "process" and self.folder is None:
+            raise ValueError('provider = "process" needs folder, the model to serve.')
+        return self
+
+    @property
+    def group_id(self) -> str:
+        """The name of the group, and the beginning of its replicas' names."""
+        return f"{self.model}-{self.device}"
 
 
 class EmulationSection(_Section):
@@ -118,11 +252,15 @@ class Settings(_Section):
     server: ServerSection = ServerSection()
     state: StateSection = StateSection()
     router: RouterSection = RouterSection()
+    scaler: ScalerSection = ScalerSection()
+    guard: GuardSection = GuardSection()
+    coordinator: CoordinatorSection = CoordinatorSection()
     watch: WatchSection = WatchSection()
     workflows: WorkflowSection = WorkflowSection()
     emulation: EmulationSection = EmulationSection()
     replicas: tuple[StaticReplica, ...] = ()
     emulated: tuple[EmulatedReplicas, ...] = ()
+    elastic: tuple[ElasticReplicas, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -130,11 +268,27 @@ class Settings(_Section):
         twice = sorted({i for i in ids if ids.count(i) > 1})
         if twice:
             raise ValueError(f"replica ids must be unique, {', '.join(twice)} occurs more than once.")
+        groups = [(e.model, e.device) for e in self.emulated] + [(e.model, e.device) for e in self.elastic]
+        for model, device in [(g.model, g.device) for g in self.elastic]:
+            if groups.count((model, device)) > 1:
+                raise ValueError(f"elastic: {model} on {device} is named twice; one entry with a larger min will do.")
         kinds: dict[str, str] = {}
-        for model, kind in [(r.model, r.kind) for r in self.replicas] + [(g.model, g.kind) for g in self.emulated]:
+        entries: tuple[StaticReplica | EmulatedReplicas | ElasticReplicas, ...] = (
+            *self.replicas,
+            *self.emulated,
+            *self.elastic,
+        )
+        for model, kind in ((entry.model, entry.kind) for entry in entries):
             if kinds.setdefault(model, kind) != kind:
                 raise ValueError(f"a model has one kind, {model} is given both llm and image.")
         return self
+
+
+ENTRIES: dict[str, type[BaseModel]] = {
+    "replicas": StaticReplica,
+    "emulated": EmulatedReplicas,
+    "elastic": ElasticReplicas,
+}
 
 
 def load(path: Path | None) -> Settings:
@@ -165,7 +319,7 @@ def rows(settings: Settings) -> Iterator[tuple[str, str, str]]:
             for name, info in type(value).model_fields.items():
                 yield f"{section}.{name}", str(getattr(value, name)), info.description or ""
         else:
-            item: type[BaseModel] = StaticReplica if section == "replicas" else EmulatedReplicas
+            item = ENTRIES[section]
             for name, info in item.model_fields.items():
                 values = [str(getattr(entry, name)) for entry in value]
                 yield f"{section}[].{name}", ", ".join(values), info.description or ""

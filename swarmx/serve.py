@@ -15,7 +15,7 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
-from swarmx.config import Settings, is_loopback, load
+from swarmx.config import Settings, is_loopback, load, parse
 from swarmx.core.errors import ConfigError
 from swarmx.gateway.keys import Keyring, write_private
 from swarmx.wiring import running
@@ -23,13 +23,32 @@ from swarmx.wiring import running
 log = logging.getLogger(__name__)
 
 _SMALL_FLEET = [
-    {"model": "qwen3-8b", "device": "l40s", "count": 2, "size_class": "8b"},
     {"model": "qwen3-8b", "device": "h100", "count": 1, "size_class": "8b"},
     {"model": "sdxl", "device": "l40s", "count": 1, "kind": "image"},
 ]
+_SMALL_GROUPS = [
+    {
+        "model": "qwen3-8b",
+        "device": "l40s",
+        "size_class": "8b",
+        "slots": 16,
+        "min": 1,
+        "max": 3,
+        "limit": 6,
+        "start_s": 20,
+    }
+]
 
 
-def serve(*, config: Path | None, state_dir: Path, emulated: bool, port: int | None, exit_with_parent: bool) -> None:
+def serve(
+    *,
+    config: Path | None,
+    state_dir: Path,
+    emulated: bool,
+    port: int | None,
+    coordinator: str | None,
+    exit_with_parent: bool,
+) -> None:
     """Run until SIGTERM or Ctrl-C. Raises ConfigError for settings that cannot work."""
     settings = load(config)
     changes: dict[str, object] = {}
@@ -37,12 +56,15 @@ def serve(*, config: Path | None, state_dir: Path, emulated: bool, port: int | N
         changes["state"] = settings.state.model_copy(update={"dir": state_dir})
     if port is not None:
         changes["server"] = settings.server.model_copy(update={"port": port})
+    if coordinator is not None:
+        changes["coordinator"] = {**settings.coordinator.model_dump(), "engine": coordinator}
     if emulated:
-        changes["emulated"] = _SMALL_FLEET
-    settings = Settings.model_validate({**settings.model_dump(), **_plain(changes)})
-    if not settings.replicas and not settings.emulated:
+        changes["emulated"], changes["elastic"] = _SMALL_FLEET, _SMALL_GROUPS
+    settings = parse({**settings.model_dump(), **_plain(changes)}, source=str(config or "settings"))
+    if not (settings.replicas or settings.emulated or settings.elastic):
         raise ConfigError(
-            "there are no replicas: name some under [[replicas]] in a settings file, or try `swarmx up --emulated`."
+            "there are no replicas: name some under [[replicas]] or [[elastic]] in a settings file, "
+            "or try `swarmx up --emulated`."
         )
     uvloop.run(_serve(settings, exit_with_parent=exit_with_parent))
 

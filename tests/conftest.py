@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.e2e.fleet import Http, Server, all_ready, serving
+
+# How fast this machine is at the moment says nothing about the code.
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
 
 EMULATED = {
     "emulation": {"time_scale": 20.0, "seed": 7},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self, assert_never
@@ -10,6 +9,8 @@ from typing import Self, assert_never
 import msgspec
 import numpy as np
 
+from swarmx.agents.choice import is_sound, second_of
+from swarmx.agents.demand import TIMER, DemandSketch, Load
 from swarmx.agents.policies import DEFAULT_POLICY, make_policy, parameters_of
 from swarmx.agents.pool import Pool
 from swarmx.core.actions import Cancel, Dispatch, RefusalReason, Refuse, StartTimer, StopTimer
@@ -51,7 +52,8 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How patient a router is. Times in seconds.
 
     `first_token_timeout_s` is for streamed calls; `call_timeout_s` for the whole of others, and for the rest of a
-    stream from its first token on.
+    stream from its first token on. `demand_every_s` is the time between two reports of demand, 0 for none. Calls for
+    `models` wait for a replica even before the first one of that model is known.
     """
 
     policy: str = DEFAULT_POLICY
@@ -63,6 +65,8 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
     call_timeout_s: float = 1200.0
     breaker_failures: int = 3
     breaker_open_s: float = 10.0
+    demand_every_s: float = 2.0
+    models: list[str] = []
 
 
 FALLBACK_POLICY = "least_outstanding"  # needs nothing but this router's own counts, so nothing can make it fail
@@ -103,6 +107,8 @@ class RouterAgent:
             ReplicaChanged,
             SignalReported,
             PolicyChanged,
+            WorkflowSubmitted,
+            WorkflowEnded,
             TimerFired,
         }
     )
@@ -114,12 +120,13 @@ class RouterAgent:
         self.parameters = _parameters(self.policy)
         self._fallback = make_policy(FALLBACK_POLICY)
         self._rng = np.random.default_rng(self.settings.seed)
-        self._pools: dict[str, Pool] = {}
+        self._pools = {model: Pool(model) for model in self.settings.models}
         self._pool_of: dict[str, Pool] = {}
         self._calls: dict[str, _InFlight] = {}
         self._waiting: dict[str, None] = {}  # call ids in order of arrival
         self._failures: dict[str, int] = {}
         self._decisions = 0
+        self._demand = DemandSketch(self.settings.demand_every_s)
 
     @classmethod
     def from_config(cls, config: dict[str, object]) -> Self:
@@ -146,13 +153,16 @@ class RouterAgent:
                 return self._signal(message)
             case PolicyChanged():
                 return self._change_policy(message)
+            case WorkflowSubmitted():
+                return self._demand.submitted(message.workflow_id, message.kind, now_s)
+            case WorkflowEnded():
+                self._demand.workflow_ended(message.workflow_id, finished=message.state == "finished", now_s=now_s)
+                return ()
             case TimerFired():
                 return self._timer(message.key, now_s)
             case (
                 DecisionMade()
                 | AlertRaised()
-                | WorkflowSubmitted()
-                | WorkflowEnded()
                 | DemandReported()
                 | BoundsChanged()
                 | ScaleRequested()
@@ -168,7 +178,10 @@ class RouterAgent:
         if call_id in self._calls:
             return ()
         self._calls[call_id] = _InFlight(call=message.call, forecast=message.forecast)
-        return self._place(call_id, now_s)
+        if message.call.model not in self._pools:
+            return self._place(call_id, now_s)
+        started = self._demand.arrived(message.call, message.forecast.mean, now_s)
+        return [*self._place(call_id, now_s), *started]
 
     def _place(self, call_id: str, now_s: float) -> list[Output]:
         """Dispatch the call, or let it wait for a replica."""
@@ -183,7 +196,7 @@ class RouterAgent:
             return [StartTimer(key=f"queue:{call_id}", at_s=state.patience_until_s)]
         view = pool.view(columns, now_s)
         choice, policy, alerts = self._choose(CallView(call=state.call, forecast=state.forecast), view)
-        second = _second(choice)
+        second = second_of(choice)
         replica_id = pool.replicas[columns[choice.index]].replica_id
         self._decisions += 1
         state.attempt += 1
@@ -216,7 +229,7 @@ class RouterAgent:
         """Ask the policy; one that raises or answers nonsense is overruled by `FALLBACK_POLICY`, by name."""
         try:
             choice = self.policy.choose(call, view, self._rng)
-            sound = _is_sound(choice, len(view))
+            sound = is_sound(choice, len(view))
         except Exception:  # noqa: BLE001  # a policy is a plug-in: whatever it raises must not stop the data path
             sound = False
         if sound:
@@ -256,6 +269,7 @@ class RouterAgent:
             return ()
         replica_id = self._release(state)
         del self._calls[message.call_id]
+        self._demand.ended(state.call.model)
         outputs: list[Output] = [StopTimer(key=f"answer:{message.call_id}")]
         if self._failures.pop(replica_id, 0) >= self.settings.breaker_failures:
             outputs += [StopTimer(key=f"breaker:{replica_id}"), *self._close_breaker(replica_id, now_s)]
@@ -282,12 +296,14 @@ class RouterAgent:
     def _refuse(self, call_id: str, why: RefusalReason, detail: str) -> Refuse:
         state = self._calls.pop(call_id)
         self._waiting.pop(call_id, None)
+        self._demand.ended(state.call.model)
         return Refuse(call_id=call_id, reason=why, attempts=state.attempt, detail=detail)
 
     def _cancelled(self, message: CallCancelled) -> Sequence[Output]:
         state = self._calls.pop(message.call_id, None)
         if state is None:
             return ()
+        self._demand.ended(state.call.model)
         if state.replica_id is None:
             self._waiting.pop(message.call_id, None)
             return (StopTimer(key=f"queue:{message.call_id}"),)
@@ -334,6 +350,8 @@ class RouterAgent:
         return ()
 
     def _timer(self, key: str, now_s: float) -> Sequence[Output]:
+        if key == TIMER:
+            return self._demand.report(self._loads(now_s), now_s)
         kind, _, subject = key.partition(":")
         if kind == "queue" and subject in self._waiting:
             return (self._refuse(subject, "no_replica", f"none became ready in {self.settings.queue_timeout_s:g} s"),)
@@ -345,6 +363,17 @@ class RouterAgent:
             faults = self._count_failure(state.replica_id, now_s)
             return [cancel, *faults, *self._again_or_refuse(subject, "timeout", not state.streamed, now_s)]
         return ()
+
+    def _loads(self, now_s: float) -> dict[str, Load]:
+        loads: dict[str, Load] = {}
+        for model, pool in self._pools.items():
+            view = pool.view(np.arange(len(pool)), now_s)
+            loads[model] = Load(int(view.in_flight.sum()), 0, float(view.remaining_work.sum()))
+        for call_id in self._waiting:
+            state = self._calls[call_id]
+            load = loads[state.call.model]
+            loads[state.call.model] = Load(load.in_flight, load.waiting + 1, load.work_left + state.forecast.mean)
+        return loads
 
     def _count_failure(self, replica_id: str, now_s: float) -> list[Output]:
         """One more failure in a row; from `breaker_failures` on the replica gets no calls for a while."""
@@ -399,19 +428,3 @@ class RouterAgent:
 
 def _parameters(policy: Policy) -> dict[str, float]:
     return {name: float(getattr(policy, name)) for name in parameters_of(policy.name)}
-
-
-def _is_sound(choice: Choice, replicas: int) -> bool:
-    """Whether the choice points at a replica and speaks about all of them."""
-    columns = [*choice.terms_s.values()] if choice.cost_s is None else [choice.cost_s, *choice.terms_s.values()]
-    return 0 <= operator.index(choice.index) < replicas and all(c.shape == (replicas,) for c in columns)
-
-
-def _second(choice: Choice) -> int | None:
-    """The position with the least cost but for the chosen one; None where costs were not weighed."""
-    if choice.cost_s is None or len(choice.cost_s) < 2:
-        return None
-    others = choice.cost_s.copy()
-    others[choice.index] = np.inf
-    second = int(others.argmin())
-    return None if second == choice.index else second

@@ -151,10 +151,11 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One model: its replicas, its load now, and how its calls fared over the last `window_s`.
+    """One model: its replicas, its load now, and how its calls fared over the last `window_s`, shorter for a new model.
 
-    Latencies are None while no call ended in the window; bounds are None for a model that cannot be scaled here.
-    `cost_rate` is the sum of the device weights of its replicas (1.0 is one L40S).
+    Latencies are those of calls that finished, None while none did; bounds are None for a model that cannot be scaled
+    here. `cost_rate` is the sum of the device weights of its replicas (1.0 is one L40S), `next_cost` the weight of the
+    replica that would be started next.
     """
 
     model: str
@@ -179,6 +180,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     limit: int | None = None
     wanted: float | None = None
     start_s: float | None = None
+    next_cost: float | None = None
 
 
 class PolicyStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,7 +202,7 @@ class AlertSeen(msgspec.Struct, frozen=True, kw_only=True):
 class ControlView(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that tools, guard, coordinator and console may look at: a snapshot of plain values.
 
-    `workflow_p95_s` is over the workflows that ended in the last `window_s`. `decisions` holds those about the calls
+    `workflow_p95_s` is over the workflows that finished or failed in the last `window_s`. `decisions` holds those about the calls
     that were asked for; alerts, plans and proposals are the last ones, oldest first.
     """
 

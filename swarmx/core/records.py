@@ -50,7 +50,13 @@ class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CallRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a call: the experience that predictors learn from. Holds no prompt, only its key and size."""
+    """What became of a call: the experience that predictors learn from. Holds no prompt, only its key and size.
+
+    `policy`, `ahead`, `expected_s` and `kv_usage` are what was known when the last attempt was sent: who decided, how
+    many calls the replica had already, what the policy expected it to cost there (None where it weighs no costs), and
+    how full the replica's KV cache was by its own last word. `position` counts the calls of the workflow in order of
+    arrival, from 1; 0 for a call without a workflow.
+    """
 
     call_id: str
     tenant: str
@@ -76,6 +82,11 @@ class CallRecord(msgspec.Struct, frozen=True, kw_only=True):
     first_token_at_s: float | None
     ended_at_s: float
     error: str | None = None
+    policy: str = ""
+    ahead: int | None = None
+    expected_s: float | None = None
+    kv_usage: float | None = None
+    position: int = 0
     schema_version: int = SCHEMA_VERSION
 
 

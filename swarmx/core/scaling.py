@@ -24,7 +24,7 @@ PlanReason = Literal[
 class ScalePlan(msgspec.Struct, frozen=True, kw_only=True):
     """What the scaler decided about one model, and from which numbers.
 
-    `have` replicas are ready or starting; the policy wanted `wanted` (in replicas of the group that is started next),
+    `have` replicas are ready or starting; the policy wanted `wanted` (in replicas of the group with the best price),
     the limits left `target`. `terms` are the policy's own numbers, their units in their names.
     """
 
@@ -51,8 +51,8 @@ class ScaleView:
     `arrivals_per_s` is the rate of calls over the last reports, `burst_per_s` over the very last one. `upcoming_mean`
     and `upcoming_p90` are calls that running workflows will make within `horizon_s` (the learned time to start a
     replica, plus one planning interval), `fresh_mean` those of workflows that are not submitted yet. `capacity`
-    counts replicas that are ready or starting, each weighted by its speed relative to `profile`, that of the replica
-    which would be started next.
+    counts replicas that are ready or starting, each weighted by its speed relative to `profile`, that of the group with
+    the best price for a call.
     """
 
     model: str

@@ -89,10 +89,17 @@ def _tail(path: Path) -> str:
 
 
 def _toml(settings: Mapping[str, Any]) -> str:
-    """Just enough TOML for tables and arrays of tables of scalars (JSON scalars are TOML scalars)."""
+    """Just enough TOML for tables and arrays of tables."""
     lines: list[str] = []
     for name, value in settings.items():
         for table in value if isinstance(value, list | tuple) else [value]:
             lines.append(f"[[{name}]]" if isinstance(value, list | tuple) else f"[{name}]")
-            lines += [f"{key} = {json.dumps(item)}" for key, item in table.items()]
+            lines += [f"{key} = {_value(item)}" for key, item in table.items()]
     return "\n".join(lines) + "\n"
+
+
+def _value(value: Any) -> str:
+    """Scalars are written as JSON writes them, mappings as inline tables."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_value(item)}" for key, item in value.items()) + "}"
+    return json.dumps(value)

@@ -10,7 +10,6 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import msgspec
 import numpy as np
 from rich.console import Console
@@ -19,8 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from swarmx.agents.policies import DEFAULT_POLICY
 from swarmx.client import Api
 from swarmx.core.errors import ReplicaError
-from swarmx.demo import report
+from swarmx.demo import crowd, report
+from swarmx.demo.arrivals import Arrival, all_workflows, submit, voids
 from swarmx.demo.corpus import KINDS, flow, openers
+from swarmx.demo.crowd_report import show_crowd, summarise_crowd
 from swarmx.demo.fleet import EMULATED, MODELS, server
 from swarmx.demo.vllm import vllm_fleet
 
@@ -28,14 +29,7 @@ BASELINE = "round_robin"
 _ARRIVALS_PER_S = 0.9  # workflows a second of emulated time: keeps the image servers about two thirds busy
 _CPU_TEXT_TOKENS = 64  # a CPU writes a few tokens a second: keeps the real run to minutes
 _PASS_LIMIT_S = 1800.0
-
-
-class Arrival(msgspec.Struct, frozen=True, kw_only=True):
-    """One workflow to submit, `at_s` wall seconds after the start of a pass."""
-
-    at_s: float
-    kind: str
-    spec: dict[str, Any]
+_SHAPE = crowd.Crowd()
 
 
 class Pass(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,36 +65,76 @@ async def run_demo(
     time_scale: float,
     seed: int,
     engine: str,
+    coordinator: str,
+    part: str,
     model: Path | None,
     keep: Path | None,
     console: Console,
 ) -> dict[str, Any]:
-    """Both passes, the table, one explained decision. Returns what --json prints."""
+    """The routing part (both passes, the table, one explained decision), then the crowd. Returns what --json prints."""
     with tempfile.TemporaryDirectory(prefix="swarmx-demo-") as temporary:
         folder = keep or Path(temporary)
-        if engine == "vllm":
-            async with vllm_fleet(folder, model, console) as fleet:
-                console.print(fleet.label)
-                todo = arrivals(
-                    workflows or 3, seed=seed, per_s=0.2, models=fleet.models, longest_text=_CPU_TEXT_TOKENS
-                )
-                passes = await _passes(fleet.settings, todo, folder, console)
-                scale = 1.0
-        else:
-            console.print(
-                f"An [bold]emulated[/] fleet: 12 replicas, 3 models on 3 device types, {time_scale:g} times faster "
-                "than real. Times below are in emulated seconds."
+        passes: list[Pass] = []
+        if part in ("all", "routing"):
+            vllm = engine == "vllm"
+            passes = await (
+                _passes_on_vllm(workflows or 3, seed, model, folder, console)
+                if vllm
+                else _passes_on_emulation(workflows or 120, time_scale, seed, folder, console)
             )
-            settings = {"emulation": {"time_scale": time_scale, "seed": seed}, "emulated": EMULATED}
-            todo = arrivals(workflows or 120, seed=seed, per_s=_ARRIVALS_PER_S * time_scale, models=MODELS)
-            passes = await _passes(settings, todo, folder, console)
-            scale = time_scale
-        result = report.summarise(passes, engine=engine, scale=scale, seed=seed)
-        report.show(console, result, passes)
+        result = report.summarise(passes, engine=engine, scale=1.0 if engine == "vllm" else time_scale, seed=seed)
+        if passes:
+            report.show(console, result, passes)
+        if part in ("all", "crowd"):
+            result["rows"] += await _crowd(coordinator, model, time_scale, seed, folder / "crowd", console)
         if keep is not None:
             (keep / "result.json").write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
-            console.print(f"Databases, journals and result.json are in {keep}.")
+            console.print(f"Databases, journals, audit logs and result.json are in {keep}.")
         return result
+
+
+async def _passes_on_vllm(workflows: int, seed: int, model: Path | None, folder: Path, console: Console) -> list[Pass]:
+    async with vllm_fleet(folder, model, console) as fleet:
+        console.print(fleet.label)
+        todo = arrivals(workflows, seed=seed, per_s=0.2, models=fleet.models, longest_text=_CPU_TEXT_TOKENS)
+        return await _passes(fleet.settings, todo, folder, console)
+
+
+async def _passes_on_emulation(
+    workflows: int, time_scale: float, seed: int, folder: Path, console: Console
+) -> list[Pass]:
+    console.print(
+        f"An [bold]emulated[/] fleet: 12 replicas, 3 models on 3 device types, {time_scale:g} times faster "
+        "than real. Times below are in emulated seconds."
+    )
+    settings = {"emulation": {"time_scale": time_scale, "seed": seed}, "emulated": EMULATED}
+    todo = arrivals(workflows, seed=seed, per_s=_ARRIVALS_PER_S * time_scale, models=MODELS)
+    return await _passes(settings, todo, folder, console)
+
+
+async def _crowd(
+    coordinator: str, model: Path | None, time_scale: float, seed: int, folder: Path, console: Console
+) -> list[dict[str, Any]]:
+    """A flash crowd on one model, with everybody at work."""
+    thinks = "a real vLLM on this CPU" if coordinator == "vllm" else "the built-in rules"
+    console.print(
+        f"\nA [bold]flash crowd[/]: {_SHAPE.peak_per_s / _SHAPE.base_per_s:.0f} times the usual workflows for "
+        f"{_SHAPE.ends_s - _SHAPE.begins_s:.0f} emulated seconds, on one model that may have 2 replicas. The scaler "
+        f"starts what it may; the coordinator ({thinks}) proposes more; the demo approves as its operator."
+    )
+    wanted = crowd.settings(
+        time_scale=time_scale,
+        seed=seed,
+        scaler={},
+        bounds=(1, 2, 6),
+        coordinator={"engine": coordinator, **({} if model is None else {"folder": str(model)})},
+    )
+    todo = crowd.arrivals(_SHAPE, seed=seed, time_scale=time_scale)
+    with console.status("The crowd comes and goes"):
+        run = await crowd.run_crowd(wanted, todo, folder, operator=True, console=console)
+    rows = summarise_crowd(run, _SHAPE, scale=time_scale, seed=seed, coordinator=coordinator)
+    show_crowd(console, rows, run, scale=time_scale)
+    return rows
 
 
 async def _passes(settings: Mapping[str, Any], todo: Sequence[Arrival], folder: Path, console: Console) -> list[Pass]:
@@ -122,7 +156,7 @@ async def _one_pass(
         line = bar.add_task(policy, total=len(todo), note="starting the fleet")
         async with running as api:
             start_s = time.monotonic()
-            submitting = asyncio.create_task(_submit(api, todo, start_s))
+            submitting = asyncio.create_task(submit(api, todo, start_s))
             try:
                 rows = await _watch(api, len(todo), submitting, bar, line)
             finally:
@@ -134,17 +168,9 @@ async def _one_pass(
                 workflows=rows,
                 replicas=replicas,
                 explained=await _explained(api, rows),
-                voids=await _voids(replicas),
+                voids=await voids(replicas),
                 seconds=seconds,
             )
-
-
-async def _submit(api: Api, todo: Sequence[Arrival], start_s: float) -> None:
-    async def one(arrival: Arrival) -> None:
-        await asyncio.sleep(max(0.0, start_s + arrival.at_s - time.monotonic()))
-        await api.post("/api/v1/workflows", json=arrival.spec)
-
-    await asyncio.gather(*(one(arrival) for arrival in todo))
 
 
 async def _watch(
@@ -154,7 +180,7 @@ async def _watch(
     while time.monotonic() < deadline_s:
         if submitting.done():
             submitting.result()
-        rows = await _workflows(api)
+        rows = await all_workflows(api)
         ended = sum(row["ended_at_s"] is not None for row in rows)
         bar.update(line, completed=ended, note=f"{len(rows) - ended} running")
         if ended == total:
@@ -162,17 +188,6 @@ async def _watch(
             return rows
         await asyncio.sleep(0.5)
     raise ReplicaError(f"{total - ended} workflows had not ended after {_PASS_LIMIT_S:g} s; see the server's log.")
-
-
-async def _workflows(api: Api) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    cursor = None
-    while True:
-        page = await api.get("/api/v1/workflows", limit=200, cursor=cursor)
-        rows += page["workflows"]
-        cursor = page["next_cursor"]
-        if cursor is None:
-            return rows
 
 
 async def _explained(api: Api, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -187,16 +202,3 @@ async def _explained(api: Api, rows: Sequence[dict[str, Any]]) -> dict[str, Any]
     why = await api.get(f"/api/v1/calls/{longest['call_id']}/why")
     explained: dict[str, Any] = why["decisions"][-1]
     return explained
-
-
-async def _voids(replicas: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Replicas whose emulation could not keep up with its own clock: their times mean nothing."""
-    voids = []
-    async with aiohttp.ClientSession() as session:
-        for row in replicas:
-            if row["emulated"]:
-                async with session.get(f"{row['url']}/emulator/report") as response:
-                    said = await response.json()
-                if said["void"]:
-                    voids.append(f"{row['replica_id']}: {said['why']}")
-    return voids

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.console import Console
 
-from swarmx.providers.vllm import DEFAULT_MODEL, VllmProvider
+from swarmx.core.nouns import ReplicaGroup
+from swarmx.providers.process import CPU_PROFILE, DEFAULT_MODEL, ProcessProvider
 
 NAME = "qwen2.5-coder-0.5b"
 
@@ -27,10 +30,22 @@ class Fleet:
 @asynccontextmanager
 async def vllm_fleet(folder: Path, model: Path | None, console: Console) -> AsyncIterator[Fleet]:
     """Two real servers, stopped again at the end."""
-    provider = VllmProvider(model=model or DEFAULT_MODEL, name=NAME, count=2, logs=folder / "vllm")
+    group = ReplicaGroup(
+        group_id=f"{NAME}-cpu",
+        model=NAME,
+        kind="llm",
+        device="cpu",
+        provider="process",
+        profile=msgspec.structs.replace(CPU_PROFILE, model=NAME),
+        min_replicas=2,
+        max_replicas=2,
+        limit=2,
+        start_s=60.0,
+    )
+    provider = ProcessProvider(models={group.group_id: model or DEFAULT_MODEL}, logs=folder / "vllm")
     try:
         with console.status("Starting two vLLM servers on the CPU (about a minute)"):
-            replicas = await provider.start()
+            replicas = await asyncio.gather(*(provider.deploy(f"vllm-{number}", group) for number in range(2)))
         yield Fleet(
             settings={
                 "emulation": {"time_scale": 1.0},

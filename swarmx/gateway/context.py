@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from swarmx.core.messages import Message
-from swarmx.core.ports import Store
+from swarmx.core.audit import Report
+from swarmx.core.control import PolicyStatus
+from swarmx.core.ports import ControlStore, Store
 from swarmx.gateway.keys import Keyring
+from swarmx.gateway.recent import RecentDecisions
 from swarmx.gateway.telemetry import Telemetry
 from swarmx.gateway.transparent import TransparentWorkflows
+from swarmx.memory.audit import AuditLog
 from swarmx.runtime.calls import CallService
 from swarmx.runtime.clock import Clock
+from swarmx.runtime.console import Console
+from swarmx.runtime.desk import Desk
 from swarmx.runtime.fleet_book import FleetBook
+from swarmx.runtime.overview import Overview
 from swarmx.runtime.workflows import WorkflowRunner
 
 
@@ -20,18 +26,23 @@ from swarmx.runtime.workflows import WorkflowRunner
 class Context:
     """One running SwarmX, seen from its front door.
 
-    `policy` and `parameters` are those in force; `flush` returns once the records of all ended calls can be read.
+    `flush` returns once the records of all ended calls can be read; `routing` tells the routing policy in force.
     """
 
     clock: Clock
     store: Store
     keys: Keyring
-    post: Callable[[Message], None]
     flush: Callable[[], Awaitable[None]]
     calls: CallService
     workflows: WorkflowRunner
     transparent: TransparentWorkflows
     book: FleetBook
     telemetry: Telemetry
-    policy: str
-    parameters: dict[str, float]
+    recent: RecentDecisions
+    routing: Callable[[], PolicyStatus]
+    overview: Overview
+    desk: Desk
+    console: Console
+    audit: AuditLog
+    control: ControlStore
+    check_audit: Callable[[], Awaitable[Report]]

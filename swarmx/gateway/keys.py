@@ -16,6 +16,7 @@ from typing import Literal
 
 import msgspec
 
+from swarmx.core.control import Actor
 from swarmx.core.errors import ConfigError, Forbidden, NotFound, Unauthorized, Unavailable
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,11 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
         if right not in RIGHTS[self.role]:
             allowed = ", ".join(role for role, rights in RIGHTS.items() if right in rights)
             raise Forbidden(f"the key {self.name!r} has the role {self.role!r}; this needs one of: {allowed}.")
+
+    @property
+    def actor(self) -> Actor:
+        """Who acts with this key."""
+        return Actor(type="key", name=self.name, role=self.role)
 
     @property
     def sees(self) -> str | None:

@@ -17,6 +17,7 @@ from swarmx.core.errors import (
     ConfigError,
     Forbidden,
     NotFound,
+    Refused,
     StoreError,
     SwarmXError,
     Unauthorized,
@@ -34,6 +35,7 @@ _STATUS: dict[type[SwarmXError], int] = {
     NotFound: 404,
     Unauthorized: 401,
     Forbidden: 403,
+    Refused: 409,
     StoreError: 503,
     Unavailable: 503,
 }
@@ -43,9 +45,12 @@ def install(app: FastAPI) -> None:
     """Answer every error of the tree, and every unexpected one, in the shape that fits the path."""
 
     async def known(request: Request, error: Exception) -> Response:
-        status = next((s for t, s in _STATUS.items() if isinstance(error, t)), 500)
-        extra = {"where": error.where} if isinstance(error, WorkflowError) and error.where else {}
-        return problem(request, status, str(error), **extra)
+        extra = {}
+        if isinstance(error, WorkflowError) and error.where:
+            extra = {"where": error.where}
+        elif isinstance(error, Refused):
+            extra = {"rule": error.rule}
+        return problem(request, status_of(error), str(error), **extra)
 
     async def bad_request(request: Request, error: Exception) -> Response:
         assert isinstance(error, BadRequest)
@@ -86,6 +91,11 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(CallRefused, refused)
     app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(Exception, unexpected)
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status of an error of the tree."""
+    return next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
 
 
 def problem(request: Request, status: int, detail: str, **extra: Any) -> Response:

@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from swarmx.agents.explain import explain
-from swarmx.agents.policies import POLICIES, describe, make_policy, parameters_of
-from swarmx.core.errors import NotFound, WorkflowError
-from swarmx.core.messages import PolicyChanged
+from swarmx.agents.policies import POLICIES, describe, parameters_of
+from swarmx.core.control import ToolCall
+from swarmx.core.errors import NotFound, Refused, WorkflowError
 from swarmx.core.records import CallRecord, WorkflowRecord, WorkflowState
 from swarmx.gateway.context import Context
 from swarmx.gateway.keys import Key
@@ -105,17 +105,18 @@ def router(context: Context) -> APIRouter:
     async def policies(key: Caller) -> Response:
         key.require("read")
         rows = [{"name": n, "description": describe(n), "parameters": parameters_of(n)} for n in POLICIES]
-        active = {"policy": context.policy, "parameters": context.parameters}
-        return JSONResponse({"active": active, "policies": rows})
+        return JSONResponse({"active": msgspec.to_builtins(context.routing()), "policies": rows})
 
     @routes.put("/policies/routing", tags=["operators"], summary="Route by another policy from now on")
     async def set_policy(wanted: RoutingPolicy, key: Caller) -> Response:
         key.require("control")
-        make_policy(wanted.policy, wanted.parameters)
-        context.post(PolicyChanged(policy=wanted.policy, parameters=wanted.parameters))
-        context.policy = wanted.policy
-        context.parameters = {**parameters_of(wanted.policy), **wanted.parameters}
-        return JSONResponse({"policy": context.policy, "parameters": context.parameters})
+        call = ToolCall(tool="set_routing_policy", arguments=wanted.model_dump())
+        try:
+            await context.desk.order(call, actor=key.actor, via="rest")
+        except Refused as refused:
+            if refused.rule != "no_effect":  # it is in force already: a PUT may be repeated
+                raise
+        return JSONResponse(msgspec.to_builtins(context.routing()))
 
     @routes.get("/blobs/{sha256}", tags=["workflows"], summary="An image that a workflow made")
     async def blob(sha256: str, key: Caller) -> Response:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from swarmx.core.messages import AlertRaised, DecisionMade, Message
+from swarmx.core.control import Proposal
+from swarmx.core.messages import AlertRaised, DecisionMade, DemandReported, Message, ScalePlanned
 from swarmx.core.records import CallRecord
 from swarmx.runtime.fleet_book import FleetBook
 
@@ -31,15 +32,46 @@ class Telemetry:
         )
         self._decisions = Counter("swarmx_decisions", "Routing decisions.", ["policy"], registry=self._registry)
         self._alerts = Counter("swarmx_alerts", "Alerts that agents raised.", ["kind"], registry=self._registry)
+        self._waiting = Gauge("swarmx_waiting", "Calls that wait in the router.", ["model"], registry=self._registry)
+        self._wanted = Gauge(
+            "swarmx_replicas_wanted", "Replicas that the scaling policy wants.", ["model"], registry=self._registry
+        )
+        self._plans = Counter(
+            "swarmx_scale_plans", "Plans of the scaler.", ["model", "reason"], registry=self._registry
+        )
+        self._proposals = Counter(
+            "swarmx_proposals", "States that proposals came to.", ["tool", "state"], registry=self._registry
+        )
+        self._turns = Counter(
+            "swarmx_coordinator_turns", "Turns of the coordinator.", ["source"], registry=self._registry
+        )
+        self._tokens = Counter(
+            "swarmx_coordinator_tokens", "Tokens of the coordinator's model.", ["direction"], registry=self._registry
+        )
         self._lost = Counter("swarmx_records_lost", "Records that could not be stored.", registry=self._registry)
         self._registry.register(self)
 
     def observe(self, message: Message, now_s: float) -> None:
-        """Count decisions and alerts; register as an observer of the switchboard."""
+        """Follow decisions, alerts, demand and plans; register as an observer of the switchboard."""
         if isinstance(message, DecisionMade):
             self._decisions.labels(message.decision.policy).inc()
         elif isinstance(message, AlertRaised):
             self._alerts.labels(message.kind).inc()
+        elif isinstance(message, DemandReported):
+            self._waiting.labels(message.model).set(message.waiting)
+        elif isinstance(message, ScalePlanned):
+            self._wanted.labels(message.plan.model).set(message.plan.wanted)
+            self._plans.labels(message.plan.model, message.plan.reason).inc()
+
+    def proposal_changed(self, proposal: Proposal) -> None:
+        """Count the state that a proposal came to."""
+        self._proposals.labels(proposal.call.tool, proposal.state).inc()
+
+    def turn_ended(self, source: str, prompt_tokens: int, output_tokens: int) -> None:
+        """Count a turn of the coordinator, by who thought, and what its model read and wrote."""
+        self._turns.labels(source).inc()
+        self._tokens.labels("prompt").inc(prompt_tokens)
+        self._tokens.labels("output").inc(output_tokens)
 
     def call_ended(self, record: CallRecord) -> None:
         """Count a call; a model that no replica ever served goes under "unknown", whatever clients call it."""

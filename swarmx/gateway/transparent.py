@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
 from swarmx.core.errors import StoreError
+from swarmx.core.messages import Message
 from swarmx.core.ports import Store
 from swarmx.core.records import WorkflowRecord
+from swarmx.runtime.announcer import Announcer
 from swarmx.runtime.clock import Clock
 from swarmx.runtime.requests import BadRequest
 
@@ -56,7 +58,10 @@ def store_id(identity: Identity, tenant: str) -> str:
 
 @dataclass(slots=True)
 class _Open:
-    """A workflow that takes calls. `lock` guards its beginning and its end in the store."""
+    """A workflow that takes calls. `lock` guards its beginning and its end in the store.
+
+    `last_s` is when it was last heard of, which silence counts from; `answered_s` is when its last call ended.
+    """
 
     record: WorkflowRecord
     in_flight: int = 0
@@ -64,16 +69,30 @@ class _Open:
     final: bool = False
     ended: bool = False
     last_s: float = 0.0
+    answered_s: float = 0.0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class TransparentWorkflows:
-    """Opens a workflow at its first call, and finishes it after its final one or when it has been silent for long."""
+    """Opens a workflow at its first call, and finishes it after its final one or when it has been silent for long.
 
-    def __init__(self, store: Store, clock: Clock, *, idle_s: float) -> None:
+    `post` hears that it begins and, exactly once, that its end is stored; `on_latency` then hears the seconds from its
+    beginning to the end of its last call.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        *,
+        idle_s: float,
+        post: Callable[[Message], None] | None = None,
+        on_latency: Callable[[float], None] | None = None,
+    ) -> None:
         self._store = store
         self._clock = clock
         self._idle_s = idle_s
+        self._announcer = Announcer(post, on_latency)
         self._open: dict[tuple[str, str], _Open] = {}
 
     async def recover(self) -> None:
@@ -81,8 +100,13 @@ class TransparentWorkflows:
         for record in await self._store.unfinished():
             if record.mode == "transparent":
                 calls = await self._store.calls(record.workflow_id, tenant=record.tenant)
-                state = _Open(record=record, calls=len(calls), last_s=self._clock.now_s())
-                self._open[record.tenant, record.name] = state
+                self._open[record.tenant, record.name] = _Open(
+                    record=record,
+                    calls=len(calls),
+                    last_s=self._clock.now_s(),
+                    answered_s=max((call.ended_at_s for call in calls), default=record.created_at_s),
+                )
+                self._announcer.submitted(record)
 
     async def touch(self, identity: Identity, tenant: str) -> None:
         """A call of the workflow begins. Raises BadRequest when the workflow has ended, StoreError."""
@@ -96,6 +120,7 @@ class TransparentWorkflows:
                 except BaseException:
                     self._forget(state)
                     raise
+                self._announcer.submitted(state.record)
         async with state.lock:
             if state.ended:
                 raise _over(state.record)
@@ -110,7 +135,7 @@ class TransparentWorkflows:
         if state is None:
             return
         state.in_flight -= 1
-        state.last_s = self._clock.now_s()
+        state.last_s = state.answered_s = self._clock.now_s()
         if state.final:
             await self._finish(state)
 
@@ -147,6 +172,8 @@ class TransparentWorkflows:
                 log.warning("the workflow %s could not be finished: %s", record.workflow_id, error)
                 return
             self._forget(state)
+            # A refusal means that an earlier write, reported as failed, did end it: it has ended, once, either way.
+            self._announcer.ended(record, "finished", state.answered_s)
 
     def _forget(self, state: _Open) -> None:
         state.ended = True

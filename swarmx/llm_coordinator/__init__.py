@@ -1,1 +1,1 @@
-"""The slow loop beside the fast one: a language model that proposes bounded actions. Nothing is in here yet."""
+"""The slow loop beside the fast one: a language model, or rules in its place, that proposes bounded actions."""

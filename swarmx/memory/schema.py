@@ -32,6 +32,20 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             tenant TEXT NOT NULL, sha256 TEXT NOT NULL, media_type TEXT NOT NULL, data BLOB NOT NULL,
             schema_version INTEGER NOT NULL, PRIMARY KEY (sha256, tenant))""",
     ),
+    (
+        """CREATE TABLE proposals (
+            proposal_id TEXT PRIMARY KEY, at_s REAL NOT NULL, state TEXT NOT NULL, body BLOB NOT NULL,
+            schema_version INTEGER NOT NULL)""",
+        "CREATE INDEX proposals_newest ON proposals (at_s DESC, proposal_id DESC)",
+        "CREATE INDEX proposals_in_state ON proposals (state, at_s DESC, proposal_id DESC)",
+        """CREATE TABLE episodes (
+            episode_id TEXT PRIMARY KEY, at_s REAL NOT NULL, body BLOB NOT NULL, schema_version INTEGER NOT NULL)""",
+        "CREATE INDEX episodes_newest ON episodes (at_s DESC, episode_id DESC)",
+        """CREATE TABLE startups (
+            startup_id INTEGER PRIMARY KEY, group_id TEXT NOT NULL, device TEXT NOT NULL, seconds REAL NOT NULL,
+            at_s REAL NOT NULL, schema_version INTEGER NOT NULL)""",
+        "CREATE INDEX startups_of_group ON startups (group_id, startup_id)",
+    ),
 )
 
 

@@ -84,7 +84,7 @@ class SqliteStore:
                 raise StoreError(f"the workflow {workflow.workflow_id!r} already exists; use a new id") from error
             _insert_events(connection, workflow.workflow_id, workflow.tenant, 0, workflow.created_at_s, bodies)
 
-        await self._write(write)
+        await self.write(write)
 
     async def append(
         self,
@@ -120,7 +120,7 @@ class SqliteStore:
             )
             return True
 
-        return await self._write(write)
+        return await self.write(write)
 
     async def workflow(self, workflow_id: str, *, tenant: str | None) -> WorkflowRecord | None:
         """One workflow, or None if it is unknown or another tenant's."""
@@ -132,7 +132,7 @@ class SqliteStore:
             ).fetchone()
             return None if row is None else _record(row)
 
-        return await self._read(read)
+        return await self.read(read)
 
     async def workflows(
         self, *, tenant: str | None, state: WorkflowState | None, limit: int, cursor: str | None
@@ -159,7 +159,7 @@ class SqliteStore:
             records = [_record(row) for row in rows[:limit]]
             return WorkflowPage(workflows=records, next_cursor=_cursor(records[-1]) if len(rows) > limit else None)
 
-        return await self._read(read)
+        return await self.read(read)
 
     async def events(self, workflow_id: str) -> list[StoredEvent]:
         """All events of a workflow in their order; none if it is unknown."""
@@ -170,7 +170,7 @@ class SqliteStore:
             )
             return [StoredEvent(seq=seq, at_s=at_s, body=body, schema_version=v) for seq, at_s, body, v in rows]
 
-        return await self._read(read)
+        return await self.read(read)
 
     async def unfinished(self) -> list[WorkflowRecord]:
         """The workflows of all tenants that are not terminal, oldest first."""
@@ -182,7 +182,7 @@ class SqliteStore:
             )
             return [_record(row) for row in rows]
 
-        return await self._read(read)
+        return await self.read(read)
 
     async def record_call(self, record: CallRecord) -> None:
         """Keep what became of a call. The first record of a call stands: a call is never counted twice."""
@@ -194,12 +194,12 @@ class SqliteStore:
                 (record.call_id, record.tenant, record.workflow_id, record.ready_at_s, body, record.schema_version),
             )
 
-        await self._write(write)
+        await self.write(write)
 
     async def call(self, call_id: str, *, tenant: str | None) -> CallRecord | None:
         """One call, or None if it is unknown or another tenant's."""
         found = await self._bodies("calls WHERE call_id = ? AND tenant = ifnull(?, tenant)", call_id, tenant)
-        return _decoded(found[0], CallRecord) if found else None
+        return decoded(found[0], CallRecord) if found else None
 
     async def calls(self, workflow_id: str, *, tenant: str | None) -> list[CallRecord]:
         """The calls of a workflow in the order in which they became ready."""
@@ -208,7 +208,7 @@ class SqliteStore:
             workflow_id,
             tenant,
         )
-        return [_decoded(body, CallRecord) for body in found]
+        return [decoded(body, CallRecord) for body in found]
 
     async def record_decision(self, decision: Decision) -> None:
         """Add a decision to the log."""
@@ -221,14 +221,14 @@ class SqliteStore:
                 (call.call_id, call.tenant, decision.at_s, body, SCHEMA_VERSION),
             )
 
-        await self._write(write)
+        await self.write(write)
 
     async def decisions(self, call_id: str, *, tenant: str | None) -> list[Decision]:
         """The decisions about a call, first to last."""
         found = await self._bodies(
             "decisions WHERE call_id = ? AND tenant = ifnull(?, tenant) ORDER BY decision_id", call_id, tenant
         )
-        return [_decoded(body, Decision) for body in found]
+        return [decoded(body, Decision) for body in found]
 
     async def put_blob(self, tenant: str, media_type: str, data: bytes) -> str:
         """Keep the bytes under their SHA-256, which is returned (64 hex digits)."""
@@ -240,7 +240,7 @@ class SqliteStore:
                 (tenant, digest, media_type, data, SCHEMA_VERSION),
             )
 
-        await self._write(write)
+        await self.write(write)
         return digest
 
     async def blob(self, sha256: str, *, tenant: str | None) -> tuple[str, bytes] | None:
@@ -253,18 +253,20 @@ class SqliteStore:
             ).fetchone()
             return row
 
-        return await self._read(read)
+        return await self.read(read)
 
     async def _bodies(self, tail: str, key: str, tenant: str | None) -> list[bytes]:
         def read(connection: sqlite3.Connection) -> list[bytes]:
             return [row[0] for row in connection.execute(f"SELECT body FROM {tail}", (key, tenant))]
 
-        return await self._read(read)
+        return await self.read(read)
 
-    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run the job in a transaction, alone or with others; returns once it is on disk."""
         return await self._open_lane(self._writer).do(work)
 
-    async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run the job beside the writer; it sees what was on disk when it began."""
         return await self._open_lane(self._reader).do(work)
 
     def _open_lane(self, lane: Lane | None) -> Lane:
@@ -313,7 +315,8 @@ def _record(row: tuple[object, ...]) -> WorkflowRecord:
     return msgspec.convert(dict(zip(_FIELDS, row, strict=True)), WorkflowRecord)
 
 
-def _decoded(body: bytes, kind: type[T]) -> T:
+def decoded(body: bytes, kind: type[T]) -> T:
+    """A stored value. Raises StoreError."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.DecodeError as error:

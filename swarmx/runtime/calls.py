@@ -20,23 +20,27 @@ from swarmx.core.messages import (
     CallFailed,
     CallFinished,
     CallReady,
+    DecisionMade,
     FirstToken,
     Message,
     ReplicaChanged,
+    SignalReported,
     TokensProgressed,
+    WorkflowEnded,
 )
-from swarmx.core.nouns import Call, Replica
+from swarmx.core.nouns import Call, Decision, Replica
 from swarmx.core.ports import Forecaster
 from swarmx.core.records import CallRecord, CallState, ModelRequest, ModelResult
 from swarmx.runtime.clock import Clock
+from swarmx.runtime.event_stream import begins_events, error_event, rest_of, usage_in
+from swarmx.runtime.experience import Positions, Sent
 from swarmx.runtime.fleet_book import FleetBook
 from swarmx.runtime.requests import ENDPOINTS, call_of
-from swarmx.runtime.upstream import NOT_JSON, AttemptFailed, Upstream, Usage, hang_up, usage_of
+from swarmx.runtime.upstream import AttemptFailed, Upstream, Usage, hang_up
 
 log = logging.getLogger(__name__)
 
 _PROGRESS_EVERY_S = 0.25
-_LINGER_S = 1.0
 
 _T = TypeVar("_T")
 
@@ -72,6 +76,8 @@ class _Pending:
     forecast: Forecast
     body: bytes
     ready_at_s: float
+    position: int
+    decisions: dict[int, Decision] = field(default_factory=dict)
     verdicts: deque[Dispatch | Refuse] = field(default_factory=deque)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     scope: asyncio.Timeout | None = None
@@ -79,6 +85,7 @@ class _Pending:
     aborted: int = 0
     failure: AttemptFailed | None = None
     replica: Replica | None = None
+    kv_usage: float | None = None
     dispatched_at_s: float | None = None
     first_token_at_s: float | None = None
     done: bool = False
@@ -109,6 +116,8 @@ class CallService:
         self._on_record = on_record
         self._pending: dict[str, _Pending] = {}
         self._replicas: dict[str, Replica] = {}
+        self._kv_usage: dict[str, float] = {}
+        self._positions = Positions()
 
     @property
     def in_flight(self) -> int:
@@ -116,12 +125,23 @@ class CallService:
         return len(self._pending)
 
     def observe(self, message: Message, now_s: float) -> None:
-        """Keep the addresses of the replicas; register as an observer of the switchboard."""
-        if isinstance(message, ReplicaChanged):
+        """Keep where the replicas are, and what the records will tell; register as an observer of the switchboard."""
+        if isinstance(message, DecisionMade):
+            pending = self._pending.get(message.decision.call.call_id)
+            if pending is not None:
+                pending.decisions[message.decision.attempt] = message.decision
+        elif isinstance(message, SignalReported):
+            if message.replica_id in self._replicas:
+                self._kv_usage[message.replica_id] = message.kv_usage
+        elif isinstance(message, WorkflowEnded):
+            self._positions.forget(message.workflow_id)
+        elif isinstance(message, ReplicaChanged):
+            replica_id = message.replica.replica_id
             if message.state == "gone":
-                self._replicas.pop(message.replica.replica_id, None)
+                self._replicas.pop(replica_id, None)
+                self._kv_usage.pop(replica_id, None)
             else:
-                self._replicas[message.replica.replica_id] = message.replica
+                self._replicas[replica_id] = message.replica
 
     def perform_dispatch(self, action: Dispatch) -> None:
         self._verdict(action)
@@ -202,7 +222,7 @@ class CallService:
                     started = pending.first_token_at_s is not None
                     self._attempt_failed(pending, failure)
                     if started:
-                        yield _error_event(failure)
+                        yield error_event(failure)
                         return
                 finally:
                     self._book.attempt_ended(replica.replica_id)
@@ -222,12 +242,12 @@ class CallService:
                     tail = (tail + chunk)[-4096:]
                     now_s = self._clock.now_s()
                     if b"[DONE]" in tail:
-                        usage = _usage_in(tail)
+                        usage = usage_in(tail)
                         work_done = usage.work_done if usage.work_done is not None else max(0.0, events - 2.0)
                         self._finish(pending, usage, work_done=work_done)
                         yield chunk
-                        async for rest in _rest(chunks):
-                            yield rest
+                        async for blank in rest_of(chunks):
+                            yield blank
                         return
                     if now_s - reported_at_s >= _PROGRESS_EVERY_S:
                         reported_at_s = now_s
@@ -241,15 +261,15 @@ class CallService:
         """From the first bytes on the call is bound to this replica. Raises AttemptFailed while it is not."""
         if pending.aborted == pending.attempt:
             raise AttemptFailed("timeout", "the replica answered too late", retryable=True, status=504)
-        head = head.lstrip()
-        if not any(head.startswith(field) or field.startswith(head) for field in (b"data:", b":", b"event:", b"id:")):
+        if not begins_events(head):
             raise AttemptFailed("bad_answer", "the answer is not an event stream", retryable=True)
         pending.first_token_at_s = self._clock.now_s()
         self._post(FirstToken(call_id=pending.call.call_id, attempt=pending.attempt))
 
     def _accept(self, call: Call, body: bytes) -> _Pending:
         forecast = self._forecaster.forecast(call)
-        pending = _Pending(call=call, forecast=forecast, body=body, ready_at_s=self._clock.now_s())
+        position = self._positions.next(call.workflow_id)
+        pending = _Pending(call=call, forecast=forecast, body=body, ready_at_s=self._clock.now_s(), position=position)
         self._pending[call.call_id] = pending
         self._post(CallReady(call=call, forecast=forecast))
         return pending
@@ -266,6 +286,7 @@ class CallService:
                 raise CallRefused(verdict, pending.failure)
             pending.attempt = verdict.attempt
             pending.dispatched_at_s = self._clock.now_s()
+            pending.kv_usage = self._kv_usage.get(verdict.replica_id)
             pending.replica = self._replicas.get(verdict.replica_id)
             if pending.replica is not None:
                 return pending.replica
@@ -343,7 +364,7 @@ class CallService:
         if pending.done:
             return
         pending.done = True
-        call = pending.call
+        call, sent = pending.call, Sent.by(pending.decisions.get(pending.attempt))
         self._on_record(
             CallRecord(
                 call_id=call.call_id,
@@ -370,6 +391,11 @@ class CallService:
                 first_token_at_s=pending.first_token_at_s,
                 ended_at_s=self._clock.now_s(),
                 error=error,
+                policy=sent.policy,
+                ahead=sent.ahead,
+                expected_s=sent.expected_s,
+                kv_usage=pending.kv_usage,
+                position=pending.position,
             )
         )
 
@@ -378,36 +404,6 @@ class CallService:
         if pending is not None:
             pending.verdicts.append(verdict)
             pending.wake.set()
-
-
-async def _rest(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """What follows [DONE], a blank line at most: read to the end, so that the connection can be kept."""
-    try:
-        while True:
-            async with asyncio.timeout(_LINGER_S):
-                chunk = await anext(chunks, b"")
-            if not chunk:
-                return
-            yield chunk
-    except (AttemptFailed, TimeoutError):
-        return
-
-
-def _usage_in(tail: bytes) -> Usage:
-    """The usage object in the last events of a stream, if the client asked for one."""
-    for line in reversed(tail.split(b"\n")):
-        if line.startswith(b"data:") and b'"usage"' in line:
-            try:
-                event = msgspec.json.decode(line[5:].strip())
-            except NOT_JSON:
-                return Usage()
-            return usage_of(event.get("usage")) if isinstance(event, dict) else Usage()
-    return Usage()
-
-
-def _error_event(failure: AttemptFailed) -> bytes:
-    error = {"message": f"The replica failed while it answered: {failure.detail}", "type": "upstream_error"}
-    return b"data: " + msgspec.json.encode({"error": {**error, "param": None, "code": failure.reason}}) + b"\n\n"
 
 
 def _explain(refused: CallRefused) -> str:

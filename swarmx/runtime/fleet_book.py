@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from swarmx.core.control import ReplicaStatus
@@ -10,12 +10,16 @@ from swarmx.core.messages import Message, ReplicaChanged, SignalReported
 from swarmx.core.nouns import CallKind, Replica, ReplicaState
 from swarmx.runtime.clock import Clock
 
+_REMEMBERED_S = 600.0
+
 
 @dataclass(slots=True)
 class _Entry:
     replica: Replica
     state: ReplicaState
     since_s: float
+    elastic: bool
+    gone_at_s: float | None = None
     in_flight: int = 0
     calls: int = 0
     busy_s: float = 0.0
@@ -24,24 +28,41 @@ class _Entry:
 
 
 class FleetBook:
-    """Keeps the books; observes the switchboard and is told of every attempt."""
+    """Keeps the books; observes the switchboard and is told of every attempt.
 
-    def __init__(self, clock: Clock) -> None:
+    `elastic` tells whether SwarmX started a replica itself. Such replicas come and go under ever new names: the book
+    forgets one ten minutes after it is gone.
+    """
+
+    def __init__(self, clock: Clock, *, elastic: Callable[[str], bool] = lambda replica_id: False) -> None:
         self._clock = clock
+        self._elastic = elastic
         self._entries: dict[str, _Entry] = {}
         self._models: dict[str, CallKind] = {}
 
     def observe(self, message: Message, now_s: float) -> None:
         """Follow states and signals."""
         if isinstance(message, ReplicaChanged):
-            self._models[message.replica.model] = message.replica.kind
-            entry = self._entries.get(message.replica.replica_id)
-            if entry is None:
-                self._entries[message.replica.replica_id] = _Entry(message.replica, message.state, now_s)
-            else:
-                entry.replica, entry.state = message.replica, message.state
+            self._changed(message, now_s)
         elif isinstance(message, SignalReported) and message.replica_id in self._entries:
             self._entries[message.replica_id].signal = message
+
+    def _changed(self, message: ReplicaChanged, now_s: float) -> None:
+        replica, state = message.replica, message.state
+        self._models[replica.model] = replica.kind
+        entry = self._entries.get(replica.replica_id)
+        if entry is None:
+            elastic = self._elastic(replica.replica_id)
+            entry = self._entries[replica.replica_id] = _Entry(replica, state, now_s, elastic)
+        entry.replica, entry.state = replica, state
+        entry.gone_at_s = now_s if state == "gone" else None
+        self._forget(now_s)
+
+    def _forget(self, now_s: float) -> None:
+        for replica_id, entry in list(self._entries.items()):
+            gone_s = 0.0 if entry.gone_at_s is None else now_s - entry.gone_at_s
+            if entry.elastic and entry.in_flight == 0 and gone_s > _REMEMBERED_S:
+                del self._entries[replica_id]
 
     def attempt_started(self, replica_id: str) -> None:
         entry = self._entries[replica_id]
@@ -67,6 +88,7 @@ class FleetBook:
     def statuses(self) -> list[ReplicaStatus]:
         """All replicas, by model and id."""
         now_s = self._clock.now_s()
+        self._forget(now_s)
         rows = [self._status(entry, now_s) for entry in self._entries.values()]
         return sorted(rows, key=lambda row: (row.model, row.replica_id))
 
@@ -89,4 +111,5 @@ class FleetBook:
             waiting=signal.waiting if signal else None,
             kv_usage=signal.kv_usage if signal else None,
             signal_age_s=now_s - signal.measured_at_s if signal else None,
+            elastic=entry.elastic,
         )

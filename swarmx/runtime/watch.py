@@ -10,7 +10,7 @@ from collections.abc import Callable
 import aiohttp
 
 from swarmx.core.messages import Message, ReplicaChanged, SignalReported
-from swarmx.core.nouns import Replica
+from swarmx.core.nouns import Replica, ReplicaState
 from swarmx.runtime.clock import Clock
 
 # vLLM's names (also SGLang's and the emulator's, up to the prefix); several engines in a server are summed.
@@ -22,16 +22,27 @@ _GAUGES = {
 
 
 class Watch:
-    """One task a replica. A replica is ready from its first answer on, and gone after `failures` bad reads in a row."""
+    """One task a replica. A replica is up from its first answer on, and gone after `failures` bad reads in a row.
+
+    What is up is announced in the state that `state_when_up` says: ready, unless somebody keeps it out of rotation.
+    """
 
     def __init__(
-        self, post: Callable[[Message], None], clock: Clock, *, every_s: float, timeout_s: float, failures: int
+        self,
+        post: Callable[[Message], None],
+        clock: Clock,
+        *,
+        every_s: float,
+        timeout_s: float,
+        failures: int,
+        state_when_up: Callable[[str], ReplicaState] = lambda replica_id: "ready",
     ) -> None:
         self._post = post
         self._clock = clock
         self._every_s = every_s
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._failures = failures
+        self._state_when_up = state_when_up
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=3.0))
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -40,6 +51,12 @@ class Watch:
         self._post(ReplicaChanged(replica=replica, state="starting"))
         self._tasks[replica.replica_id] = asyncio.create_task(self._follow(replica), name=f"watch {replica.replica_id}")
 
+    def remove(self, replica_id: str) -> None:
+        """Say nothing more about the replica; one that is not watched is fine."""
+        task = self._tasks.pop(replica_id, None)
+        if task is not None:
+            task.cancel()
+
     async def close(self) -> None:
         for task in self._tasks.values():
             task.cancel()
@@ -47,22 +64,22 @@ class Watch:
         await self._session.close()
 
     async def _follow(self, replica: Replica) -> None:
-        ready, missed = False, 0
+        up, missed = False, 0
         while True:
             alive, signal = await self._read(replica)
             if alive:
                 missed = 0
-                if not ready:
-                    ready = True
-                    self._post(ReplicaChanged(replica=replica, state="ready"))
+                if not up:
+                    up = True
+                    self._post(ReplicaChanged(replica=replica, state=self._state_when_up(replica.replica_id)))
                 if signal is not None:
                     self._post(signal)
             else:
                 missed += 1
-                if ready and missed >= self._failures:
-                    ready = False
+                if up and missed >= self._failures:
+                    up = False
                     self._post(ReplicaChanged(replica=replica, state="gone"))
-            await asyncio.sleep(self._every_s if ready else min(self._every_s, 0.2))
+            await asyncio.sleep(self._every_s if up else min(self._every_s, 0.2))
 
     async def _read(self, replica: Replica) -> tuple[bool, SignalReported | None]:
         """Whether the replica answers, and its counters; a server that has none is alive, its load unknown."""

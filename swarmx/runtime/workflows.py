@@ -12,8 +12,10 @@ from uuid import uuid4
 import msgspec
 
 from swarmx.core.errors import NotFound, StoreError, SwarmXError, Unavailable, WorkflowError
+from swarmx.core.messages import Message
 from swarmx.core.ports import Caller, Store
 from swarmx.core.records import TERMINAL, ModelRequest, WorkflowRecord, WorkflowState
+from swarmx.runtime.announcer import Announcer
 from swarmx.runtime.clock import Clock
 from swarmx.runtime.workflow_view import describe_run
 from swarmx.workflows.answers import Unusable
@@ -62,7 +64,8 @@ class WorkflowRunner:
     """Submits, runs, cancels and describes declared workflows.
 
     Whatever it acknowledged is in the store first. A call that was out when the process died is made again (at least
-    once); its node still finishes once. `on_change` hears the id of a workflow after each stored change.
+    once); its node still finishes once. `on_change` hears the id of a workflow after each stored change, `post` that it
+    begins and, exactly once, that its end is stored; `on_latency` then hears its seconds.
     """
 
     def __init__(
@@ -72,12 +75,15 @@ class WorkflowRunner:
         clock: Clock,
         on_change: Callable[[str], None] | None = None,
         *,
+        post: Callable[[Message], None] | None = None,
+        on_latency: Callable[[float], None] | None = None,
         new_id: Callable[[], str] = lambda: f"wf-{uuid4().hex}",
     ) -> None:
         self._store = store
         self._caller = caller
         self._clock = clock
         self._on_change = on_change
+        self._announcer = Announcer(post, on_latency)
         self._new_id = new_id
         self._live: dict[str, _Live] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -183,13 +189,14 @@ class WorkflowRunner:
         try:
             run = Run.rebuild(decode_event(event.body) for event in stored)
         except WorkflowError as error:
-            await self._give_up(record.workflow_id, len(stored), str(error))
+            await self._give_up(record, len(stored), str(error))
             return False
         self._begin(_Live(record=record, run=run, seq=len(stored)), calls_in_flight(run))
         return True
 
     def _begin(self, live: _Live, calls: list[StartModelCall]) -> None:
         self._live[live.record.workflow_id] = live
+        self._announcer.submitted(live.record)
         self._spawn(self._drive(live, calls))
 
     async def _drive(self, live: _Live, calls: list[StartModelCall]) -> None:
@@ -207,7 +214,7 @@ class WorkflowRunner:
             log.warning("workflow %s has ended elsewhere or is run by another process; let go", workflow_id)
         except Exception as error:
             log.exception("workflow %s ran into a defect", workflow_id)
-            await self._give_up(workflow_id, live.seq, f"{type(error).__name__}: {error}")
+            await self._give_up(live.record, live.seq, f"{type(error).__name__}: {error}")
         finally:
             if live.timer is not None:
                 live.timer.cancel()
@@ -264,6 +271,8 @@ class WorkflowRunner:
             raise _LostPlace
         live.seq += len(bodies)
         self._notify(workflow_id)
+        if state is not None:
+            self._announcer.ended(live.record, state, self._clock.now_s())
 
     def _make(self, live: _Live, calls: list[StartModelCall]) -> None:
         for call in calls:
@@ -317,12 +326,13 @@ class WorkflowRunner:
             loop = asyncio.get_running_loop()
             live.timer = loop.call_later(min(left_s, _DEADLINE_CHECK_S), self._watch_deadline, live)
 
-    async def _give_up(self, workflow_id: str, seq: int, why: str) -> None:
+    async def _give_up(self, record: WorkflowRecord, seq: int, why: str) -> None:
         """End a workflow that cannot be continued."""
+        workflow_id = record.workflow_id
         log.error("workflow %s cannot be continued: %s", workflow_id, why)
         failed = Failed(error=_plain(f"the workflow cannot be continued: {why}"))
         try:
-            await self._store.append(
+            ended = await self._store.append(
                 workflow_id,
                 [encode_event(failed)],
                 expected_seq=seq,
@@ -332,6 +342,9 @@ class WorkflowRunner:
             )
         except SwarmXError:
             log.exception("workflow %s could not be ended either; the next start tries again", workflow_id)
+        else:
+            if ended:
+                self._announcer.ended(record, "failed", self._clock.now_s())
         self._notify(workflow_id)
 
     def _notify(self, workflow_id: str) -> None:

@@ -1,1 +1,1 @@
-"""The verbs of operators and of the coordinator over `core.actions`. Nothing is in here yet."""
+"""The verbs of operators and of the coordinator: typed, bounded, shown before they are done, undone where possible."""

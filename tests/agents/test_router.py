@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -18,13 +19,16 @@ from swarmx.core.messages import (
     AlertRaised,
     CallCancelled,
     DecisionMade,
+    DemandReported,
     FirstToken,
     PolicyChanged,
     SignalReported,
     TimerFired,
     TokensProgressed,
+    WorkflowEnded,
+    WorkflowSubmitted,
 )
-from tests.agents.worlds import IMPATIENT, Referee, a_profile, changed, dispatches, failed, finished, ready
+from tests.agents.worlds import FORECAST, IMPATIENT, Referee, a_profile, changed, dispatches, failed, finished, ready
 
 MODELS = ("m", "other")
 REPLICAS = tuple(f"r{i}" for i in range(6))  # the even ones serve "m"
@@ -37,7 +41,7 @@ class Chaos(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 0.0
-        self.referee = Referee(IMPATIENT)
+        self.referee = Referee(msgspec.structs.replace(IMPATIENT, demand_every_s=2.0))
         self.made = 0
 
     def say(self, message: Any) -> None:
@@ -98,7 +102,15 @@ class Chaos(RuleBasedStateMachine):
     def policy_changes(self, name: str) -> None:
         self.say(PolicyChanged(policy=name, parameters={}))
 
-    @rule(key=st.sampled_from(["answer:nobody", "queue:nobody", "breaker:nobody", "", "tea"]))
+    @rule(workflow_id=st.sampled_from(["w", "v"]), kind=st.sampled_from(["report", "chat"]))
+    def a_workflow_begins(self, workflow_id: str, kind: str) -> None:
+        self.say(WorkflowSubmitted(workflow_id=workflow_id, kind=kind))
+
+    @rule(workflow_id=st.sampled_from(["w", "v", "nobody"]), state=st.sampled_from(["finished", "failed", "cancelled"]))
+    def a_workflow_ends(self, workflow_id: str, state: Any) -> None:
+        self.say(WorkflowEnded(workflow_id=workflow_id, state=state))
+
+    @rule(key=st.sampled_from(["answer:nobody", "queue:nobody", "breaker:nobody", "demand", "plan", "", "tea"]))
     def a_timer_fires_that_nobody_started(self, key: str) -> None:
         self.say(TimerFired(key=key))
 
@@ -122,6 +134,8 @@ class Chaos(RuleBasedStateMachine):
         self.referee.agent.validate()
 
     def teardown(self) -> None:
+        for workflow_id in ("w", "v"):
+            self.a_workflow_ends(workflow_id, "finished")
         for _ in range(1000):
             if (due := self.next_timer()) is None:
                 break
@@ -135,8 +149,8 @@ TestAnyOrderOfMessages.settings = settings(max_examples=150, stateful_step_count
 
 
 def a_router(*replica_ids: str, policy: str = "round_robin", **patience: Any) -> RouterAgent:
-    """With the ready replicas; without any, one of their model is still starting."""
-    agent = RouterAgent(RouterSettings(policy=policy, **patience))
+    """With the ready replicas; without any, one of their model is still starting. It reports no demand unless asked."""
+    agent = RouterAgent(RouterSettings(**{"policy": policy, "demand_every_s": 0.0, **patience}))
     agent.handle(changed(replica_ids[0] if replica_ids else "r0", "starting"), 0.0)
     for replica_id in replica_ids:
         agent.handle(changed(replica_id), 0.0)
@@ -434,3 +448,71 @@ def test_a_call_is_lighter_the_further_it_has_come() -> None:
 def test_the_settings_of_a_journal_rebuild_the_agent() -> None:
     agent = RouterAgent.from_config({"policy": "random", "seed": 3})
     assert agent.settings == RouterSettings(policy="random", seed=3)
+
+
+def reports(outputs: Any) -> list[DemandReported]:
+    return [output for output in outputs if isinstance(output, DemandReported)]
+
+
+def test_demand_is_reported_while_there_is_any_and_once_more_with_zeros() -> None:
+    agent = a_router("r0", demand_every_s=2.0)
+    assert StartTimer(key="demand", at_s=12.0) in agent.handle(ready("c0"), 10.0)
+    assert StartTimer(key="demand", at_s=13.0) not in agent.handle(ready("c1"), 11.0)
+    outputs = agent.handle(TimerFired(key="demand"), 12.0)
+    assert outputs[-1] == StartTimer(key="demand", at_s=14.0)
+    (report,) = reports(outputs)
+    assert (report.model, report.window_s, report.arrived, report.in_flight, report.waiting) == ("m", 2.0, 2, 2, 0)
+    assert report.work_left == report.arrived_work == pytest.approx(2 * FORECAST.mean)
+    agent.handle(finished("c0"), 13.0)
+    agent.handle(CallCancelled(call_id="c1"), 13.0)
+    (report,) = reports(agent.handle(TimerFired(key="demand"), 14.0))
+    assert (report.arrived, report.finished, report.in_flight, report.work_left) == (0, 2, 0, 0.0)
+    assert not any(report.upcoming_mean + report.upcoming_p90 + report.fresh_mean)
+    assert agent.handle(TimerFired(key="demand"), 16.0) == []
+    assert agent.handle(ready("c2"), 500.0)[-1] == StartTimer(key="demand", at_s=502.0)
+    (report,) = reports(agent.handle(TimerFired(key="demand"), 502.0))
+    assert (report.window_s, report.arrived) == (2.0, 1)
+
+
+def test_calls_that_wait_are_demand_as_well() -> None:
+    agent = a_router("r0", demand_every_s=2.0)
+    agent.handle(ready("c0"), 0.0)
+    agent.handle(changed("r0", "cordoned"), 0.5)
+    agent.handle(ready("c1"), 1.0)
+    (report,) = reports(agent.handle(TimerFired(key="demand"), 2.0))
+    assert (report.in_flight, report.waiting) == (1, 1)
+    assert report.work_left == pytest.approx(2 * FORECAST.mean)
+
+
+def test_a_call_that_is_retried_arrived_once_and_one_that_is_refused_has_ended() -> None:
+    agent = a_router("r0", "r1", demand_every_s=2.0, max_attempts=2)
+    agent.handle(ready("c"), 0.0)
+    agent.handle(failed("c", 1), 1.0)
+    agent.handle(failed("c", 2), 1.0)
+    (report,) = reports(agent.handle(TimerFired(key="demand"), 2.0))
+    assert (report.arrived, report.finished, report.in_flight) == (1, 1, 0)
+
+
+def test_a_model_that_nobody_serves_is_no_demand() -> None:
+    agent = a_router("r0", demand_every_s=2.0)
+    assert not any(isinstance(o, StartTimer) for o in agent.handle(ready("c", model="nope"), 0.0))
+    agent.handle(ready("c"), 0.0)
+    assert [report.model for report in reports(agent.handle(TimerFired(key="demand"), 2.0))] == ["m"]
+
+
+def test_a_workflow_is_demand_from_its_submission_to_its_end() -> None:
+    agent = a_router("r0", demand_every_s=2.0)
+    agent.handle(ready("first"), 0.0)
+    agent.handle(finished("first"), 1.0)
+    assert agent.handle(TimerFired(key="demand"), 2.0)[-1] == StartTimer(key="demand", at_s=4.0)
+    assert len(agent.handle(TimerFired(key="demand"), 4.0)) == 1
+    assert agent.handle(WorkflowSubmitted(workflow_id="v", kind="chat"), 10.0) == [StartTimer(key="demand", at_s=12.0)]
+    assert agent.handle(TimerFired(key="demand"), 12.0)[-1] == StartTimer(key="demand", at_s=14.0)
+    agent.handle(WorkflowEnded(workflow_id="v", state="finished"), 13.0)
+    assert not any(isinstance(output, StartTimer) for output in agent.handle(TimerFired(key="demand"), 14.0))
+
+
+def test_calls_for_a_model_that_can_be_had_wait_for_its_first_replica() -> None:
+    agent = RouterAgent(RouterSettings(models=["m"], demand_every_s=0.0))
+    assert agent.handle(ready("c"), 0.0) == [StartTimer(key="queue:c", at_s=30.0)]
+    assert dispatches(agent.handle(changed("r0"), 5.0)) == ["r0"]

@@ -14,6 +14,7 @@ from swarmx.core import actions, messages
 from swarmx.core.actions import Action
 from swarmx.core.messages import WIRE_VERSION, Envelope, Message
 from swarmx.core.nouns import Candidates, Decision
+from swarmx.core.scaling import ScalePlan
 from swarmx.runtime.journal import Entry
 from tests.agents.worlds import FORECAST, a_call, a_replica
 
@@ -38,6 +39,44 @@ EXAMPLES: list[Message | Action] = [
     messages.ReplicaChanged(replica=a_replica("a"), state="draining"),
     messages.SignalReported(replica_id="a", running=1, waiting=2, kv_usage=0.3, measured_at_s=1e9 / 3),
     messages.PolicyChanged(policy="random", parameters={"x": 1.5}),
+    messages.WorkflowSubmitted(workflow_id="w", kind="report"),
+    messages.WorkflowEnded(workflow_id="w", state="cancelled"),
+    messages.DemandReported(
+        model="m",
+        window_s=2.0,
+        arrived=3,
+        arrived_work=100.5,
+        finished=1,
+        in_flight=4,
+        waiting=2,
+        work_left=1e3 / 3,
+        work_per_call=33.5,
+        horizons_s=(2.0, 4.0),
+        upcoming_mean=(0.1, 0.2),
+        upcoming_p90=(0.5, 1.0),
+        fresh_mean=(0.0, 1e-9),
+    ),
+    messages.BoundsChanged(model="m", min_replicas=0, max_replicas=3),
+    messages.ScaleRequested(model="m", replicas=2, hold_s=60.0),
+    messages.ScalingPolicyChanged(policy="static", parameters={"x": 1.5}),
+    messages.ScalePlanned(
+        plan=ScalePlan(
+            model="m",
+            at_s=1.0,
+            policy="target_tracking",
+            parameters={"target_in_flight": 8.0},
+            have=1.0,
+            wanted=2.5,
+            target=3,
+            min_replicas=1,
+            max_replicas=4,
+            horizon_s=12.0,
+            terms={"calls": 20.0},
+            deploys=("g-1", "g-2"),
+            drains=(),
+            reason="grow",
+        )
+    ),
     messages.TimerFired(key="answer:c"),
     messages.DecisionMade(
         decision=Decision(
@@ -58,6 +97,9 @@ EXAMPLES: list[Message | Action] = [
     actions.Refuse(call_id="c", reason="failed", attempts=1, detail="x"),
     actions.StartTimer(key="k", at_s=0.1),
     actions.StopTimer(key="k"),
+    actions.Deploy(replica_id="g-0", group_id="g"),
+    actions.Drain(replica_id="g-0", deadline_at_s=2.5),
+    actions.Cordon(replica_id="g-0", cordoned=True),
 ]
 EVERY_TYPE = get_args(Message) + get_args(Action)
 

@@ -202,7 +202,7 @@ def launch(settings: Mapping[str, Any], folder: Path, *, port: int = 0) -> Serve
     """The process, started but not yet up. A second one in the same folder continues the first one's work."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "swarmx.toml"
-    config.write_text(toml(settings))
+    config.write_text(toml({"coordinator": {"engine": "off"}, **settings}))  # its memory takes seconds to import
     with (folder / "server.log").open("ab") as log:
         process = subprocess.Popen(
             [

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from swarmx.core.errors import StoreError
-from swarmx.core.records import WorkflowRecord
+from swarmx.core.messages import Message, WorkflowEnded, WorkflowSubmitted
+from swarmx.core.records import CallRecord, WorkflowRecord
 from swarmx.gateway.transparent import Identity, TransparentWorkflows, identity_of, store_id
 from swarmx.memory.sqlite import SqliteStore
 from swarmx.runtime.requests import BadRequest
@@ -31,6 +32,7 @@ class ShakyStore(SqliteStore):
     """The real store, whose disk fails as often as it is told to."""
 
     failures = 0
+    unanswered = 0
 
     async def accept(self, workflow: WorkflowRecord, events: Any) -> None:
         self._shake()
@@ -38,7 +40,11 @@ class ShakyStore(SqliteStore):
 
     async def append(self, *args: Any, **more: Any) -> bool:
         self._shake()
-        return await super().append(*args, **more)
+        done = await super().append(*args, **more)
+        if self.unanswered:
+            self.unanswered -= 1
+            raise StoreError("the answer was lost")
+        return done
 
     def _shake(self) -> None:
         if self.failures:
@@ -71,6 +77,34 @@ def a(workflow_id: str = "w", *, final: bool = False, kind: str = "k") -> Identi
 async def state(store: SqliteStore, workflow_id: str = "red:w") -> str | None:
     record = await store.workflow(workflow_id, tenant=None)
     return None if record is None else record.state
+
+
+def ended_call(call_id: str, *, at_s: float) -> CallRecord:
+    return CallRecord(
+        call_id=call_id,
+        tenant="red",
+        workflow_id="red:w",
+        workflow_kind="k",
+        node="n",
+        role="r",
+        kind="llm",
+        model="m",
+        state="finished",
+        attempts=1,
+        replica_id="a",
+        device="cpu",
+        prompt_key="00",
+        prompt_bytes=9,
+        prompt_tokens=3,
+        work_done=5.0,
+        forecast_p50=4.0,
+        forecast_p90=8.0,
+        forecast_source="prior",
+        ready_at_s=1000.0,
+        dispatched_at_s=1000.0,
+        first_token_at_s=None,
+        ended_at_s=at_s,
+    )
 
 
 async def until(ask: Callable[[], Awaitable[object]], wanted: object) -> None:
@@ -233,3 +267,110 @@ async def test_a_call_is_over_even_if_its_workflow_cannot_be_ended_and_silence_e
 
 async def test_the_end_of_an_unknown_call_is_nothing(open_ones: TransparentWorkflows) -> None:
     await open_ones.release(a(), "red")
+
+
+SUBMITTED = WorkflowSubmitted(workflow_id="red:w", kind="k")
+ENDED = WorkflowEnded(workflow_id="red:w", state="finished")
+
+
+@dataclass
+class Listener:
+    """Writes down what agents and figures hear, and in which order."""
+
+    messages: list[Message]
+    latencies_s: list[float]
+
+    def listen(self, store: SqliteStore, clock: Clock) -> TransparentWorkflows:
+        return TransparentWorkflows(
+            store, clock, idle_s=0.04, post=self.messages.append, on_latency=self.latencies_s.append
+        )
+
+    async def hear_the_end(self, workflows: TransparentWorkflows) -> None:
+        """Wait until silence has ended a workflow."""
+        reaper = asyncio.create_task(workflows.run())
+        try:
+            async with asyncio.timeout(20.0):
+                while ENDED not in self.messages:
+                    await asyncio.sleep(0.005)
+        finally:
+            reaper.cancel()
+            await asyncio.wait({reaper})
+
+
+@pytest.fixture
+def listener() -> Listener:
+    return Listener([], [])
+
+
+async def test_agents_hear_once_that_a_workflow_begins_and_once_that_it_has_ended(
+    store: ShakyStore, clock: Clock, listener: Listener
+) -> None:
+    workflows = listener.listen(store, clock)
+    await asyncio.gather(*(workflows.touch(a(final=True), "red") for _ in range(5)))
+    assert listener.messages == [SUBMITTED]
+    clock.at_s += 3.0
+    await asyncio.gather(*(workflows.release(a(final=True), "red") for _ in range(5)))
+    with pytest.raises(BadRequest):
+        await workflows.touch(a(), "red")
+    assert (listener.messages, listener.latencies_s) == ([SUBMITTED, ENDED], [3.0])
+
+
+async def test_agents_hear_nothing_of_a_workflow_that_could_not_be_stored(
+    store: ShakyStore, clock: Clock, listener: Listener
+) -> None:
+    workflows = listener.listen(store, clock)
+    store.failures = 1
+    with pytest.raises(StoreError):
+        await workflows.touch(a(), "red")
+    assert listener.messages == []
+    await workflows.touch(a(), "red")
+    assert listener.messages == [SUBMITTED]
+
+
+async def test_the_silence_that_ends_a_workflow_is_not_in_its_latency(
+    store: ShakyStore, clock: Clock, listener: Listener
+) -> None:
+    workflows = listener.listen(store, clock)
+    await workflows.touch(a(), "red")
+    clock.at_s += 2.0
+    await workflows.release(a(), "red")
+    clock.at_s += 60.0
+    await listener.hear_the_end(workflows)
+    assert (listener.messages, listener.latencies_s) == ([SUBMITTED, ENDED], [2.0])
+
+
+async def test_a_workflow_that_was_open_at_the_restart_is_told_again_and_ends_once(
+    store: ShakyStore, clock: Clock, listener: Listener
+) -> None:
+    await TransparentWorkflows(store, clock, idle_s=60.0).touch(a(), "red")
+    await store.record_call(ended_call("c", at_s=1004.0))
+    await store.record_call(ended_call("d", at_s=1003.0))
+    clock.at_s += 60.0
+    workflows = listener.listen(store, clock)
+    await workflows.recover()
+    assert listener.messages == [SUBMITTED]
+    clock.at_s += 60.0
+    await listener.hear_the_end(workflows)
+    assert (listener.messages, listener.latencies_s) == ([SUBMITTED, ENDED], [4.0])
+
+
+async def test_an_end_whose_answer_was_lost_is_told_once(store: ShakyStore, clock: Clock, listener: Listener) -> None:
+    workflows = listener.listen(store, clock)
+    await workflows.touch(a(final=True), "red")
+    store.unanswered = 1
+    await workflows.release(a(final=True), "red")
+    assert await state(store) == "finished"
+    assert listener.messages == [SUBMITTED]
+    clock.at_s += 60.0
+    await listener.hear_the_end(workflows)
+    assert listener.messages == [SUBMITTED, ENDED]
+
+
+async def test_agents_that_raise_do_not_hurt_a_workflow(store: ShakyStore, clock: Clock) -> None:
+    def raises(heard: object) -> None:
+        raise RuntimeError("listener")
+
+    workflows = TransparentWorkflows(store, clock, idle_s=0.04, post=raises, on_latency=raises)
+    await workflows.touch(a(final=True), "red")
+    await workflows.release(a(final=True), "red")
+    assert await state(store) == "finished"

@@ -14,8 +14,9 @@ import pytest
 
 from swarmx.core.engine import EngineProfile
 from swarmx.core.errors import ReplicaError
+from swarmx.core.nouns import ReplicaGroup
 from swarmx.core.ports import Provider
-from swarmx.providers.emulated.provider import EmulatedProvider, EmulatedSpec
+from swarmx.providers.emulated.provider import EmulatedGroup, EmulatedProvider, EmulatedSpec
 
 pytestmark = pytest.mark.process
 
@@ -31,6 +32,20 @@ def spec(replica_id: str, *, kind: str = "image", size_class: str = "small") -> 
         profile=PROFILE,
         size_class=size_class,
     )
+
+
+GROUP = ReplicaGroup(
+    group_id="images",
+    model="sdxl",
+    kind="image",
+    device="l40s",
+    provider="emulated",
+    profile=PROFILE.scaled(4.0),
+    min_replicas=0,
+    max_replicas=4,
+    limit=4,
+    start_s=1.0,
+)
 
 
 def children() -> set[int]:
@@ -144,3 +159,68 @@ async def test_the_process_says_what_is_wrong_with_its_profile() -> None:
     _, stderr = await process.communicate()
     assert process.returncode == 1
     assert b"m on d: Expected `float`, got `str`" in stderr
+
+
+async def test_reports_and_reset_cover_replicas_that_were_deployed_and_no_others() -> None:
+    groups = {"images": EmulatedGroup(profile=PROFILE, start_s=0.0)}
+    provider = EmulatedProvider([spec("a")], groups=groups, time_scale=4.0)
+    try:
+        await provider.start()
+        await provider.deploy("b", GROUP)
+        assert set(await provider.reports()) == {"a", "b"}
+        await provider.reset()
+        await provider.retire("a")
+        assert set(await provider.reports()) == {"b"}
+    finally:
+        await provider.stop()
+
+
+async def test_reports_do_not_wait_for_a_replica_that_still_loads() -> None:
+    before = children()
+    groups = {"images": EmulatedGroup(profile=PROFILE, fault="hang")}
+    provider = EmulatedProvider([spec("a")], groups=groups, time_scale=4.0)
+    try:
+        await provider.start()
+        task = asyncio.create_task(provider.deploy("b", GROUP))
+        while len(children() - before) < 2:
+            await asyncio.sleep(0.005)
+        assert set(await provider.reports()) == {"a"}
+        await provider.reset()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert len(children() - before) == 1
+    finally:
+        await provider.stop()
+
+
+async def test_a_replica_loads_as_long_as_its_group_says_on_the_scaled_clock() -> None:
+    loop = asyncio.get_running_loop()
+    groups = {"images": EmulatedGroup(profile=PROFILE, start_s=6.0)}
+    provider = EmulatedProvider([], groups=groups, time_scale=4.0)
+    try:
+        before_s = loop.time()
+        replica = await provider.deploy("a", GROUP)
+        assert loop.time() - before_s >= 1.5
+        assert replica.profile.step_base_s == pytest.approx(0.05)
+    finally:
+        await provider.stop()
+
+
+async def test_a_replica_that_loads_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarmx.providers.emulated.provider.START_DEADLINE_S", 0.5)
+    before = children()
+    provider = EmulatedProvider([], groups={"images": EmulatedGroup(profile=PROFILE, fault="hang", start_s=2.0)})
+    with pytest.raises(ReplicaError, match=r"replica a was not up within 2 s"):
+        await provider.deploy("a", GROUP)
+    assert children() == before
+
+
+async def test_a_replica_that_loads_ends_when_its_parent_is_killed() -> None:
+    options = ["--model", "m", "--device", "d", "--kind", "image", "--profile-json", json.dumps({"step_base_s": 1.0})]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "swarmx.providers.emulated", *options, "--fault", "hang", "--exit-with-parent"),
+        stdin=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    process.stdin.close()
+    assert await process.wait() == 0

@@ -14,8 +14,17 @@ from aiohttp import web
 
 from swarmx.agents.router import RouterAgent, RouterSettings
 from swarmx.core.actions import Cancel, Dispatch, Refuse
-from swarmx.core.messages import AlertRaised, FirstToken, Message, TimerFired, TokensProgressed
-from swarmx.core.nouns import ReplicaState
+from swarmx.core.messages import (
+    AlertRaised,
+    DecisionMade,
+    FirstToken,
+    Message,
+    SignalReported,
+    TimerFired,
+    TokensProgressed,
+    WorkflowEnded,
+)
+from swarmx.core.nouns import Decision, ReplicaState
 from swarmx.core.records import CallRecord, ModelRequest
 from swarmx.neural.empirical import EmpiricalForecaster
 from swarmx.runtime.calls import CallRefused, CallService
@@ -31,6 +40,10 @@ ANSWER = b'{"choices":[{"message":{"content":"42"}}],  "usage":{"prompt_tokens":
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":11,"completion_tokens":3}}\n\n'
 EVENTS = [b'data: {"choices":[{"delta":{"content":"%d"}}]}\n\n' % i for i in range(3)]
 STREAM = [*EVENTS, USAGE, b"data: [DONE]\n\n"]
+OLD_RECORD = b"""{"call_id":"c","tenant":"t","workflow_id":"w","workflow_kind":"k","node":"n","role":"r","kind":"llm",
+"model":"m","state":"finished","attempts":1,"replica_id":"a","device":"cpu","prompt_key":"00","prompt_bytes":9,
+"prompt_tokens":3,"work_done":5.0,"forecast_p50":4.0,"forecast_p90":8.0,"forecast_source":"prior","ready_at_s":1.0,
+"dispatched_at_s":1.5,"first_token_at_s":null,"ended_at_s":2.0,"error":null,"schema_version":1}"""
 
 Serve = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -121,6 +134,27 @@ class Scene:
         """The router's timer for the answer, sooner than its time."""
         self.shell.post(TimerFired(key="answer:c"), to="router")
 
+    def decisions(self, call_id: str = "c") -> list[Decision]:
+        made = [message.decision for message in self.heard if isinstance(message, DecisionMade)]
+        return [decision for decision in made if decision.call.call_id == call_id]
+
+    async def occupy(self, name: str, stack: AsyncExitStack) -> None:
+        """Another call is at the replica, and stays there until the stack is closed."""
+        others = [other for other in self._urls if other != name]
+        for other in others:
+            self.change(other, "cordoned")
+        task = asyncio.create_task(self.calls.answer(a_call(f"at {name}"), b"{}"))
+        while not self.router.in_flight(name):
+            await asyncio.sleep(0)
+        for other in others:
+            self.change(other, "ready")
+
+        async def leave() -> None:
+            task.cancel()
+            await asyncio.wait({task})
+
+        stack.push_async_callback(leave)
+
     def attempts_in_flight(self) -> int:
         return sum(self.router.in_flight(name) for name in self._urls)
 
@@ -142,7 +176,7 @@ async def scene() -> AsyncIterator[Make]:
     async with AsyncExitStack() as stack:
 
         def make(**patience: Any) -> Scene:
-            made = Scene(stack, RouterSettings(policy="round_robin", **patience))
+            made = Scene(stack, RouterSettings(**{"policy": "round_robin", **patience}))
             stack.push_async_callback(made.upstream.close)
             stack.callback(made.shell.close)
             return made
@@ -531,3 +565,94 @@ async def test_connections_are_kept_after_answers_and_after_streams(
                 await s.calls.answer(a_call(f"c{number}"), b"{}")
     assert len(ports) == 1
     assert caplog.records == []
+
+
+async def test_a_record_tells_what_was_known_where_the_call_was_sent(scene: Make) -> None:
+    s = scene(policy="least_work")
+    await s.serve("a", Hanging(), plain)
+    async with AsyncExitStack() as stack:
+        await s.occupy("a", stack)
+        s.shell.post(SignalReported(replica_id="a", running=1, waiting=0, kv_usage=0.25, measured_at_s=1e12))
+        await s.ask()
+    (decision,) = s.decisions()
+    assert decision.candidates.cost_s is not None
+    record = next(record for record in s.records if record.call_id == "c")
+    assert (record.policy, record.ahead, record.kv_usage) == ("least_work", 1, 0.25)
+    assert record.expected_s == decision.candidates.cost_s[0]
+    assert isinstance(record.expected_s, float)
+
+
+async def test_a_policy_that_weighs_no_costs_expects_nothing(scene: Make) -> None:
+    s = scene()
+    await s.serve("a", plain)
+    await s.ask()
+    record = s.check_settled("finished")
+    assert (record.policy, record.ahead, record.expected_s, record.kv_usage) == ("round_robin", 0, None, None)
+
+
+async def test_a_record_tells_of_the_decision_for_its_last_attempt(scene: Make) -> None:
+    s = scene()
+    await s.serve("a", with_status(503))
+    await s.serve("b", Hanging(), plain)
+    async with AsyncExitStack() as stack:
+        await s.occupy("b", stack)
+        await s.ask()
+    assert [decision.replica_id for decision in s.decisions()] == ["a", "b"]
+    record = next(record for record in s.records if record.call_id == "c")
+    assert (record.replica_id, record.ahead) == ("b", 1)
+
+
+async def test_a_decision_that_came_too_late_for_its_call_is_not_in_the_record(scene: Make) -> None:
+    s = scene()
+    await s.serve("a", plain)
+    await s.serve("b", Hanging(), plain)
+    async with AsyncExitStack() as stack:
+        await s.occupy("b", stack)
+        s.upstream.then = lambda: s.change("a", "gone")
+        await s.ask()
+    assert [decision.replica_id for decision in s.decisions()] == ["a", "b"]
+    record = next(record for record in s.records if record.call_id == "c")
+    assert (record.replica_id, record.ahead) == ("a", 0)
+
+
+async def test_a_call_that_was_never_sent_has_no_decision_in_its_record(scene: Make) -> None:
+    s = scene()
+    with pytest.raises(CallRefused):
+        await s.ask()
+    record = s.check_settled("refused")
+    assert (record.policy, record.ahead, record.expected_s, record.kv_usage) == ("", None, None, None)
+
+
+async def test_a_replica_that_comes_back_has_yet_to_say_how_full_it_is(scene: Make) -> None:
+    s = scene()
+    await s.serve("a", plain)
+    for state in ("gone", "ready"):
+        s.shell.post(SignalReported(replica_id="a", running=0, waiting=0, kv_usage=0.5, measured_at_s=1e12))
+        s.change("a", state)
+    await s.ask()
+    assert s.check_settled("finished").kv_usage is None
+
+
+async def test_the_calls_of_a_workflow_are_numbered_until_it_ends(scene: Make) -> None:
+    s = scene()
+    await s.serve("a", plain)
+
+    async def ask(workflow_id: str) -> int:
+        call = msgspec.structs.replace(a_call(f"c{len(s.records)}"), workflow_id=workflow_id)
+        await s.calls.answer(call, b"{}")
+        return s.records[-1].position
+
+    assert [await ask(workflow_id) for workflow_id in ("w", "v", "w", "", "w", "")] == [1, 1, 2, 0, 3, 0]
+    s.shell.post(WorkflowEnded(workflow_id="w", state="finished"))
+    assert [await ask(workflow_id) for workflow_id in ("w", "v")] == [1, 2]
+
+
+def test_a_record_that_an_older_version_stored_can_be_read() -> None:
+    record = msgspec.json.decode(OLD_RECORD, type=CallRecord)
+    assert (record.policy, record.ahead, record.expected_s, record.kv_usage, record.position) == (
+        "",
+        None,
+        None,
+        None,
+        0,
+    )

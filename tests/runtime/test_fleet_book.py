@@ -85,3 +85,62 @@ def test_what_is_not_about_replicas_or_about_unknown_ones_is_ignored(book: Fleet
     book.observe(CallCancelled(call_id="c"), 0.0)
     book.observe(SignalReported(replica_id="x", running=2, waiting=1, kv_usage=0.5, measured_at_s=1.0), 1.0)
     assert book.statuses() == before
+
+
+def elastic_book(clock: SetClock) -> FleetBook:
+    """One replica of somebody else, and one that was started here."""
+    book = FleetBook(clock, elastic=lambda replica_id: replica_id.startswith("own"))
+    book.observe(changed("fixed", "ready"), 0.0)
+    book.observe(changed("own", "ready"), 0.0)
+    return book
+
+
+def ids(book: FleetBook) -> list[str]:
+    return [status.replica_id for status in book.statuses()]
+
+
+def test_a_replica_that_was_started_here_is_elastic_also_once_it_is_gone(clock: SetClock) -> None:
+    started = {"own"}
+    book = FleetBook(clock, elastic=lambda replica_id: replica_id in started)
+    book.observe(changed("own", "starting"), 0.0)
+    book.observe(changed("fixed", "ready"), 0.0)
+    started.clear()
+    book.observe(changed("own", "gone"), 1.0)
+    assert {status.replica_id: status.elastic for status in book.statuses()} == {"own": True, "fixed": False}
+
+
+def test_an_elastic_replica_is_forgotten_ten_minutes_after_it_is_gone(clock: SetClock) -> None:
+    book = elastic_book(clock)
+    for name in ("fixed", "own"):
+        book.observe(changed(name, "gone"), 100.0)
+    clock.at_s = 700.0
+    assert ids(book) == ["fixed", "own"]
+    clock.at_s = 700.1
+    assert ids(book) == ["fixed"]
+    assert "m" in book.models()
+
+
+def test_a_replica_that_is_back_is_not_forgotten(clock: SetClock) -> None:
+    book = elastic_book(clock)
+    book.observe(changed("own", "gone"), 100.0)
+    book.observe(changed("own", "ready"), 200.0)
+    clock.at_s = 10_000.0
+    assert ids(book) == ["fixed", "own"]
+
+
+def test_a_replica_with_a_call_in_flight_is_not_forgotten(clock: SetClock) -> None:
+    book = elastic_book(clock)
+    book.attempt_started("own")
+    book.observe(changed("own", "gone"), 100.0)
+    clock.at_s = 10_000.0
+    assert ids(book) == ["fixed", "own"]
+    book.attempt_ended("own")
+    assert ids(book) == ["fixed"]
+
+
+def test_the_book_stays_bounded_though_nobody_reads_it(clock: SetClock) -> None:
+    book = FleetBook(clock, elastic=lambda replica_id: True)
+    for number in range(1000):
+        book.observe(changed(f"own-{number}", "ready"), number * 10.0)
+        book.observe(changed(f"own-{number}", "gone"), number * 10.0)
+    assert len(ids(book)) == 61

@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 
 from swarmx.core.messages import Message, ReplicaChanged, SignalReported
+from swarmx.core.nouns import ReplicaState
 from swarmx.runtime.clock import WallClock
 from swarmx.runtime.watch import Watch
 from tests.agents.worlds import a_replica
@@ -137,3 +138,67 @@ async def test_a_server_without_metrics_is_ready_and_its_load_unknown(server: Se
     server.status = 500
     assert await heard.state() == "gone"
     assert heard.signals == []
+
+
+async def test_a_replica_that_is_removed_is_not_spoken_of_any_more(server: Server) -> None:
+    told = Heard()
+    watch = Watch(told.messages.put_nowait, WallClock(), every_s=0.01, timeout_s=0.3, failures=1)
+    for name in ("a", "b"):
+        watch.add(a_replica(name, url=server.url))
+    while told.messages.qsize() < 20:
+        await asyncio.sleep(0.005)
+    watch.remove("a")
+    watch.remove("a")
+    watch.remove("never seen")
+    while not told.messages.empty():
+        told.messages.get_nowait()
+    server.status = 500
+    assert await told.state() == "gone"
+    server.status = 200
+    assert await told.state() == "ready"
+    await watch.close()
+    heard = [told.messages.get_nowait() for _ in range(told.messages.qsize())]
+    assert {signal.replica_id for signal in told.signals} <= {"b"}
+    assert all(isinstance(message, SignalReported) and message.replica_id == "b" for message in heard)
+
+
+async def test_a_replica_that_is_removed_while_it_hangs_is_let_go(server: Server) -> None:
+    told = Heard()
+    watch = Watch(told.messages.put_nowait, WallClock(), every_s=0.01, timeout_s=600.0, failures=1)
+    server.hangs = True
+    watch.add(a_replica("a", url=server.url))
+    assert await told.state() == "starting"
+    watch.remove("a")
+    await watch.close()
+    assert told.messages.empty()
+
+
+async def test_a_replica_that_was_removed_can_be_watched_again(server: Server) -> None:
+    told = Heard()
+    watch = Watch(told.messages.put_nowait, WallClock(), every_s=0.02, timeout_s=0.3, failures=3)
+    for _ in range(2):
+        watch.add(a_replica("a", url=server.url))
+        assert [await told.state(), await told.state()] == ["starting", "ready"]
+        watch.remove("a")
+    await watch.close()
+
+
+async def test_what_answers_is_announced_in_the_state_that_it_should_have(server: Server) -> None:
+    told = Heard()
+    states: dict[str, ReplicaState] = {"a": "cordoned"}
+    watch = Watch(
+        told.messages.put_nowait,
+        WallClock(),
+        every_s=0.02,
+        timeout_s=0.3,
+        failures=2,
+        state_when_up=lambda replica_id: states[replica_id],
+    )
+    watch.add(a_replica("a", url=server.url))
+    assert [await told.state(), await told.state()] == ["starting", "cordoned"]
+    server.status = 500
+    assert await told.state() == "gone"
+    states["a"] = "draining"
+    server.status = 200
+    assert await told.state() == "draining"
+    await watch.close()

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from swarmx.core.errors import NotFound, StoreError, Unavailable, WorkflowError
+from swarmx.core.messages import Message, WorkflowEnded, WorkflowSubmitted
 from swarmx.core.records import ModelRequest, ModelResult, WorkflowRecord
 from swarmx.memory.sqlite import SqliteStore
 from swarmx.runtime.workflows import WorkflowRunner
-from swarmx.workflows.events import Cancelled, Failed, Finished, Submitted, decode_event, encode_event
+from swarmx.workflows.events import Cancelled, Failed, Finished, NodeFinished, Submitted, decode_event, encode_event
 from swarmx.workflows.spec import parse_workflow
 
 CHAIN = """
@@ -114,6 +115,11 @@ async def terminal_events(store: SqliteStore, workflow_id: str) -> list[str]:
     return [type(event).__name__ for event in events if isinstance(event, Finished | Failed | Cancelled)]
 
 
+async def nodes_finished(store: SqliteStore, workflow_id: str) -> set[str]:
+    events = [decode_event(event.body) for event in await store.events(workflow_id)]
+    return {event.path for event in events if isinstance(event, NodeFinished)}
+
+
 async def test_a_workflow_runs_to_its_outputs(store: SqliteStore, start: Start) -> None:
     model = EchoModel()
     changes: list[str] = []
@@ -185,6 +191,8 @@ async def test_a_runner_that_dies_is_continued_by_the_next(tmp_path: Path) -> No
     abandoned = WorkflowRunner(first_store, died, FixedClock())
     workflow_id = await abandoned.submit(parse_workflow(CHAIN), {"topic": "bees"}, "a")
     await died.hanging.wait()
+    while not {"each[0].work", "each[2].work"} <= await nodes_finished(first_store, workflow_id):
+        await asyncio.sleep(0)  # it dies between two writes: while it lives, it would win against its successor
 
     second_store = SqliteStore(tmp_path / "swarmx.db")
     await second_store.open()
@@ -331,15 +339,12 @@ async def test_images_go_into_the_blob_store(store: SqliteStore, start: Start) -
 
 
 async def test_a_deadline_that_passes_fails_the_workflow(store: SqliteStore, start: Start) -> None:
-    @dataclass
-    class LoopClock:
-        def now_s(self) -> float:
-            return asyncio.get_running_loop().time()
-
-    model = EchoModel(hung=frozenset({"only"}))
-    runner = start(model, LoopClock())
+    model, clock = EchoModel(hung=frozenset({"only"})), FixedClock()
+    runner = start(model, clock)
     spec = parse_workflow(ONE.replace("name: one", "name: one, deadline_s: 0.02"))
     workflow_id = await runner.submit(spec, {}, "a")
+    await model.hanging.wait()
+    clock.time_s += 1.0
     record = await runner.wait(workflow_id, "a")
     assert record.state == "failed"
     assert json.loads(record.outcome or b"") == {"error": "deadline", "node": None}
@@ -446,7 +451,9 @@ async def test_a_client_that_leaves_during_submission_does_not_leave_an_orphan(
         await submission
     while not (page := await store.workflows(tenant="a", state=None, limit=1, cursor=None)).workflows:
         await asyncio.sleep(0)
-    assert (await runner.wait(page.workflows[0].workflow_id, "a")).state == "finished"
+    workflow_id = page.workflows[0].workflow_id
+    while (await runner.wait(workflow_id, "a")).state != "finished":
+        await asyncio.sleep(0)  # it is in the store a moment before it begins
 
 
 async def test_many_workflows_at_once_all_end_once(store: SqliteStore, start: Start) -> None:
@@ -462,3 +469,192 @@ async def test_many_workflows_at_once_all_end_once(store: SqliteStore, start: St
 def test_an_event_survives_its_bytes() -> None:
     event = Failed(error="x", path="a")
     assert decode_event(encode_event(event)) == event
+
+
+class ForgetfulStore(SqliteStore):
+    """The store behind `path`, whose answers to `append` are lost, or never come, as often as it is told to."""
+
+    unanswered = 0
+    defects = 0
+    full = False
+
+    async def append(self, workflow_id: str, events: Sequence[bytes], **more: Any) -> bool:
+        if self.defects:
+            self.defects -= 1
+            raise RuntimeError("a defect")
+        if self.full:
+            raise StoreError("disk full")
+        done = await super().append(workflow_id, events, **more)
+        if more["state"] is not None and self.unanswered:
+            self.unanswered -= 1
+            raise StoreError("answer lost")
+        return done
+
+
+@pytest.fixture
+async def forgetful(store: SqliteStore, tmp_path: Path) -> AsyncIterator[ForgetfulStore]:
+    opened = ForgetfulStore(tmp_path / "swarmx.db")
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+async def test_agents_hear_of_a_workflow_before_its_first_call_and_once_of_its_end(start: Start) -> None:
+    heard: list[Message] = []
+    clock = FixedClock()
+
+    def answer(request: ModelRequest) -> ModelResult:
+        assert heard == [WorkflowSubmitted(workflow_id=request.workflow_id, kind="test")]
+        clock.time_s += 2.0
+        return EchoModel().result(request, "c")
+
+    latencies_s: list[float] = []
+    model = EchoModel(answers={"plan": answer})
+    runner = start(model, clock, post=heard.append, on_latency=latencies_s.append)
+    workflow_id = await runner.submit(parse_workflow(CHAIN), {"topic": "bees"}, "a")
+    assert (await runner.wait(workflow_id, "a")).state == "finished"
+    assert heard[1:] == [WorkflowEnded(workflow_id=workflow_id, state="finished")]
+    assert latencies_s == [2.0]
+
+
+async def test_agents_hear_once_of_a_cancelled_workflow_and_its_time_says_nothing(start: Start) -> None:
+    heard: list[Message] = []
+    latencies_s: list[float] = []
+    model = EchoModel(hung=frozenset({"a", "b"}))
+    runner = start(model, post=heard.append, on_latency=latencies_s.append)
+    workflow_id = await runner.submit(parse_workflow(TWO), {}, "a")
+    await model.hanging.wait()
+    await asyncio.gather(runner.cancel(workflow_id, "a"), runner.cancel(workflow_id, "a"))
+    assert heard[1:] == [WorkflowEnded(workflow_id=workflow_id, state="cancelled")]
+    assert latencies_s == []
+
+
+async def test_agents_hear_once_of_a_failed_workflow(start: Start) -> None:
+    heard: list[Message] = []
+    latencies_s: list[float] = []
+    model = EchoModel(answers={"a": refusal("no_replica")}, hung=frozenset({"b"}))
+    runner = start(model, post=heard.append, on_latency=latencies_s.append)
+    workflow_id = await runner.submit(parse_workflow(TWO), {}, "a")
+    await runner.wait(workflow_id, "a")
+    assert heard[1:] == [WorkflowEnded(workflow_id=workflow_id, state="failed")]
+    assert len(latencies_s) == 1
+
+
+async def test_agents_hear_of_a_workflow_in_each_life_of_the_server_but_once_of_its_end(start: Start) -> None:
+    lives: list[list[Message]] = [[], []]
+    model = EchoModel(hung=frozenset({"only"}))
+    runner = start(model, post=lives[0].append)
+    workflow_id = await runner.submit(parse_workflow(ONE), {}, "a")
+    await model.hanging.wait()
+    await runner.close()
+    again = start(EchoModel(), post=lives[1].append)
+    await again.recover()
+    await again.wait(workflow_id, "a")
+    assert await again.recover() == 0
+    submitted = WorkflowSubmitted(workflow_id=workflow_id, kind="default")
+    assert lives == [[submitted], [submitted, WorkflowEnded(workflow_id=workflow_id, state="finished")]]
+
+
+async def test_an_end_whose_answer_was_lost_is_told_once(start: Start, forgetful: ForgetfulStore) -> None:
+    heard: list[Message] = []
+    forgetful.unanswered = 1
+    runner = start(EchoModel(), store=forgetful, post=heard.append)
+    workflow_id = await runner.submit(parse_workflow(ONE), {}, "a")
+    assert (await runner.wait(workflow_id, "a")).state == "finished"
+    assert heard[1:] == [WorkflowEnded(workflow_id=workflow_id, state="finished")]
+
+
+async def test_a_workflow_that_ran_into_a_defect_is_told_to_have_failed(
+    start: Start, forgetful: ForgetfulStore
+) -> None:
+    heard: list[Message] = []
+    forgetful.defects = 1
+    runner = start(EchoModel(), store=forgetful, post=heard.append)
+    workflow_id = await runner.submit(parse_workflow(ONE), {}, "a")
+    assert (await runner.wait(workflow_id, "a")).state == "failed"
+    assert heard[1:] == [WorkflowEnded(workflow_id=workflow_id, state="failed")]
+
+
+async def test_an_end_that_is_not_stored_is_not_told(start: Start, forgetful: ForgetfulStore) -> None:
+    heard: list[Message] = []
+    forgetful.defects, forgetful.full = 1, True
+    runner = start(EchoModel(), store=forgetful, post=heard.append)
+    workflow_id = await runner.submit(parse_workflow(ONE), {}, "a")
+    assert (await runner.wait(workflow_id, "a")).state == "running"
+    assert [type(message) for message in heard] == [WorkflowSubmitted]
+
+
+async def test_an_unreadable_workflow_is_told_to_have_failed(store: SqliteStore, start: Start) -> None:
+    heard: list[Message] = []
+    record = WorkflowRecord(
+        workflow_id="bad", tenant="a", mode="declared", kind="k", name="n", state="running", created_at_s=0.0
+    )
+    await store.accept(record, [b'{"v": 99, "event": {"type": "FromTheFuture"}}'])
+    assert await start(EchoModel(), post=heard.append).recover() == 0
+    assert heard == [WorkflowEnded(workflow_id="bad", state="failed")]
+
+
+async def test_of_two_runners_with_one_workflow_only_the_one_that_ends_it_says_so(
+    store: SqliteStore, start: Start
+) -> None:
+    hold = asyncio.Event()
+
+    async def late(request: ModelRequest) -> ModelResult:
+        await hold.wait()
+        return EchoModel().result(request, "late")
+
+    heard: list[Message] = []
+    slow = start(EchoModel(answers={"only": late}), post=heard.append)
+    workflow_id = await slow.submit(parse_workflow(ONE), {}, "a")
+    while len(await store.events(workflow_id)) < 2:
+        await asyncio.sleep(0)
+    other = start(EchoModel(), post=heard.append)
+    await other.recover()
+    await other.wait(workflow_id, "a")
+    hold.set()
+    await slow.wait(workflow_id, "a")
+    while slow.running:
+        await asyncio.sleep(0)
+    assert [type(message) for message in heard] == [WorkflowSubmitted, WorkflowSubmitted, WorkflowEnded]
+
+
+async def test_a_defect_after_the_workflow_ended_elsewhere_is_no_second_end(
+    store: SqliteStore, start: Start, forgetful: ForgetfulStore
+) -> None:
+    hold = asyncio.Event()
+
+    async def late(request: ModelRequest) -> ModelResult:
+        await hold.wait()
+        return EchoModel().result(request, "late")
+
+    heard: list[Message] = []
+    slow = start(EchoModel(answers={"only": late}), store=forgetful, post=heard.append)
+    workflow_id = await slow.submit(parse_workflow(ONE), {}, "a")
+    while len(await store.events(workflow_id)) < 2:
+        await asyncio.sleep(0)
+    other = start(EchoModel())
+    await other.recover()
+    await other.wait(workflow_id, "a")
+    forgetful.defects = 1
+    hold.set()
+    await slow.wait(workflow_id, "a")
+    assert [type(message) for message in heard] == [WorkflowSubmitted]
+
+
+async def test_agents_that_raise_do_not_hurt_a_workflow(start: Start) -> None:
+    def raises(heard: object) -> None:
+        raise RuntimeError("listener")
+
+    runner = start(EchoModel(), post=raises, on_latency=raises)
+    workflow_id = await runner.submit(parse_workflow(ONE), {}, "a")
+    assert (await runner.wait(workflow_id, "a")).state == "finished"
+
+
+async def test_each_of_many_workflows_is_told_to_begin_once_and_to_end_once(start: Start) -> None:
+    heard: list[Message] = []
+    runner = start(EchoModel(), post=heard.append)
+    spec = parse_workflow(CHAIN)
+    ids = await asyncio.gather(*(runner.submit(spec, {"topic": str(i)}, "a") for i in range(20)))
+    await asyncio.gather(*(runner.wait(id, "a") for id in ids))
+    for kind in (WorkflowSubmitted, WorkflowEnded):
+        assert sorted(message.workflow_id for message in heard if isinstance(message, kind)) == sorted(ids)

@@ -2,18 +2,23 @@
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import openai
 import pytest
 import pytest_asyncio
 
 from swarmx.client import Api
+from swarmx.core.errors import ReplicaError
 from swarmx.demo.fleet import server
-from swarmx.providers.vllm import DEFAULT_MODEL, VllmProvider
+from swarmx.providers.process import DEFAULT_MODEL, VllmServer
+from tests.e2e.fleet import children
 
 pytestmark = [
     pytest.mark.vllm,
@@ -31,14 +36,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def api(folder: Path) -> AsyncIterator[Api]:
-    provider = VllmProvider(model=DEFAULT_MODEL, name=_NAME, count=1, logs=folder)
+    own = VllmServer(model_dir=DEFAULT_MODEL, name=_NAME, log=folder / "vllm.log")
     try:
-        replicas = await provider.start()
-        settings = {"replicas": [{"id": r.replica_id, "model": _NAME, "url": r.url} for r in replicas]}
+        url = await own.start()
+        settings = {"replicas": [{"id": "real", "model": _NAME, "url": url}]}
         async with server(settings, folder) as running:
             yield running
     finally:
-        await provider.stop()
+        await own.stop()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -102,6 +107,36 @@ async def test_a_request_that_the_engine_refuses_comes_back_as_its_own_error(cli
         await client.chat.completions.create(
             model=_NAME, messages=[{"role": "user", "content": "word " * 8000}], max_tokens=16
         )
+
+
+async def test_whoever_started_a_server_hears_of_its_end_and_can_start_it_again(tmp_path: Path) -> None:
+    own = VllmServer(model_dir=DEFAULT_MODEL, name=_NAME, log=tmp_path / "vllm.log", cores=[0])
+    before = set(children(os.getpid()))
+    with pytest.raises(ReplicaError, match="never started"):
+        await own.wait()
+    url = await own.start()
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/v1/models") as response:
+        assert (await response.json())["data"][0]["id"] == _NAME
+    with pytest.raises(ReplicaError, match="running already"):
+        await own.start()
+    waiting = asyncio.create_task(own.wait())
+    (pid,) = set(children(os.getpid())) - before
+    workers = set(children(pid))
+    assert workers
+    os.kill(pid, signal.SIGKILL)
+    assert await waiting == -signal.SIGKILL
+    async with asyncio.timeout(30):
+        while any(Path(f"/proc/{worker}").exists() for worker in workers):
+            await asyncio.sleep(0.05)
+    assert "Application startup complete" in own.last_words()
+    await own.stop()
+    again = asyncio.create_task(own.start())
+    while set(children(os.getpid())) == before:
+        await asyncio.sleep(0.01)
+    again.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await again
+    assert set(children(os.getpid())) == before
 
 
 async def test_the_demo_runs_on_real_models(tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import msgspec
@@ -33,6 +34,10 @@ GRACE_S = 2
 @click.option("--size-class", default="small", show_default=True, help="Stretches recorded answer lengths.")
 @click.option("--recorded", "folder", type=click.Path(path_type=Path), help="Folder of recorded answers (*.jsonl).")
 @click.option("--exit-with-parent", is_flag=True, help="Exit when stdin ends.")
+@click.option(
+    "--start-s", type=click.FloatRange(0.0), default=0.0, help="Real seconds that stand for loading the weights."
+)
+@click.option("--fault", type=click.Choice(["exit", "hang"]), hidden=True, help="Never come up: die, or load for ever.")
 def main(
     model: str,
     device: str,
@@ -44,8 +49,14 @@ def main(
     size_class: str,
     folder: Path | None,
     exit_with_parent: bool,
+    start_s: float,
+    fault: Literal["exit", "hang"] | None,
 ) -> None:
     """Serve one emulated replica on loopback and print {"port": N} once it can be reached."""
+    if not _load(None if fault == "hang" else start_s / time_scale, exit_with_parent=exit_with_parent):
+        return
+    if fault == "exit":
+        raise click.ClickException(f"{model} on {device}: told to fail at its start")
     try:
         fields: dict[str, Any] = {"model": model, "device": device, **msgspec.json.decode(profile_json, type=dict)}
         profile = msgspec.convert(fields, EngineProfile).scaled(time_scale)
@@ -72,6 +83,12 @@ def main(
     )
     click.echo(msgspec.json.encode({"port": listener.getsockname()[1]}))
     _Server(config, exit_with_parent=exit_with_parent).run(sockets=[listener])
+
+
+def _load(seconds: float | None, *, exit_with_parent: bool) -> bool:
+    """Let the time pass that loading weights would take, for ever if None; false when the parent is gone."""
+    ended, _, _ = select.select([sys.stdin] if exit_with_parent else [], [], [], seconds)
+    return not ended
 
 
 class _Server(uvicorn.Server):

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import aiohttp
 import msgspec
 
 from swarmx.core.engine import EngineProfile
 from swarmx.core.errors import ReplicaError
-from swarmx.core.nouns import CallKind, Replica
+from swarmx.core.nouns import CallKind, Replica, ReplicaGroup
 from swarmx.providers.emulated.telemetry import Report
 
 START_DEADLINE_S = 60.0
@@ -38,9 +38,23 @@ class EmulatedSpec:
     size_class: str = "small"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmulatedGroup:
+    """How `deploy` emulates the replicas of a group; `profile` and `start_s` are in real seconds.
+
+    `start_s` stands for loading the weights. For tests and demos of failures, `fault` lets every start fail: the
+    process dies once it has loaded ("exit"), or loads for ever ("hang").
+    """
+
+    profile: EngineProfile
+    size_class: str = "small"
+    start_s: float = 0.0
+    fault: Literal["exit", "hang"] | None = None
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Child:
-    """A replica's process, and the last that it said."""
+    """A replica's process, and the last that it said; `url` is empty until it answers."""
 
     spec: EmulatedSpec
     process: asyncio.subprocess.Process
@@ -54,24 +68,31 @@ class _Listening(msgspec.Struct):
 
 
 class EmulatedProvider:
-    """A Provider whose replicas are processes that only pretend to compute.
+    """An ElasticProvider whose replicas are processes that only pretend to compute.
 
     Every emulated second takes `1 / time_scale` seconds on the wall clock; the profiles of the replicas that `start`
-    returns are wall times. The same specs, seed and recordings (those that ship with SwarmX, or the folder
-    `recorded`) give the same answers.
+    and `deploy` return are wall times. The same specs, seed and recordings (those that ship with SwarmX, or the folder
+    `recorded`) give the same answers. `groups`, by their ids, are those that `deploy` knows.
     """
 
     def __init__(
-        self, specs: Sequence[EmulatedSpec], *, time_scale: float = 1.0, seed: int = 0, recorded: Path | None = None
+        self,
+        specs: Sequence[EmulatedSpec],
+        *,
+        groups: Mapping[str, EmulatedGroup] | None = None,
+        time_scale: float = 1.0,
+        seed: int = 0,
+        recorded: Path | None = None,
     ) -> None:
         self._specs = tuple(specs)
+        self._groups = dict(groups or {})
         self._time_scale = time_scale
         self._seed = seed
         self._recorded = recorded
-        self._children: list[_Child] = []
+        self._children: dict[str, _Child] = {}
 
     async def start(self) -> Sequence[Replica]:
-        """Start all replicas at once; return when each answers its health check.
+        """Start the replicas of all specs at once; return when each answers its health check.
 
         Raises ReplicaError, with nothing left running, when one does not come up.
         """
@@ -84,7 +105,7 @@ class EmulatedProvider:
                 if isinstance(result, BaseException):
                     raise result
         except TimeoutError as error:
-            slow = [child.spec.replica_id for child in self._children if not child.url]
+            slow = [child.spec.replica_id for child in self._children.values() if not child.url]
             await self.stop()
             raise ReplicaError(
                 f"emulated replicas {', '.join(slow)} were not up within {START_DEADLINE_S:.0f} s: lower the load here"
@@ -92,26 +113,63 @@ class EmulatedProvider:
         except BaseException:
             await self.stop()
             raise
-        return [self._replica(child) for child in self._children]
+        return [self._replica(self._children[spec.replica_id]) for spec in self._specs]
 
     async def stop(self) -> None:
         """End all processes: asked first, killed after a while. Safe at any time, also after a partial start."""
-        children, self._children = self._children, []
-        await asyncio.gather(*(_end(child) for child in children))
+        await asyncio.gather(*(self.retire(replica_id) for replica_id in list(self._children)))
+
+    async def deploy(self, replica_id: str, group: ReplicaGroup) -> Replica:
+        """Start one more process, and return once it has loaded and answers its health check.
+
+        Raises ReplicaError, with nothing of it left running, when it does not come up or cannot be started here.
+        """
+        emulated = self._groups.get(group.group_id)
+        if emulated is None:
+            known = ", ".join(self._groups) or "none"
+            raise ReplicaError(f"replica {replica_id}: group {group.group_id!r} is not emulated, only: {known}")
+        if replica_id in self._children:
+            raise ReplicaError(f"replica {replica_id} is running already: choose another id, or retire it first")
+        spec = EmulatedSpec(
+            replica_id=replica_id,
+            model=group.model,
+            kind=group.kind,
+            device=group.device,
+            profile=emulated.profile,
+            size_class=emulated.size_class,
+        )
+        patience_s = START_DEADLINE_S + emulated.start_s / self._time_scale
+        try:
+            async with asyncio.timeout(patience_s), aiohttp.ClientSession(timeout=REQUEST_TIMEOUT) as session:
+                await self._spawn(spec, session, _loading(emulated))
+        except TimeoutError as error:
+            await self.retire(replica_id)
+            raise ReplicaError(f"replica {replica_id} was not up within {patience_s:.0f} s") from error
+        except BaseException:
+            await self.retire(replica_id)
+            raise
+        return self._replica(self._children[replica_id])
+
+    async def retire(self, replica_id: str) -> None:
+        """End one process: asked first, killed after a while."""
+        child = self._children.get(replica_id)
+        if child is not None:
+            child.url = ""
+            await _end(child)
+            self._children.pop(replica_id, None)
 
     async def reports(self) -> dict[str, Report]:
-        """How late each replica was for its engine, by replica id."""
+        """How late each running replica was for its engine, by replica id."""
         async with aiohttp.ClientSession(timeout=REQUEST_TIMEOUT) as session:
 
-            async def one(child: _Child) -> Report:
+            async def one(child: _Child) -> tuple[str, Report]:
                 async with session.get(f"{child.url}/emulator/report") as response:
-                    return msgspec.json.decode(await response.read(), type=Report)
+                    return child.spec.replica_id, msgspec.json.decode(await response.read(), type=Report)
 
-            reports = await self._of_all(one)
-        return dict(zip((child.spec.replica_id for child in self._children), reports, strict=True))
+            return dict(await self._of_all(one))
 
     async def reset(self) -> None:
-        """Clear caches, counters and lags of all replicas. Raises ReplicaError when one is not idle."""
+        """Clear caches, counters and lags of all running replicas. Raises ReplicaError when one is not idle."""
         async with aiohttp.ClientSession(timeout=REQUEST_TIMEOUT) as session:
 
             async def one(child: _Child) -> None:
@@ -123,22 +181,23 @@ class EmulatedProvider:
 
     async def _of_all(self, one: Callable[[_Child], Awaitable[T]]) -> list[T]:
         try:
-            return await asyncio.gather(*(one(child) for child in self._children))
+            return await asyncio.gather(*(one(child) for child in self._children.values() if child.url))
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ReplicaError(f"an emulated replica does not answer: {error or type(error).__name__}") from error
 
-    async def _spawn(self, spec: EmulatedSpec, session: aiohttp.ClientSession) -> None:
+    async def _spawn(self, spec: EmulatedSpec, session: aiohttp.ClientSession, more: Sequence[str] = ()) -> None:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "swarmx.providers.emulated",
             *self._arguments(spec),
+            *more,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
         child = _Child(spec=spec, process=process)
-        self._children.append(child)
+        self._children[spec.replica_id] = child
         if process.stderr is not None:
             child.listener = asyncio.create_task(_listen(process.stderr, child.said))
         line = await process.stdout.readline() if process.stdout is not None else b""
@@ -175,6 +234,11 @@ class EmulatedProvider:
             provider="emulated",
             emulated=True,
         )
+
+
+def _loading(group: EmulatedGroup) -> Sequence[str]:
+    """The options of a process that loads before it listens, or never does."""
+    return ["--start-s", repr(group.start_s), *(["--fault", group.fault] if group.fault else [])]
 
 
 async def _listen(stderr: asyncio.StreamReader, said: deque[str]) -> None:

@@ -1,0 +1,209 @@
+"""Real vLLM servers as processes on this host's CPU, started from a checkout after `make setup-vllm`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import aiohttp
+
+from swarmx.core.engine import EngineProfile
+from swarmx.core.errors import ConfigError, ReplicaError
+from swarmx.core.nouns import Replica, ReplicaGroup
+
+SERVE = Path("scripts/vllm/serve.sh")
+DEFAULT_MODEL = Path(".models/qwen2.5-coder-0.5b-instruct")
+_START_S = 300.0
+_STOP_PATIENCE_S = 15.0
+# Where util-linux is, the kernel ends the server even when its parent is killed before it can.
+_DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM") if shutil.which("setpriv") else ()
+
+# The 0.5B model in float32 on two cores without AVX-512, fitted by `python -m eval.emulator check --url ...`
+# (eval/LOG.md). Other CPUs differ by factors; between equal servers only the form matters.
+CPU_PROFILE = EngineProfile(
+    model="qwen2.5-coder-0.5b-instruct",
+    device="cpu",
+    step_base_s=0.214,
+    decode_seq_s=0.0076,
+    decode_ctx_token_s=5.2e-7,
+    prefill_token_s=0.00586,
+    prefill_ctx_token_s=2.5e-6,
+    call_base_s=0.048,
+    kv_capacity_tokens=43_600,
+    max_batch=8,
+    max_step_tokens=4096,
+)
+
+
+class VllmServer:
+    """One `vllm serve` of the model in a folder, on a free port of loopback; it ends when this process does.
+
+    `cores` are those that it computes on, all that this process may use if None; each start writes `log` anew.
+    """
+
+    def __init__(self, *, model_dir: Path, name: str, log: Path, cores: Sequence[int] | None = None) -> None:
+        self._model_dir = model_dir
+        self._name = name
+        self._log = log
+        self._cores = cores
+        self._process: asyncio.subprocess.Process | None = None
+        self._ended: asyncio.Task[int] | None = None
+
+    async def start(self) -> str:
+        """Returns its URL once it answers its health check, after about a minute.
+
+        Raises ReplicaError with the log's end when it does not. Then, and when cancelled, nothing of it is left.
+        """
+        if self._process is not None and self._process.returncode is None:
+            raise ReplicaError(f"vLLM {self._name} is running already: stop it before starting it again.")
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        port = _free_port()
+        bound = {} if self._cores is None else {"SWARMX_VLLM_CPUS": ",".join(map(str, self._cores))}
+        with self._log.open("wb") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *_DIES_WITH_PARENT,
+                *("bash", str(SERVE), str(self._model_dir), self._name, str(port)),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=asyncio.subprocess.STDOUT,
+                env={**os.environ, **bound},
+                start_new_session=True,
+            )
+        self._ended = asyncio.create_task(_ended(self._process), name=f"vLLM {self._name}")
+        url = f"http://127.0.0.1:{port}"
+        try:
+            await self._healthy(self._process, url)
+        except BaseException:
+            await self.stop()
+            raise
+        return url
+
+    async def wait(self) -> int:
+        """Returns the exit status once the server that was started has ended, by itself or by `stop`."""
+        if self._ended is None:
+            raise ReplicaError(f"vLLM {self._name} was never started: there is no end to wait for.")
+        return await asyncio.shield(self._ended)
+
+    async def stop(self) -> None:
+        """Ask it to end, and kill it after a while. Safe at any time."""
+        if self._process is None:
+            return
+        if self._process.returncode is None:
+            _signal_group(self._process, signal.SIGTERM)
+        try:
+            await asyncio.wait_for(self.wait(), _STOP_PATIENCE_S)
+        except TimeoutError:
+            _signal_group(self._process, signal.SIGKILL)
+            await self.wait()
+
+    def last_words(self) -> str:
+        """The end of its log."""
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
+
+    async def _healthy(self, process: asyncio.subprocess.Process, url: str) -> None:
+        deadline_s = asyncio.get_running_loop().time() + _START_S
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as session:
+            while asyncio.get_running_loop().time() < deadline_s:
+                if process.returncode is not None:
+                    raise ReplicaError(f"vLLM ended with {process.returncode}; its log ends:\n{self.last_words()}")
+                try:
+                    async with session.get(f"{url}/health") as response:
+                        if response.status == 200:
+                            return
+                except (aiohttp.ClientError, TimeoutError):
+                    pass
+                await asyncio.sleep(0.5)
+        raise ReplicaError(f"vLLM was not healthy after {_START_S:g} s; its log ends:\n{self.last_words()}")
+
+
+def check_model(folder: Path) -> None:
+    """Raises ConfigError when vLLM cannot be started here, or the folder holds no model for it."""
+    if not SERVE.exists():
+        raise ConfigError(f"{SERVE} is not here: real vLLM servers are started from a checkout of SwarmX.")
+    if not (folder / "config.json").exists():
+        raise ConfigError(f"{folder} holds no model: run `make setup-vllm`, or name a folder that does.")
+
+
+class ProcessProvider:
+    """An ElasticProvider of vLLM servers, one a replica, each bound to the core with the fewest of them.
+
+    `models` are the folders of the groups, by group id; a server logs to REPLICA_ID.log in `logs`. Nothing runs before
+    `deploy`. Raises ConfigError when there is nothing to start or to serve.
+    """
+
+    def __init__(self, *, models: Mapping[str, Path], logs: Path) -> None:
+        for folder in models.values():
+            check_model(folder)
+        self._models = dict(models)
+        self._logs = logs
+        self._servers: dict[str, tuple[VllmServer, int]] = {}  # with the core of each
+
+    async def start(self) -> Sequence[Replica]:
+        return ()
+
+    async def stop(self) -> None:
+        """End all servers."""
+        await asyncio.gather(*(self.retire(replica_id) for replica_id in list(self._servers)))
+
+    async def deploy(self, replica_id: str, group: ReplicaGroup) -> Replica:
+        """Start one more server; takes about a minute. Raises ReplicaError with the log's end."""
+        folder = self._models.get(group.group_id)
+        if folder is None:
+            known = ", ".join(self._models) or "none"
+            raise ReplicaError(f"replica {replica_id}: there is no model of group {group.group_id!r}, only of: {known}")
+        if replica_id in self._servers:
+            raise ReplicaError(f"replica {replica_id} is running already: choose another id, or retire it first")
+        core = self._idlest_core()
+        server = VllmServer(model_dir=folder, name=group.model, log=self._logs / f"{replica_id}.log", cores=[core])
+        self._servers[replica_id] = server, core
+        try:
+            url = await server.start()
+        except BaseException:
+            await self.retire(replica_id)
+            raise
+        return Replica(
+            replica_id=replica_id,
+            model=group.model,
+            kind=group.kind,
+            device=group.device,
+            url=url,
+            profile=group.profile,
+            provider="process",
+            emulated=False,
+        )
+
+    async def retire(self, replica_id: str) -> None:
+        """End one server."""
+        if replica_id in self._servers:
+            await self._servers[replica_id][0].stop()
+            self._servers.pop(replica_id, None)
+
+    def _idlest_core(self) -> int:
+        taken = [core for _, core in self._servers.values()]
+        return min(sorted(os.sched_getaffinity(0)), key=taken.count)
+
+
+async def _ended(process: asyncio.subprocess.Process) -> int:
+    """Wait for the API server, and end its workers, which may outlive it."""
+    status = await process.wait()
+    _signal_group(process, signal.SIGKILL)
+    return status
+
+
+def _signal_group(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """To the whole process group: vLLM's workers are children of its API server."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,48 @@
+"""Tells the agents that a workflow was accepted and that it has ended, and the figures how long it took."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from swarmx.core.messages import Message, WorkflowEnded, WorkflowSubmitted
+from swarmx.core.records import WorkflowRecord, WorkflowState
+
+log = logging.getLogger(__name__)
+
+
+class Announcer:
+    """Whoever listens may raise: that is logged, and the workflow goes on.
+
+    `on_latency` hears the seconds that a workflow took; of one that was cancelled it hears nothing, as its end was
+    somebody's choice.
+    """
+
+    def __init__(
+        self, post: Callable[[Message], None] | None = None, on_latency: Callable[[float], None] | None = None
+    ) -> None:
+        self._post = post
+        self._on_latency = on_latency
+
+    def submitted(self, record: WorkflowRecord) -> None:
+        """The workflow is in the store and begins, or goes on after a restart."""
+        self._tell(WorkflowSubmitted(workflow_id=record.workflow_id, kind=record.kind))
+
+    def ended(self, record: WorkflowRecord, state: WorkflowState, ended_at_s: float) -> None:
+        """The end of the workflow is in the store; a `state` that is not terminal says nothing."""
+        if state not in ("finished", "failed", "cancelled"):
+            return
+        self._tell(WorkflowEnded(workflow_id=record.workflow_id, state=state))
+        if self._on_latency is not None and state != "cancelled":
+            try:
+                self._on_latency(max(0.0, ended_at_s - record.created_at_s))
+            except Exception:
+                log.exception("whoever keeps the latencies of workflows raised at the end of %s", record.workflow_id)
+
+    def _tell(self, message: WorkflowSubmitted | WorkflowEnded) -> None:
+        if self._post is None:
+            return
+        try:
+            self._post(message)
+        except Exception:
+            log.exception("%s of workflow %s could not be posted", type(message).__name__, message.workflow_id)

@@ -1,0 +1,266 @@
+"""The composition root: the only package that knows everyone, and puts a running SwarmX together."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import IO
+
+import msgspec
+from fastapi import FastAPI
+
+from swarmx.agents.router import RouterAgent
+from swarmx.agents.scaler import TIMER, ScalerAgent
+from swarmx.config import Settings
+from swarmx.core.actions import Cancel, Deploy, Dispatch, Drain, Refuse
+from swarmx.core.audit import Head, Report
+from swarmx.core.control import PolicyStatus
+from swarmx.core.errors import ConfigError
+from swarmx.core.messages import DecisionMade, Message, TimerFired
+from swarmx.core.records import CallRecord
+from swarmx.gateway.app import create_app
+from swarmx.gateway.context import Context
+from swarmx.gateway.keys import Keyring
+from swarmx.gateway.recent import RecentDecisions
+from swarmx.gateway.telemetry import Telemetry
+from swarmx.gateway.transparent import TransparentWorkflows
+from swarmx.memory.audit import AuditLog, verify_files
+from swarmx.memory.control import SqliteControl
+from swarmx.memory.sqlite import SqliteStore
+from swarmx.neural.empirical import EmpiricalForecaster
+from swarmx.runtime.calls import CallService
+from swarmx.runtime.clock import WallClock
+from swarmx.runtime.figures import Figures
+from swarmx.runtime.fleet import Fleet
+from swarmx.runtime.fleet_book import FleetBook
+from swarmx.runtime.journal import FileJournal, MemoryJournal
+from swarmx.runtime.live import LiveShell
+from swarmx.runtime.overview import Overview
+from swarmx.runtime.switchboard import Switchboard
+from swarmx.runtime.upstream import Upstream
+from swarmx.runtime.watch import Watch
+from swarmx.runtime.workflows import WorkflowRunner
+from swarmx.wiring.control import control_plane
+from swarmx.wiring.fleet import elastic_providers, emulated_provider, fixed_providers, groups
+from swarmx.wiring.records import Background
+from swarmx.wiring.tasks import running_task
+
+log = logging.getLogger(__name__)
+
+_SHOWN_PROPOSALS = 50
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
+    """Everything started, in order, and stopped again in the opposite order."""
+    state_dir = settings.state.dir
+    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    async with AsyncExitStack() as stack:
+        stack.callback(_lock(state_dir).close)
+        clock = WallClock()
+        store = SqliteStore(state_dir / "swarmx.db")
+        await store.open()
+        stack.push_async_callback(store.close)
+        control = SqliteControl(store)
+        audit = AuditLog(state_dir / "audit.jsonl", clock=clock.now_s, on_head=_log_head)
+        await audit.open()
+        stack.push_async_callback(audit.close)
+
+        elastic = groups(settings)
+        emulated = emulated_provider(settings)
+        providers = elastic_providers(settings, emulated, state_dir / "logs")
+        book = FleetBook(clock, elastic=lambda replica_id: fleet.is_elastic(replica_id))
+        figures = Figures(models={group.model: group.kind for group in elastic})
+        telemetry = Telemetry(book, faults=lambda: switchboard.faults)
+        background = Background(telemetry)
+        stack.push_async_callback(background.flush)
+        await stack.enter_async_context(running_task(background.run(), name="records"))
+
+        router = RouterAgent(settings.router.settings(sorted({group.model for group in elastic})))
+        scaler = ScalerAgent(settings.scaler.settings(elastic, await control.startups()))
+        agents = (router, scaler)
+        switchboard = Switchboard(agents, epoch=int(clock.now_s()), journal=await _journal(settings, agents, stack))
+        upstream = Upstream()
+        stack.push_async_callback(upstream.close)
+
+        def record_call(record: CallRecord) -> None:
+            telemetry.call_ended(record)
+            figures.call_ended(record)
+            background.add(store.record_call(record))
+
+        def log_decision(message: Message, now_s: float) -> None:
+            if isinstance(message, DecisionMade):
+                background.add(store.record_decision(message.decision))
+
+        def post(message: Message) -> None:
+            shell.post(message)
+
+        def routing() -> PolicyStatus:
+            return PolicyStatus(policy=router.policy.name, parameters=router.parameters)
+
+        def workflow_took(seconds: float) -> None:
+            figures.workflow_ended(seconds, clock.now_s())
+
+        def replica_started(group_id: str, seconds: float) -> None:
+            device = next(group.device for group in elastic if group.group_id == group_id)
+            background.add(control.record_startup(group_id, device, seconds, clock.now_s()))
+
+        calls = CallService(
+            post=post,
+            clock=clock,
+            forecaster=EmpiricalForecaster(),
+            upstream=upstream,
+            book=book,
+            on_record=record_call,
+        )
+        watch = Watch(
+            post,
+            clock,
+            every_s=settings.watch.every_s,
+            timeout_s=settings.watch.timeout_s,
+            failures=settings.watch.failures,
+            state_when_up=lambda replica_id: fleet.state_when_up(replica_id),
+        )
+        stack.push_async_callback(watch.close)
+        fleet = Fleet(
+            providers=providers,
+            groups=elastic,
+            watch=watch,
+            post=post,
+            clock=clock,
+            audit=audit,
+            in_flight=router.in_flight,
+            on_started=replica_started,
+        )
+        shell = LiveShell(
+            switchboard,
+            clock,
+            {
+                Dispatch: calls.perform_dispatch,
+                Cancel: calls.perform_cancel,
+                Refuse: calls.perform_refuse,
+                Deploy: fleet.perform_deploy,
+                Drain: fleet.perform_drain,
+            },
+        )
+        stack.callback(shell.close)
+        recent = RecentDecisions()
+        switchboard.observers += [
+            book.observe,
+            calls.observe,
+            fleet.observe,
+            figures.observe,
+            telemetry.observe,
+            recent.observe,
+            log_decision,
+        ]
+        for provider in providers.values():
+            stack.push_async_callback(provider.stop)
+        stack.push_async_callback(fleet.close)  # first: it calls off the starts that are going on
+        for fixed in fixed_providers(settings, emulated):
+            for replica in await fixed.start():
+                watch.add(replica)
+
+        workflows = WorkflowRunner(store, calls, clock, post=post, on_latency=workflow_took)
+        stack.push_async_callback(workflows.close)
+        transparent = TransparentWorkflows(
+            store, clock, idle_s=settings.workflows.transparent_idle_s, post=post, on_latency=workflow_took
+        )
+        await transparent.recover()
+        await stack.enter_async_context(running_task(transparent.run(), name="transparent workflows"))
+
+        overview = Overview(
+            clock=clock,
+            book=book,
+            figures=figures,
+            routing=routing,
+            scaling=lambda: PolicyStatus(policy=scaler.policy.name, parameters=scaler.parameters),
+            bounds=scaler.bounds,
+            startup_s=scaler.startup_s,
+            next_cost=scaler.next_cost,
+            last_plan=scaler.last_plan,
+            proposals=lambda: control.proposals(states=None, limit=_SHOWN_PROPOSALS),
+            decisions=lambda call_id: store.decisions(call_id, tenant=None),
+            workflows_running=lambda: workflows.running,
+        )
+        async def check_audit() -> Report:
+            return await asyncio.to_thread(verify_files, state_dir)
+
+        plane = await control_plane(
+            settings,
+            stack,
+            clock=clock,
+            control=control,
+            audit=audit,
+            overview=overview,
+            fleet=fleet,
+            telemetry=telemetry,
+            check_audit=check_audit,
+            post=post,
+            observers=switchboard.observers,
+        )
+        if elastic:
+            shell.post(TimerFired(key=TIMER), to=scaler.name)
+        await workflows.recover()
+
+        context = Context(
+            clock=clock,
+            store=store,
+            keys=Keyring(state_dir / "keys.json"),
+            flush=background.flush,
+            calls=calls,
+            workflows=workflows,
+            transparent=transparent,
+            book=book,
+            telemetry=telemetry,
+            recent=recent,
+            routing=routing,
+            overview=overview,
+            desk=plane.desk,
+            console=plane.console,
+            audit=audit,
+            control=control,
+            check_audit=check_audit,
+        )
+        yield create_app(context, max_body_bytes=settings.server.max_body_bytes), context
+
+
+def _log_head(head: Head) -> None:
+    """The log of the server is a second place for heads, for whoever ships it elsewhere."""
+    log.info("audit head %d %s", head.seq, head.hash)
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    """One server a state folder: two would both run the workflows in it. Raises ConfigError."""
+    file = os.fdopen(os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "rb+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(f"another SwarmX runs on {folder}; stop it, or choose a folder with --state-dir.") from None
+    return file
+
+
+async def _journal(
+    settings: Settings, agents: Sequence[RouterAgent | ScalerAgent], stack: AsyncExitStack
+) -> FileJournal | MemoryJournal:
+    if not settings.state.journal:
+        return MemoryJournal(limit=0)
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{time.time_ns() % 1_000_000_000:09d}"
+    path = settings.state.dir / "journals" / f"{stamp}.jsonl"
+    journal = FileJournal(path, {agent.name: msgspec.to_builtins(agent.settings) for agent in agents})
+    stack.callback(journal.close)
+    await stack.enter_async_context(running_task(_flush(journal), name="journal"))
+    return journal
+
+
+async def _flush(journal: FileJournal) -> None:
+    while True:
+        await asyncio.sleep(0.5)
+        journal.flush()

@@ -1,0 +1,165 @@
+"""What every provider that can start single replicas must do; the one of real vLLM servers with `-m vllm`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from swarmx.core.engine import EngineProfile
+from swarmx.core.errors import ReplicaError
+from swarmx.core.nouns import ReplicaGroup
+from swarmx.core.ports import ElasticProvider
+from swarmx.providers.emulated.provider import EmulatedGroup, EmulatedProvider
+from swarmx.providers.process import CPU_PROFILE, DEFAULT_MODEL, ProcessProvider
+from tests.e2e.fleet import alive, children
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A provider, a group whose replicas start, and one whose replicas die at their start."""
+
+    provider: ElasticProvider
+    sound: ReplicaGroup
+    broken: ReplicaGroup
+
+
+def a_group(group_id: str, provider: str, profile: EngineProfile, *, kind: Any) -> ReplicaGroup:
+    return ReplicaGroup(
+        group_id=group_id,
+        model="m",
+        kind=kind,
+        device=profile.device,
+        provider=provider,
+        profile=profile,
+        min_replicas=0,
+        max_replicas=2,
+        limit=2,
+        start_s=1.0,
+    )
+
+
+def emulated() -> Subject:
+    real = EngineProfile(model="m", device="l40s", step_base_s=0.2, max_batch=1)
+    groups = {"sound": EmulatedGroup(profile=real, start_s=1.0), "broken": EmulatedGroup(profile=real, fault="exit")}
+    return Subject(
+        provider=EmulatedProvider([], groups=groups, time_scale=10.0),
+        sound=a_group("sound", "emulated", real.scaled(10.0), kind="image"),
+        broken=a_group("broken", "emulated", real.scaled(10.0), kind="image"),
+    )
+
+
+def process(folder: Path) -> Subject:
+    empty = folder / "empty"
+    empty.mkdir()
+    (empty / "config.json").write_text("{}")
+    profile = msgspec.structs.replace(CPU_PROFILE, model="m")
+    return Subject(
+        provider=ProcessProvider(models={"sound": DEFAULT_MODEL, "broken": empty}, logs=folder / "logs"),
+        sound=a_group("sound", "process", profile, kind="llm"),
+        broken=a_group("broken", "process", profile, kind="llm"),
+    )
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("emulated", marks=pytest.mark.process),
+        pytest.param(
+            "process",
+            marks=[
+                pytest.mark.vllm,
+                pytest.mark.timeout(900),
+                pytest.mark.skipif(not DEFAULT_MODEL.exists(), reason="make setup-vllm fetches the model"),
+            ],
+        ),
+    ]
+)
+async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
+    before = processes()
+    made = emulated() if request.param == "emulated" else process(tmp_path)
+    yield made
+    await made.provider.stop()
+    assert processes() == before
+
+
+def processes() -> set[int]:
+    """Everything that descends from this process."""
+    found, new = set(), {os.getpid()}
+    while new:
+        new = {child for pid in new if alive(pid) for child in children(pid)} - found
+        found |= new
+    return {pid for pid in found if alive(pid)}
+
+
+async def healthy(url: str) -> bool:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10.0)) as session:
+        try:
+            async with session.get(f"{url}/health") as response:
+                return response.status == 200
+        except aiohttp.ClientError:
+            return False
+
+
+async def test_a_deployed_replica_is_what_its_group_says_and_answers_until_it_is_retired(subject: Subject) -> None:
+    before = processes()
+    group = subject.sound
+    assert list(await subject.provider.start()) == []
+    replica = await subject.provider.deploy("a", group)
+    assert (replica.replica_id, replica.model, replica.kind, replica.device, replica.provider, replica.profile) == (
+        *("a", group.model, group.kind, group.device, group.provider),
+        group.profile,
+    )
+    assert await healthy(replica.url)
+    with pytest.raises(ReplicaError, match="replica a is running already"):
+        await subject.provider.deploy("a", group)
+    assert await healthy(replica.url)
+    await subject.provider.retire("a")
+    assert not await healthy(replica.url)
+    assert processes() == before
+    await subject.provider.retire("a")
+    await subject.provider.retire("never seen")
+
+
+async def test_one_that_was_killed_can_be_retired_and_its_name_used_again(subject: Subject) -> None:
+    before = processes()
+    await subject.provider.deploy("a", subject.sound)
+    for pid in set(children(os.getpid())) & (processes() - before):
+        os.kill(pid, signal.SIGKILL)
+    await subject.provider.retire("a")
+    assert processes() == before
+    replica = await subject.provider.deploy("a", subject.sound)
+    assert await healthy(replica.url)
+    await subject.provider.stop()
+    assert processes() == before
+
+
+async def test_a_deploy_that_is_cancelled_leaves_nothing_running(subject: Subject) -> None:
+    before = processes()
+    task = asyncio.create_task(subject.provider.deploy("a", subject.sound))
+    while processes() == before:
+        await asyncio.sleep(0.005)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert processes() == before
+
+
+async def test_one_that_dies_at_its_start_is_an_error_with_its_last_words_and_leaves_nothing(subject: Subject) -> None:
+    before = processes()
+    with pytest.raises(ReplicaError, match=r"(?s)told to fail at its start|its log ends:\n.*\w"):
+        await subject.provider.deploy("a", subject.broken)
+    assert processes() == before
+
+
+async def test_a_group_that_it_does_not_know_is_refused_with_those_it_knows(subject: Subject) -> None:
+    unknown = msgspec.structs.replace(subject.sound, group_id="other")
+    with pytest.raises(ReplicaError, match=r"replica a: .*group 'other'.* sound, broken"):
+        await subject.provider.deploy("a", unknown)

@@ -1,0 +1,54 @@
+"""From settings to groups, profiles and providers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from swarmx.config import parse
+from swarmx.core.engine import profiles
+from swarmx.core.errors import ConfigError
+from swarmx.wiring.fleet import elastic_providers, emulated_provider, fixed_providers, groups
+
+ELASTIC = {"model": "qwen3-8b", "device": "l40s", "slots": 8, "min": 1, "max": 2, "limit": 6, "start_s": 40.0}
+
+
+def test_an_emulated_group_is_given_in_wall_seconds_and_with_its_slots() -> None:
+    (group,) = groups(parse({"emulation": {"time_scale": 10.0}, "elastic": [ELASTIC]}))
+    real = profiles()["qwen3-8b", "l40s"]
+    assert group.start_s == 4.0
+    assert group.profile.max_batch == 8
+    assert group.profile.step_base_s == pytest.approx(real.step_base_s / 10.0)
+    assert (group.min_replicas, group.max_replicas, group.limit) == (1, 2, 6)
+
+
+def test_a_group_that_is_not_profiled_is_an_error_that_names_what_is() -> None:
+    with pytest.raises(ConfigError, match=r"no profile of 'qwen3-8b' on 'toaster'; qwen3-8b is profiled on .*l40s"):
+        groups(parse({"elastic": [{**ELASTIC, "device": "toaster"}]}))
+
+
+def test_a_group_of_images_must_say_so() -> None:
+    with pytest.raises(ConfigError, match="serves images"):
+        groups(parse({"elastic": [{"model": "sdxl", "device": "l40s"}]}))
+
+
+def test_nothing_is_emulated_that_nobody_asked_for() -> None:
+    settings = parse({"replicas": [{"id": "a", "model": "m", "url": "http://127.0.0.1:1"}]})
+    emulated = emulated_provider(settings)
+    assert emulated is None
+    assert len(fixed_providers(settings, emulated)) == 1
+    assert elastic_providers(settings, emulated, Path("logs")) == {}
+
+
+def test_one_emulator_serves_fixed_and_elastic_replicas() -> None:
+    settings = parse({"emulated": [{"model": "qwen3-8b", "device": "h100"}], "elastic": [ELASTIC]})
+    emulated = emulated_provider(settings)
+    assert emulated is not None
+    assert elastic_providers(settings, emulated, Path("logs")) == {"emulated": emulated}
+
+
+def test_a_process_group_without_a_model_in_its_folder_is_an_error(tmp_path: Path) -> None:
+    settings = parse({"elastic": [{"model": "m", "device": "cpu", "provider": "process", "folder": str(tmp_path)}]})
+    with pytest.raises(ConfigError, match="holds no model"):
+        elastic_providers(settings, None, Path("logs"))
