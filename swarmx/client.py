@@ -14,6 +14,8 @@ import aiohttp
 
 from swarmx.core.errors import ConfigError, SwarmXError
 
+_STREAM = aiohttp.ClientTimeout(total=None, sock_connect=60.0, sock_read=300.0)  # a model may think in between
+
 
 class ApiError(SwarmXError):
     """The server refused the request; the text is its own explanation."""
@@ -57,7 +59,7 @@ class Api:
         """The server-sent events that answer a POST, each with its name and its decoded data. Raises like the rest."""
         headers = {"accept": "text/event-stream"}
         with self._explained():
-            async with self._session.post(self.url + path, json=json, headers=headers) as response:
+            async with self._session.post(self.url + path, json=json, headers=headers, timeout=_STREAM) as response:
                 if response.content_type != "text/event-stream":
                     await _decoded(response)
                     raise ValueError(f"an answer of type {response.content_type}")

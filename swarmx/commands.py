@@ -104,7 +104,9 @@ def audit_list(ctx: click.Context, limit: int, before: int | None) -> None:
         for record in data["records"]:
             entry = record["entry"]
             changes = "\n".join(_change(change) for change in entry["changes"])
-            outcome = " ".join(filter(None, [entry["outcome"], entry["detail"]]))
+            verdict = entry["verdict"] or {"allowed": True}
+            refused = "" if verdict["allowed"] else f"({verdict['rule']})"
+            outcome = " ".join(filter(None, [entry["outcome"], refused, entry["detail"]]))
             what = f"{entry['kind']} {entry['tool']}"
             table.add_row(
                 str(record["seq"]), _time(record["at_s"]), entry["actor"]["name"], entry["via"], what, changes, outcome
@@ -289,7 +291,7 @@ def _change(change: dict[str, Any]) -> str:
 
 
 def _evidence(item: dict[str, Any]) -> str:
-    over = f" over {item['window_s']:g} s" if item["window_s"] is not None else ""
+    over = f" over {item['window_s']:.3g} s" if item["window_s"] is not None else ""
     unit = f" {item['unit']}" if item["unit"] else ""
     return f"{item['metric']} of {item['subject']}: {_value(item['value'])}{unit}{over}"
 

@@ -76,7 +76,7 @@ class ScalerSection(_Section):
     parameters: dict[str, FiniteFloat] = Field({}, description="Parameters of the policy.")
     every_s: Seconds = Field(2.0, description="How often it plans.")
     up_cooldown_s: float = Field(4.0, ge=0.0, description="Rest after a start of replicas before the next.")
-    down_cooldown_s: float = Field(60.0, ge=0.0, description="How long fewer must be wanted before one is stopped.")
+    down_cooldown_s: float = Field(300.0, ge=0.0, description="How long fewer must be wanted before one is stopped.")
     threshold: float = Field(0.1, ge=0.0, le=1.0, description="Smaller changes, relative to what is there, wait.")
     drain_s: Seconds = Field(60.0, description="How long a stopped replica may take for the calls that it has.")
     budget: float | None = Field(

@@ -114,6 +114,8 @@ def _commands(
         command = group.commands[name]
         inner = click.Context(command, info_name=name, parent=context)
         if isinstance(command, click.Group):
+            if command.invoke_without_command:
+                yield f"{path} {name}", command, inner
             yield from _commands(command, inner, f"{path} {name}")
         else:
             yield f"{path} {name}", command, inner

@@ -108,6 +108,9 @@ async def _serve(settings: Settings, *, exit_with_parent: bool) -> None:
                     log_level="warning",
                     access_log=False,
                     lifespan="off",
+                    # Longer than clients keep idle connections (aiohttp 15 s, browsers about a minute): one that is
+                    # closed here while a request is on its way looks like a crash.
+                    timeout_keep_alive=75,
                     timeout_graceful_shutdown=settings.server.drain_s,
                 )
             )

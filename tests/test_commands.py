@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +261,43 @@ def test_a_command_that_is_not_complete_says_what_it_wants(tmp_path: Path, argum
     result = offline(tmp_path, *arguments)
     assert result.exit_code == 2
     assert "Usage:" in result.output
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("status", "kind", "body", "words"),
+    [
+        (200, "text/html", b"<html>", "Is it a SwarmX server?"),
+        (200, "application/json", b"{}", "Is it a SwarmX server?"),
+        (409, "application/problem+json", b'{"detail": "it is so"}', "it is so"),
+        (200, "text/event-stream", b"event: text\ndata: nonsense\n\n", "Is it a SwarmX server?"),
+        (200, "text/event-stream", b'event: text\ndata: {"text": "so far"}\n\n', "broke off"),
+    ],
+)
+def test_an_answer_that_is_no_stream_of_ours_is_told_plainly(
+    tmp_path: Path, status: int, kind: str, body: bytes, words: str
+) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(status)
+            self.send_header("content-type", kind)
+            self.send_header("content-length", str(len(body) + 1000 * (words == "broke off")))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    (tmp_path / "admin.token").write_text("swx-1")
+    with HTTPServer(("127.0.0.1", 0), Other) as other:
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{other.server_port}"
+        result = CliRunner().invoke(main, ["--url", url, "--state-dir", str(tmp_path), "ask", "status"])
+        other.shutdown()
+        thread.join()
+    assert result.exit_code == 1
+    assert words in result.output
 
 
 def test_nobody_at_the_other_end_is_told_plainly(tmp_path: Path) -> None:

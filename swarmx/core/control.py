@@ -190,6 +190,16 @@ class PolicyStatus(msgspec.Struct, frozen=True, kw_only=True):
     parameters: dict[str, float]
 
 
+class CoordinatorStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Who thinks for the coordinator, whether there is a model that can be asked now, and what it may do."""
+
+    engine: Literal["off", "rules", "openai", "vllm"]
+    model: str | None
+    is_up: bool
+    mode: Mode
+    modes: dict[str, Mode]
+
+
 class AlertSeen(msgspec.Struct, frozen=True, kw_only=True):
     """An alert, and when it was raised."""
 
@@ -202,8 +212,8 @@ class AlertSeen(msgspec.Struct, frozen=True, kw_only=True):
 class ControlView(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that tools, guard, coordinator and console may look at: a snapshot of plain values.
 
-    `workflow_p95_s` is over the workflows that finished or failed in the last `window_s`. `decisions` holds those about the calls
-    that were asked for; alerts, plans and proposals are the last ones, oldest first.
+    `workflow_p95_s` is over the workflows that finished or failed in the last `window_s`. `decisions` holds those about
+    the calls that were asked for; alerts, plans and proposals are the last ones, oldest first.
     """
 
     at_s: float

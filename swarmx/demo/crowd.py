@@ -24,7 +24,9 @@ DEVICE = "l40s"
 GROUP = f"{CROWDED}-{DEVICE}"
 _SLOTS = 8  # calls that one replica runs at a time: keeps a crowd within what two cores can emulate
 _KIND = "research"  # its searches fan out over the small model
+QUESTION = "What changed in the last ten minutes?"
 _LIMIT_S = 900.0
+_MODEL_START_S = 300.0
 _SAMPLE_S = 0.5
 
 
@@ -32,14 +34,17 @@ class Crowd(msgspec.Struct, frozen=True, kw_only=True):
     """When how many workflows come, in emulated seconds: `base_per_s` always, `peak_per_s` during the crowd."""
 
     base_per_s: float = 0.15
-    peak_per_s: float = 0.9
+    peak_per_s: float = 2.4
     begins_s: float = 60.0
     ends_s: float = 180.0
     over_s: float = 270.0
 
 
 class CrowdRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of it; times in wall seconds, `at_s` since the start. `samples` are (at_s, replicas held, ready)."""
+    """What came of it; times in wall seconds, `at_s` since the start.
+
+    `samples` are (at_s, replicas held, replicas ready), `answer` is what the console says to `QUESTION`.
+    """
 
     workflows: list[dict[str, Any]]
     samples: list[tuple[float, int, int]]
@@ -48,7 +53,7 @@ class CrowdRun(msgspec.Struct, frozen=True, kw_only=True):
     records: list[dict[str, Any]]
     sound: bool
     voids: list[str]
-    answer: dict[str, Any]
+    answer: list[str]
     began_at_s: float
     seconds: float
 
@@ -101,8 +106,9 @@ def settings(
         "scaler": {
             "every_s": 3.0 / time_scale,
             "up_cooldown_s": 3.0 / time_scale,
-            "down_cooldown_s": 60.0 / time_scale,
+            "down_cooldown_s": 120.0 / time_scale,
             "alert_every_s": 30.0 / time_scale,
+            "parameters": {"target_in_flight": 6.0},
             **scaler,
         },
         "guard": {"verify_s": 60.0 / time_scale, "bounds_step": 2, "cooldown_s": {"set_replica_bounds": 1.0}},
@@ -115,6 +121,7 @@ async def run_crowd(
 ) -> CrowdRun:
     """Submit the arrivals and follow the fleet until all have ended; with `operator`, approve what is proposed."""
     async with server(wanted, folder) as api:
+        await _model_is_up(api)
         began_at_s, start_s = time.time(), time.monotonic()
         submitting = asyncio.create_task(submit(api, todo, start_s))
         approving = asyncio.create_task(_approve(api, console)) if operator else None
@@ -145,7 +152,11 @@ async def run_crowd(
             records=(await api.get("/api/v1/audit", limit=1000))["records"],
             sound=(await api.get("/api/v1/audit/verify"))["sound"],
             voids=await voids((await api.get("/api/v1/replicas"))["replicas"]),
-            answer=await api.post("/api/v1/console", json={"text": "What changed in the last ten minutes?"}),
+            answer=[
+                event["text"]
+                async for name, event in api.stream("/api/v1/console", json={"text": QUESTION})
+                if name == "text"
+            ],
             began_at_s=began_at_s,
             seconds=time.monotonic() - start_s,
         )
@@ -157,6 +168,16 @@ def cost(run: CrowdRun) -> float:
     held = [count for _, count, _ in run.samples]
     weight = profiles()[CROWDED, DEVICE].cost_weight
     return weight * sum(n * (end - begin) for n, begin, end in zip(held, times, times[1:], strict=False))
+
+
+async def _model_is_up(api: Api) -> None:
+    """A model of our own takes about a minute to start; the crowd waits for it."""
+    async with asyncio.timeout(_MODEL_START_S):
+        while True:
+            status = await api.get("/api/v1/coordinator")
+            if status["is_up"] or status["engine"] != "vllm":
+                return
+            await asyncio.sleep(_SAMPLE_S)
 
 
 async def _approve(api: Api, console: Console | None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from swarmx.demo.crowd import CROWDED, Crowd, CrowdRun, cost
+from swarmx.demo.crowd import CROWDED, QUESTION, Crowd, CrowdRun, cost
 from swarmx.tables import columns
 
 
@@ -51,8 +51,8 @@ def show_crowd(console: Console, rows: list[dict[str, Any]], run: CrowdRun, *, s
         times = (f"{row[name]:.1f}" if row[name] is not None else "-" for name in ("p50_s", "p95_s", "max_s"))
         table.add_row(row["part"], str(row["n"]), str(row["finished"]), *times)
     console.print(table)
-    console.print('[bold]swarmx ask "What changed in the last ten minutes?"[/], its first lines:')
-    for line in run.answer["text"][:6]:
+    console.print(f'[bold]swarmx ask "{QUESTION}"[/], its first lines:')
+    for line in run.answer[:6]:
         console.print(f"  {line}", highlight=False, markup=False)
     whole = "is whole" if run.sound else "[bold red]is damaged[/]"
     console.print(f"The audit log of this run {whole}: {len(run.records)} records (`swarmx audit verify`).")

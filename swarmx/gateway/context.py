@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from swarmx.core.audit import Report
-from swarmx.core.control import PolicyStatus
+from swarmx.core.control import CoordinatorStatus, PolicyStatus
 from swarmx.core.ports import ControlStore, Store
 from swarmx.gateway.keys import Keyring
 from swarmx.gateway.recent import RecentDecisions
@@ -43,6 +43,7 @@ class Context:
     overview: Overview
     desk: Desk
     console: Console
+    coordinator: Callable[[], CoordinatorStatus]
     audit: AuditLog
     control: ControlStore
     check_audit: Callable[[], Awaitable[Report]]

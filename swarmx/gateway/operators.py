@@ -124,11 +124,17 @@ def router(context: Context) -> APIRouter:
         report = await context.check_audit()
         return _json({"sound": report.sound, "report": report})
 
-    @routes.get("/scaling", summary="The scaling policy, each model's bounds and replicas, and the last plans")
+    @routes.get("/scaling", summary="The scaling policy, each model's bounds and replicas, the last plans and alerts")
     async def scaling(key: Caller) -> Response:
         key.require("read_all")
         view = await context.overview.view()
-        return _json({"active": view.scaling, "models": list(view.models.values()), "plans": view.plans})
+        models = list(view.models.values())
+        return _json({"active": view.scaling, "models": models, "plans": view.plans, "alerts": view.alerts})
+
+    @routes.get("/coordinator", summary="Who thinks for the coordinator, and whether its model is up")
+    async def coordinator(key: Caller) -> Response:
+        key.require("read_all")
+        return _json(context.coordinator())
 
     @routes.get("/episodes", summary="Turns of the coordinator, newest first")
     async def episodes(key: Caller, limit: Annotated[int, Query(ge=1, le=200)] = 20) -> Response:

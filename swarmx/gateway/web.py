@@ -151,6 +151,7 @@ class _Page:
         except Unauthorized:
             self._failed.count(address)
             return self._login_page("This token is unknown. It may have been revoked.", 401)
+        self._open.end(request.cookies.get(_SESSION))
         response = RedirectResponse("/", 303)
         _set_cookie(response, request, _SESSION, self._open.begin(key), LIFETIME_S)
         response.delete_cookie(_LOGIN, path="/login")

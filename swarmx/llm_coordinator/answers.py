@@ -189,8 +189,7 @@ def _what_changed(window_s: float, view: ControlView, records: Sequence[AuditRec
 
 
 def _who_scaled(model: str, view: ControlView, records: Sequence[AuditRecord]) -> Answer:
-    own = {model} | {r.replica_id for r in view.replicas.values() if r.model == model}
-    intents = {r.seq for r in records if _about(r, own, model)}
+    intents = {r.seq for r in records if _about(r, model, view)}
     lines = _history([r for r in records if r.seq in intents or r.entry.intent_seq in intents], view.at_s)
     plans = [p for p in view.plans if p.model == model and (p.deploys or p.drains)]
     told = [_plan_words(plan, view.at_s) for plan in reversed(plans)]
@@ -206,10 +205,13 @@ def _who_scaled(model: str, view: ControlView, records: Sequence[AuditRecord]) -
     )
 
 
-def _about(record: AuditRecord, own: set[str], model: str) -> bool:
-    """Replicas that are gone for long are told by their names, which begin with their model's."""
-    named = {str(value) for value in record.entry.arguments.values()} | {c.subject for c in record.entry.changes}
-    return bool(named & own) or any(name.startswith(f"{model}-") for name in named)
+def _about(record: AuditRecord, model: str, view: ControlView) -> bool:
+    """Whether the model or a replica of it is named; one that is gone is known by its name, which begins so."""
+    entry = record.entry
+    named = {str(value) for value in entry.arguments.values()} | {change.subject for change in entry.changes}
+    own = {model} | {r.replica_id for r in view.replicas.values() if r.model == model}
+    begins = (max((m for m in view.models if name.startswith(f"{m}-")), key=len, default=None) for name in named)
+    return bool(named & own) or model in begins
 
 
 def _plan_words(plan: ScalePlan, now_s: float) -> str:
@@ -233,7 +235,8 @@ def _history(records: Sequence[AuditRecord], now_s: float) -> list[str]:
             continue
         outcome = ended.get(record.seq)
         how = (outcome.outcome if outcome else "under way") if entry.kind == "intent" else entry.outcome or "noted"
-        detail = (outcome.detail if outcome else "") or entry.detail
+        refused = entry.verdict.detail if entry.verdict is not None and not entry.verdict.allowed else ""
+        detail = (outcome.detail if outcome else "") or refused or entry.detail
         call = call_words(ToolCall(tool=entry.tool, arguments=entry.arguments))
         changes = "; ".join(change_words(change) for change in entry.changes)
         who = f"{entry.actor.name} ({entry.actor.role}, by {entry.via})"

@@ -36,9 +36,9 @@ def causes(model: str, view: ControlView) -> list[Cause]:
 
 
 def figures(status: ModelStatus) -> tuple[Evidence, ...]:
-    """The numbers that say how a model is."""
+    """The numbers that say how a model is, as far as they are known."""
     over = status.window_s
-    return (
+    seen = (
         _seen("p50_s", status.model, status.p50_s, "s", over),
         _seen("p95_s", status.model, status.p95_s, "s", over),
         _seen("wait_p95_s", status.model, status.wait_p95_s, "s", over),
@@ -47,6 +47,7 @@ def figures(status: ModelStatus) -> tuple[Evidence, ...]:
         _seen("waiting", status.model, status.waiting, "calls"),
         _seen("ready", status.model, status.ready, "replicas"),
     )
+    return tuple(item for item in seen if item.value is not None)
 
 
 def _seen(metric: str, subject: str, value: Scalar | None, unit: str = "", window_s: float | None = None) -> Evidence:

@@ -31,6 +31,7 @@ Policies = Mapping[PolicyKind, Mapping[str, PolicyInfo]]
 
 _LONGEST = 300  # longer texts are not commands; a model may read them
 _SOON_S = 600.0
+_ANY = re.IGNORECASE
 
 
 def parse(text: str, view: ControlView, policies: Policies) -> Intent:
@@ -56,13 +57,11 @@ class _World:
     policies: Policies
 
     def model(self, words: str) -> str | Unclear:
-        words = re.sub(
-            r"^(?:the|my|our|model) |^the model | (?:model|models|replicas?|service|fleet)$", "", words, flags=re.I
-        )
+        words = re.sub(r"^(?:(?:the|my|our) )?(?:model )?| (?:models?|replicas?|service|fleet)$", "", words, flags=_ANY)
         return _one("model", words, self.view.models)
 
     def replica(self, words: str) -> str | Unclear:
-        words = re.sub(r"^(?:the )?(?:replica )?", "", words, flags=re.I)
+        words = re.sub(r"^(?:the )?(?:replica )?", "", words, flags=_ANY)
         return _one("replica", words, [r.replica_id for r in self.view.replicas.values() if r.state != "gone"])
 
     def proposal(self, words: str) -> str | Unclear:
@@ -104,7 +103,7 @@ def _why_call(found: Found, world: _World) -> Intent | None:
     call_id = found.get("call") or found["call_id"]
     if (words := found.get("replica")) is None:
         return WhyCall(call_id=call_id, replica_id=None)
-    words = re.sub(r"^(?:the )?(?:replica )?", "", words, flags=re.IGNORECASE)
+    words = re.sub(r"^(?:the )?(?:replica )?", "", words, flags=_ANY)
     found_ids = resolve(words, world.view.replicas)  # one that is gone, even long ago, may be asked for
     return WhyCall(call_id=call_id, replica_id=found_ids[0] if len(found_ids) == 1 else words)
 
@@ -204,13 +203,14 @@ def _parameter(found: Found, world: _World) -> Intent | None:
     """Of the policies in force only: there is nothing to set on the others."""
     active: dict[PolicyKind, str] = {"routing": world.view.routing.policy, "scaling": world.view.scaling.policy}
     if (words := found.get("policy")) is not None:
-        name = _one("policy", words, [name for known in world.policies.values() for name in known])
+        name = _one("policy", words, [name for policies in world.policies.values() for name in policies])
         if isinstance(name, Unclear):
             return name
         if name not in active.values():
             return Unclear(problem=f"{name} is not in force: there is nothing to set", choices=tuple(active.values()))
         active = {kind: policy for kind, policy in active.items() if policy == name}
-    kinds = {p: kind for kind, policy in active.items() for p in world.policies[kind][policy].parameters}
+    known = {kind: world.policies[kind].get(policy) for kind, policy in active.items()}
+    kinds = {name: kind for kind, policy in known.items() if policy is not None for name in policy.parameters}
     parameter = _one("parameter of the policies in force", found["parameter"], kinds)
     if isinstance(parameter, Unclear):
         return parameter

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from swarmx.core.control import AlertSeen, ControlView, Evidence, ModelStatus, ToolCall
+from swarmx.core.control import AlertSeen, ControlView, Evidence, ModelStatus, ProposalState, ToolCall
 from swarmx.core.messages import AlertKind
 
 BREAKERS = 3  # times that a replica was taken out within the window before it is cordoned
@@ -94,9 +94,11 @@ def _too_few(view: ControlView, step: int) -> Choice | None:
         needed = max(math.ceil(min(wants, model.limit)), model.max_replicas + 1)
         higher = min(needed, model.max_replicas + step, model.limit)
         call = _bounds(model.model, model.min_replicas, higher)
-        if higher <= model.max_replicas or _lately(view, call):
+        # A raise that is in force and not verified yet does not stop the next: it was too small.
+        if higher <= model.max_replicas or _lately(view, call, pending=("open",)):
             continue
-        reason = f"{model.model} has {model.waiting} calls waiting at its bound of {model.max_replicas} replicas."
+        reason = f"{model.model} wants {wants:.0f} replicas and may have {model.max_replicas}"
+        reason += f"; {model.waiting} calls wait." if model.waiting else "."
         return Choice(call=call, reason=reason, evidence=_figures(view, model))
     return None
 
@@ -131,10 +133,10 @@ def _bounds(model: str, least: int, most: int) -> ToolCall:
     return ToolCall(tool="set_replica_bounds", arguments={"model": model, "min_replicas": least, "max_replicas": most})
 
 
-def _lately(view: ControlView, call: ToolCall) -> bool:
-    """Whether the same change waits for a decision or a verdict, or came to nothing a short while ago."""
+def _lately(view: ControlView, call: ToolCall, pending: tuple[ProposalState, ...] = ("open", "applied")) -> bool:
+    """Whether the same change is `pending`, or came to nothing a short while ago."""
     return any(
-        p.state in ("open", "applied") or (p.state != "kept" and view.at_s - p.at_s <= QUIET_S)
+        p.state in pending or (p.state not in ("open", "applied", "kept") and view.at_s - p.at_s <= QUIET_S)
         for p in view.proposals
         if p.actor.type == "coordinator" and p.call.tool == call.tool and _subject(p.call) == _subject(call)
     )

@@ -34,7 +34,7 @@ _WORDS = {
     "SCALE": "(?:scale|resize|size|grow|shrink|bring|increase|decrease|reduce|raise|lower|change)",
     "UP": "(?: up| down| out| in)?",
     "WITH": "(?:,? (?:with|and|using) <parameters>)?",
-    "TO": r" ?(?:\.\.+|-|to|and|,) ?",
+    "TO": r"(?: ?\.\.+ ?| ?- ?| to | and |, )",
     "HAVE": "(?: is| are| was| were| has| have| had| did| does| do)?",
     "SENT": "(?:go|went|gone|end up|land|run|put|(?:(?:get|been) )?(?:sent|routed|dispatched|placed|given|assigned))",
     "WHERE": "(?: there| (?:to|on|at|with) <replica>)?",

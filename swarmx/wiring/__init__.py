@@ -23,6 +23,7 @@ from swarmx.core.audit import Head, Report
 from swarmx.core.control import PolicyStatus
 from swarmx.core.errors import ConfigError
 from swarmx.core.messages import DecisionMade, Message, TimerFired
+from swarmx.core.nouns import Decision
 from swarmx.core.records import CallRecord
 from swarmx.gateway.app import create_app
 from swarmx.gateway.context import Context
@@ -100,6 +101,10 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
 
         def post(message: Message) -> None:
             shell.post(message)
+
+        async def decisions(call_id: str) -> Sequence[Decision]:
+            await background.flush()
+            return await store.decisions(call_id, tenant=None)
 
         def routing() -> PolicyStatus:
             return PolicyStatus(policy=router.policy.name, parameters=router.parameters)
@@ -186,9 +191,10 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
             next_cost=scaler.next_cost,
             last_plan=scaler.last_plan,
             proposals=lambda: control.proposals(states=None, limit=_SHOWN_PROPOSALS),
-            decisions=lambda call_id: store.decisions(call_id, tenant=None),
+            decisions=decisions,
             workflows_running=lambda: workflows.running,
         )
+
         async def check_audit() -> Report:
             return await asyncio.to_thread(verify_files, state_dir)
 
@@ -224,6 +230,7 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
             overview=overview,
             desk=plane.desk,
             console=plane.console,
+            coordinator=plane.status,
             audit=audit,
             control=control,
             check_audit=check_audit,

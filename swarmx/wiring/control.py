@@ -11,7 +11,7 @@ from pathlib import Path
 from swarmx.config import CoordinatorSection, Settings
 from swarmx.core.actions import Action, Cordon, Deploy, Drain
 from swarmx.core.audit import Report
-from swarmx.core.control import Actor, Via
+from swarmx.core.control import Actor, CoordinatorStatus, Via
 from swarmx.core.messages import Message
 from swarmx.core.ports import LanguageModel
 from swarmx.gateway.telemetry import Telemetry
@@ -46,7 +46,7 @@ class ControlPlane:
 
     desk: Desk
     console: Console
-    coordinator: Coordinator | None
+    status: Callable[[], CoordinatorStatus]
 
 
 async def control_plane(
@@ -90,7 +90,17 @@ async def control_plane(
     await stack.enter_async_context(running_task(desk.run(), name="desk"))
 
     wanted = settings.coordinator
-    model = await _model(wanted, settings.state.dir / "logs", stack)
+    model, is_up = await _model(wanted, settings.state.dir / "logs", stack)
+
+    def status() -> CoordinatorStatus:
+        return CoordinatorStatus(
+            engine=wanted.engine,
+            model=None if model is None else model.name,
+            is_up=is_up(),
+            mode=wanted.mode,
+            modes=wanted.modes,
+        )
+
     reader = None
     if model is not None:
         reader = SentenceReader(
@@ -109,7 +119,7 @@ async def control_plane(
         reader=reader,
     )
     if wanted.engine == "off":
-        return ControlPlane(desk=desk, console=console, coordinator=None)
+        return ControlPlane(desk=desk, console=console, status=status)
 
     def turn_ended(turn: Turn) -> None:
         telemetry.turn_ended(turn.source, turn.prompt_tokens, turn.output_tokens)
@@ -143,18 +153,21 @@ async def control_plane(
     stack.push_async_callback(coordinator.close)
     await stack.enter_async_context(running_task(vectors.open(), name="vector memory"))
     await stack.enter_async_context(running_task(coordinator.run(), name="coordinator"))
-    return ControlPlane(desk=desk, console=console, coordinator=coordinator)
+    return ControlPlane(desk=desk, console=console, status=status)
 
 
-async def _model(wanted: CoordinatorSection, logs: Path, stack: AsyncExitStack) -> LanguageModel | None:
-    """The model that the coordinator and the console ask; None without one."""
+async def _model(
+    wanted: CoordinatorSection, logs: Path, stack: AsyncExitStack
+) -> tuple[LanguageModel | None, Callable[[], bool]]:
+    """The model that the coordinator and the console ask, if there is one, and whether it can be asked now."""
     if wanted.engine in ("off", "rules"):
-        return None
+        return None, lambda: False
     if wanted.engine == "vllm":
         server = CoordinatorModel(model_dir=wanted.folder, name=wanted.model, log=logs / "coordinator.log")
         await stack.enter_async_context(running_task(server.run(), name="coordinator's model"))
         model = OpenAiModel(url=lambda: server.url, name=wanted.model)
-    else:
-        model = OpenAiModel(url=lambda: wanted.url, name=wanted.model, key_variable=wanted.key_variable)
+        stack.push_async_callback(model.close)
+        return model, lambda: server.url is not None
+    model = OpenAiModel(url=lambda: wanted.url, name=wanted.model, key_variable=wanted.key_variable)
     stack.push_async_callback(model.close)
-    return model
+    return model, lambda: True

@@ -92,6 +92,8 @@ def test_a_policy_has_a_section_and_its_parameters_are_listed(name: str) -> None
 def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
+            if command.invoke_without_command:
+                yield f"{path} {name}", command
             yield from commands(command, f"{path} {name}")
         else:
             yield f"{path} {name}", command
@@ -201,9 +203,8 @@ def test_a_command_that_is_named_exists_with_its_options(page: str) -> None:
             assert words.pop(0) in top, line
         if not words:
             continue
-        path = f"swarmx {words[0]}"
-        if path not in known and len(words) > 1:
-            path = f"swarmx {words[0]} {words[1]}"
+        two = " ".join(["swarmx", *words[:2]])
+        path = two if two in known else f"swarmx {words[0]}"
         if path == "swarmx keys":
             continue
         assert path in known, line

@@ -99,6 +99,7 @@ async def test_an_order_is_applied_at_once_and_audited(world: Whole) -> None:
         assert (proposal["state"], proposal["via"], proposal["reason"]) == ("applied", "rest", "more to come")
         rows = {row["model"]: row for row in (await client.get("/api/v1/scaling")).json()["models"]}
         assert (rows[ELASTIC]["min_replicas"], rows[ELASTIC]["max_replicas"], rows[ELASTIC]["limit"]) == (0, 3, 4)
+        assert set((await client.get("/api/v1/scaling")).json()) == {"active", "models", "plans", "alerts"}
         records = (await client.get("/api/v1/audit")).json()["records"]
         assert [r["entry"]["kind"] for r in records] == ["intent", "outcome"]
         assert all(r["entry"]["proposal_id"] == proposal["proposal_id"] for r in records)

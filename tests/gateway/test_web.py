@@ -202,12 +202,23 @@ async def test_logging_out_ends_the_session_on_the_server(world: Whole) -> None:
         assert (await client.get("/fragment")).status_code == 401
 
 
+async def test_a_new_login_ends_the_session_before_it(world: Whole) -> None:
+    async with logged_in(world, "operator") as client, world.client() as other:
+        before = client.cookies["swarmx_session"]
+        form = {"csrf": csrf(await client.get("/login")), "token": world.token("viewer")}
+        assert (await client.post("/login", data=form)).status_code == 303
+        assert (await client.get("/fragment")).status_code == 200
+        other.cookies.set("swarmx_session", before)
+        assert (await other.get("/fragment")).status_code == 401
+
+
 async def test_a_question_is_answered_on_the_page(world: Whole) -> None:
     async with logged_in(world, "viewer") as client:
         page = await asked(client, f"why is {MODEL} slow?")
     assert f"why is {MODEL} slow?" in page
     assert f"{MODEL} is not slow by its figures" in page
-    assert f"p95_s of {MODEL}: – s" in page
+    assert f"waiting of {MODEL}: 0 calls" in page
+    assert "p95_s" not in page  # no call has ended yet
 
 
 async def test_a_question_is_streamed_to_a_script(world: Whole) -> None:
@@ -239,6 +250,13 @@ async def test_an_order_is_approved_with_a_button_and_the_page_tells_it(world: W
         again = await client.post(f"/proposals/{name}/approve", data={"csrf": csrf(page)})
         assert again.status_code == 303
         assert "Not done:" in (await client.get("/")).text
+
+
+async def test_a_refusal_is_told_with_its_rule_and_is_in_the_audit_log(world: Whole) -> None:
+    async with logged_in(world, "operator") as client:
+        page = await asked(client, f"scale {ELASTIC} to 9")
+        assert page.count("rule: bounds") == 2
+        assert "its bounds are 0 to 2" in page
 
 
 async def test_a_proposal_is_denied_with_a_reason(world: Whole) -> None:

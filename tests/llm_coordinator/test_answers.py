@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from swarmx.core.audit import GENESIS, AuditEntry, AuditRecord, Finding, Head, Report, head_of, seal
-from swarmx.core.control import Change, ControlView
+from swarmx.core.control import Change, ControlView, Verdict
 from swarmx.core.forecast import Forecast
 from swarmx.core.nouns import Call, Candidates, Decision
 from swarmx.llm_coordinator.answers import Answer, ago, answer, proposal_words, report_words
@@ -28,6 +28,7 @@ from swarmx.llm_coordinator.intents import (
 )
 from tests.llm_coordinator.views import NOW_S, PERSON, a_model, a_plan, a_proposal, a_replica, a_view, an_alert
 
+REFUSED = Verdict(allowed=False, rule="stale", detail="it is stale")
 CALM = {"failed": 0, "in_flight": 2, "waiting": 0, "wait_p95_s": 0.1, "wanted": 2.0, "max_replicas": 4}
 
 
@@ -90,6 +91,12 @@ def test_more_arrivals_than_at_an_earlier_plan_are_a_cause() -> None:
     plan = replace(a_plan("coder", ago_s=90.0, wanted=1.0), terms={"arrivals_per_s": 0.5})
     found = answer(WhySlow(model="coder"), replace(calm(), plans=(plan,)))
     assert "More calls arrive: 1.5/s, against 0.5/s 90 s ago" in said(found)
+
+
+def test_a_figure_that_is_not_known_is_no_evidence() -> None:
+    found = answer(HowIsTheModel(model="coder"), calm(p50_s=None, p95_s=None, wait_p95_s=None))
+    assert "no call ended in the last 120 s" in said(found)
+    assert all(e.value is not None for e in found.evidence)
 
 
 def test_the_heaviest_cause_comes_first_and_advice_can_be_typed_in() -> None:
@@ -202,12 +209,12 @@ def test_what_changed_pairs_intents_with_outcomes_newest_first() -> None:
         (300.0, scaled("intent")),
         (290.0, scaled("outcome", intent_seq=2, outcome="applied")),
         (100.0, scaled("intent", tool="cordon_replica", arguments={"replica_id": "coder-1"})),
-        (50.0, scaled("note", outcome="refused", tool="rollback", arguments={})),
+        (50.0, scaled("note", outcome="refused", tool="rollback", arguments={}, verdict=REFUSED)),
     )
     found = answer(WhatChanged(window_s=600.0), calm(), records=records)
     assert found.lines[0] == "In the last 10 minutes, newest first:"
     assert found.lines[1].startswith("50 s ago: ada (operator, by cli) rollback()")
-    assert found.lines[1].endswith(": refused")
+    assert found.lines[1].endswith(": refused (it is stale)")
     assert found.lines[2].endswith(": under way")
     assert found.lines[3] == (
         "5 min ago: ada (operator, by cli) scale_model(model=coder, replicas=3) coder: replicas 1 → 3: applied"
@@ -245,6 +252,13 @@ def test_who_scaled_a_model_tells_people_and_plans_and_nobody_elses() -> None:
     assert "the scaler (target_tracking, grow) started coder-2: it had 2 and wanted 2.40" in found
     assert "other" not in found
     assert "Nobody changed" in said(answer(WhoScaled(model="coder"), calm()))
+
+
+def test_a_replica_that_is_gone_belongs_to_the_longest_name_of_a_model_that_it_begins_with() -> None:
+    view = a_view(a_model("coder"), a_model("coder-large"))
+    records = recorded((40.0, scaled("intent", tool="drain", arguments={"replica_id": "coder-large-7"}, changes=())))
+    assert "coder-large-7" in said(answer(WhoScaled(model="coder-large"), view, records=records))
+    assert "coder-large-7" not in said(answer(WhoScaled(model="coder"), view, records=records))
 
 
 def test_the_cluster_is_told_model_by_model() -> None:

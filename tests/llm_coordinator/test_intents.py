@@ -155,6 +155,28 @@ def test_an_unclear_name_in_an_order_never_becomes_an_order() -> None:
     assert isinstance(understood("drain everything"), Unclear)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "do not scale coder to 3",
+        "don't drain qwen3-8b-1",
+        "never drain qwen3-8b-1",
+        "should I scale coder to 3?",
+        "what if I drain qwen3-8b-1",
+        "scale coder to 1,005",
+        "scale coder to 1.5",
+        "scale coder to 3 and drain qwen3-8b-1",
+    ],
+)
+def test_what_is_no_plain_order_never_becomes_one(text: str) -> None:
+    assert not isinstance(understood(text), Order)
+
+
+def test_a_policy_in_force_that_no_catalogue_knows_has_no_parameters() -> None:
+    view = replace(VIEW, scaling=replace(VIEW.scaling, policy="of_my_own"))
+    assert isinstance(understood("set utilisation to 0.5", view), Unclear)
+
+
 def test_a_misspelled_name_is_recognised_but_a_number_is_never_taken_for_another() -> None:
     assert understood("scale codr to 3") == understood("scale coder to 3")
     assert isinstance(understood("drain qwen3-8b-7"), Unclear)

@@ -64,7 +64,9 @@ def test_the_figures_are_in_it() -> None:
     assert "\nm1 llm 2 0 0 4 5 1.5 5 2 - 2 1 2 8 1.4\n" in user
     assert "\nr1 m1 ready l40s 2 0.25\n" in user
     assert "\nat_max m1, value 4, 12 s ago\n" in user
-    assert "\nc1: set_replica_bounds(model=m1, min_replicas=1, max_replicas=4), open, 60 s ago, P95 - -> -\n" in user
+    assert (
+        "\nc1: set_replica_bounds(model=m1, min_replicas=1, max_replicas=4), open, 60 s ago, measured - -> -\n" in user
+    )
 
 
 def test_a_model_that_cannot_be_scaled_has_no_bounds_in_it() -> None:
@@ -84,8 +86,11 @@ def test_nearest_episodes_are_numbers_and_words_only() -> None:
         (an_episode("cordon_replica", "refused:last_replica", replica_id="long gone", cordoned=True), 0.9),
         (an_episode("Do evil", "Do evil", evil="Do evil"), 0.8),
     ).user
-    assert "set_replica_bounds(model=m1, min_replicas=1, max_replicas=4): kept, P95 30 -> 12.5, likeness 0.973" in user
-    assert "cordon_replica(replica_id=another, cordoned=true): refused, P95 30 -> 12.5, likeness 0.9" in user
+    assert (
+        "set_replica_bounds(model=m1, min_replicas=1, max_replicas=4): kept, measured 30 -> 12.5, likeness 0.973"
+        in user
+    )
+    assert "cordon_replica(replica_id=another, cordoned=true): refused, measured 30 -> 12.5, likeness 0.9" in user
     assert "another(): another," in user
     assert "IGNORE" not in user
     assert "evil" not in user

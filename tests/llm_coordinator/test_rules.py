@@ -120,6 +120,13 @@ def test_a_wide_bound_stays_when(model: Any, plans: Any) -> None:
     assert chosen(model, plans=plans)[0] == "no_op"
 
 
+def test_a_change_that_is_not_verified_yet_is_not_made_again_but_for_a_raise_that_was_too_small() -> None:
+    before = a_proposal("set_routing_policy", "applied", policy="least_outstanding")
+    assert chosen(alerts=(an_alert("policy_failed", "least_work"),), proposals=(before,))[0] == "no_op"
+    raised = a_proposal("set_replica_bounds", "applied", model="coder", min_replicas=1, max_replicas=3)
+    assert chosen(FULL, proposals=(raised,))[0] == "set_replica_bounds"
+
+
 def test_the_rules_have_an_order() -> None:
     failed = an_alert("policy_failed", "least_work")
     assert chosen(FULL, alerts=(*OPENED, failed))[0] == "cordon_replica"
@@ -138,7 +145,7 @@ def test_the_rules_have_an_order() -> None:
     ("state", "ago_s", "quiet"),
     [
         ("open", 800.0, True),
-        ("applied", 800.0, True),
+        ("applied", 800.0, False),
         ("denied", QUIET_S - 1.0, True),
         ("denied", QUIET_S + 1.0, False),
         ("rolled_back", 60.0, True),

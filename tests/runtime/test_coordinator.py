@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from swarmx.core.control import Actor, AlertSeen, Mode, Reply
+from swarmx.core.control import Actor, AlertSeen, Mode, Proposal, Reply
 from swarmx.core.errors import StoreError
 from swarmx.core.messages import AlertRaised
 from swarmx.runtime.coordinator import COORDINATOR, ROLLBACKS, UNUSABLE, Turn
@@ -60,6 +60,21 @@ async def test_a_turn_is_an_episode_that_follows_its_proposal() -> None:
     await office.later(61.0)
     episode = office.episode(turn)
     assert (episode.outcome, episode.objective_before, episode.objective_after) == ("kept", 4.0, 4.0)
+
+
+async def test_an_operator_who_is_quicker_than_the_turn_is_not_missed() -> None:
+    def approves(proposal: Proposal) -> None:
+        if proposal.state == "open":
+            deciding.append(asyncio.ensure_future(office.desk.approve(proposal.proposal_id, actor=OPERATOR, via="cli")))
+
+    deciding: list[asyncio.Future[Proposal]] = []
+    with ScriptedModel(GROW) as script:
+        office = await an_office(script)
+        office.desk.on_change.append(approves)
+        turn = await office.coordinator.turn("asked")
+    await asyncio.gather(*deciding)
+    await office.coordinator.close()
+    assert office.episode(turn).outcome == "applied"
 
 
 async def test_the_episode_is_kept_before_anything_is_proposed() -> None:

@@ -71,7 +71,6 @@ async def test_a_turn_of_the_real_model_is_a_valid_call_or_a_named_fallback(mode
     assert turn.outcome in ("no_op", "applied", "open") or turn.outcome.startswith("refused:")
     assert turn.prompt_tokens > 0
     assert turn.output_tokens > 0
-    print(f"\nTURN {turn.source} {turn.fallback!r} {turn.call} {turn.reason!r} {turn.outcome} replies={turn.replies} prompt={turn.prompt_tokens} output={turn.output_tokens} s={turn.model_s:.1f}")
     assert office.episode(turn).outcome == turn.outcome
 
 
@@ -79,7 +78,6 @@ async def test_the_largest_prompt_fits_the_real_model(model: OpenAiModel) -> Non
     prompt = the_largest_prompt()
     reply = await model.reply(prompt, deadline_s=_DEADLINE_S)
     assert reply.error in (None, "too_long"), reply.detail
-    print(f"\nLARGEST {reply.prompt_tokens} {reply.output_tokens} {reply.seconds:.1f} {reply.error}")
     assert reply.prompt_tokens + prompt.max_tokens <= _CONTEXT_TOKENS
 
 

@@ -8,7 +8,8 @@ const form = document.querySelector("#ask");
 const answer = document.querySelector("#answer");
 let paused = false;
 
-// Puts new sections in place of those that differ; one that somebody types in or has a button of focused stays.
+// Puts new sections in place of those that differ. What is open, scrolled or focused stays so; a section in which
+// somebody types or is about to press a button stays as it is.
 function put(html) {
   const next = new DOMParser().parseFromString(html, "text/html");
   for (const section of next.querySelectorAll("section[id]")) {
@@ -17,15 +18,19 @@ function put(html) {
     for (const open of old.querySelectorAll("details[open][id]")) {
       section.querySelector(`#${CSS.escape(open.id)}`)?.setAttribute("open", "");
     }
+    const focused = old.contains(document.activeElement) ? document.activeElement : null;
+    const details = focused?.closest("details[id]");
     const scrolled = old.querySelector(".scroll")?.scrollLeft ?? 0;
     old.replaceWith(section);
-    if (scrolled) section.querySelector(".scroll").scrollLeft = scrolled;
+    if (scrolled) section.querySelector(".scroll")?.scrollTo({ left: scrolled });
+    if (details) section.querySelector(`#${CSS.escape(details.id)} > summary`)?.focus({ preventScroll: true });
+    else if (focused) section.querySelector(".scroll")?.focus({ preventScroll: true });
   }
 }
 
 function busy(section) {
-  const typed = [...section.querySelectorAll("input:not([type=hidden])")].some((input) => input.value);
-  return typed || section.contains(document.activeElement);
+  const fields = [...section.querySelectorAll("input:not([type=hidden]), button")];
+  return fields.some((field) => field === document.activeElement || (field.matches("input") && field.value));
 }
 
 async function refresh() {
