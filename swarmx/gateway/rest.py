@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from swarmx.agents.explain import explain
-from swarmx.agents.policies import POLICIES, describe, parameters_of
+from swarmx.agents.policies import POLICIES, describe, make_policy, parameters_of
 from swarmx.core.control import ToolCall
 from swarmx.core.errors import NotFound, Refused, WorkflowError
 from swarmx.core.records import CallRecord, WorkflowRecord, WorkflowState
@@ -110,6 +110,7 @@ def router(context: Context) -> APIRouter:
     @routes.put("/policies/routing", tags=["operators"], summary="Route by another policy from now on")
     async def set_policy(wanted: RoutingPolicy, key: Caller) -> Response:
         key.require("control")
+        make_policy(wanted.policy, wanted.parameters)
         call = ToolCall(tool="set_routing_policy", arguments=wanted.model_dump())
         try:
             await context.desk.order(call, actor=key.actor, via="rest")

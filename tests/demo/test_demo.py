@@ -40,7 +40,7 @@ def test_arrivals_mix_the_kinds_and_repeat_no_task_before_all_were_used() -> Non
 def test_a_small_demo_finishes_every_workflow_under_both_policies_and_leaves_nothing_running(tmp_path: Path) -> None:
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "swarmx", "--json", "demo", "--workflows", "6"),
+            *(sys.executable, "-m", "swarmx", "--json", "demo", "--part", "routing", "--workflows", "6"),
             *("--time-scale", "20", "--keep", str(tmp_path)),
         ],
         capture_output=True,
