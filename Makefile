@@ -50,6 +50,7 @@ bench: setup ## what eval/LOG.md reports: decision time, gateway overhead, start
 	$(BIN)/python -m eval.overhead --out out/overhead
 	$(BIN)/python -m eval.emulator check --out out/emulator
 	$(BIN)/python -m eval.audit --out out/audit
+	$(BIN)/python -m eval.control --out out/control
 	$(BIN)/python -m eval.flashcrowd --out out/flashcrowd
 
 docs: setup ## write the generated pages (settings, messages, policies, CLI)

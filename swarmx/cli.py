@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line `swarmx`: starts a server, and asks one about workflows, calls, replicas, policies and keys."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ def up(
 @click.option(
     "--workflows", type=click.IntRange(3, 600), help="How many workflows (default: 120, or 3 with --engine vllm)."
 )
-@click.option("--time-scale", default=6.0, show_default=True, help="How much faster than real the fleet is emulated.")
+@click.option(
+    "--time-scale", type=float, help="How much faster than real the fleet is emulated (6; 1 with --coordinator vllm)."
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of arrivals, of the choice of tasks and of answers.")
 @click.option(
     "--engine", type=click.Choice(["emulated", "vllm"]), default="emulated", show_default=True, help="Who answers."
@@ -107,7 +109,7 @@ def up(
 def demo(
     ctx: click.Context,
     workflows: int | None,
-    time_scale: float,
+    time_scale: float | None,
     seed: int,
     engine: str,
     coordinator: str,
@@ -122,7 +124,7 @@ def demo(
         _ended_by_sigterm(
             run_demo(
                 workflows=workflows,
-                time_scale=time_scale,
+                time_scale=time_scale or (1.0 if coordinator == "vllm" else 6.0),
                 seed=seed,
                 engine=engine,
                 coordinator=coordinator,
@@ -388,7 +390,7 @@ def _keys_path(ctx: click.Context) -> Path:
 
 
 def _seconds(row: dict[str, Any]) -> str:
-    return "" if row["ended_at_s"] is None else f"{row['ended_at_s'] - row['created_at_s']:.1f}"
+    return "" if row.get("ended_at_s") is None else f"{row['ended_at_s'] - row['created_at_s']:.1f}"
 
 
 def _print_workflow(console: Console, row: dict[str, Any]) -> None:

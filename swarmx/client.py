@@ -52,6 +52,10 @@ class Api:
     async def post(self, path: str, *, data: bytes | None = None, json: Any = None) -> Any:
         return await self._request("POST", path, data=data, json=json)
 
+    async def whole(self, path: str, *, json: Any) -> Any:
+        """The answer to a POST that could be streamed, in one and however long it takes."""
+        return await self._request("POST", path, json=json, headers={"accept": "application/json"}, timeout=_STREAM)
+
     async def put(self, path: str, *, json: Any) -> Any:
         return await self._request("PUT", path, json=json)
 

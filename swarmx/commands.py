@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 from typing import Any, BinaryIO, TypeVar, get_args
 
 import click
+import msgspec
 from rich.console import Console
 
 from swarmx.client import Api
 from swarmx.core.audit import Head
-from swarmx.core.control import ProposalState
+from swarmx.core.control import Change, Evidence, ProposalState, ToolCall
 from swarmx.core.errors import ConfigError
 from swarmx.tables import columns
 from swarmx.terminal import Group, ask, plain_console, show
@@ -27,24 +28,23 @@ _HEX_DIGITS = 64
 @click.pass_context
 def ask_command(ctx: click.Context, text: tuple[str, ...]) -> None:
     """Ask a question, or give an order that becomes a proposal, in plain English."""
-    as_json, console = ctx.obj["json"], plain_console()
-    answer: dict[str, Any] = {"text": [], "evidence": [], "proposal": None, "error": None}
+    path, sentence = "/api/v1/console", {"text": " ".join(text)}
+    console = plain_console()
 
-    async def work(api: Api) -> None:
-        async for name, data in api.stream("/api/v1/console", json={"text": " ".join(text)}):
-            if name in ("text", "evidence"):
-                answer[name].append(data[name])
-            elif name == "proposal":
-                answer["proposal"] = data["proposal"]
-            elif name == "error":
-                answer["error"] = {"detail": data["detail"], "rule": data["rule"]}
-            if not as_json:
-                _print_event(console, name, data)
+    async def printed(api: Api) -> bool:
+        failed = False
+        async for name, data in api.stream(path, json=sentence):
+            _print_event(console, name, data)
+            failed |= name == "error"
+        return failed
 
-    ask(ctx, work)
-    if as_json:
+    if ctx.obj["json"]:
+        answer = ask(ctx, lambda api: api.whole(path, json=sentence))
         show(ctx, answer, lambda _: None)
-    if answer["error"] is not None:
+        failed = answer["error"] is not None
+    else:
+        failed = ask(ctx, printed)
+    if failed:
         sys.exit(1)
 
 
@@ -121,8 +121,6 @@ def audit_list(ctx: click.Context, limit: int, before: int | None) -> None:
 @click.pass_context
 def verify(ctx: click.Context, heads: tuple[str, ...]) -> None:
     """Check the files in the state folder, without a server; exit with 1 when they are not as they were written."""
-    import msgspec
-
     from swarmx.llm_coordinator.answers import report_words
     from swarmx.memory.audit import verify_files
 
@@ -143,13 +141,11 @@ def verify(ctx: click.Context, heads: tuple[str, ...]) -> None:
 @click.option("--out", type=click.File("wb"), default="-", help="Write to this file instead of standard output.")
 @click.pass_context
 def export(ctx: click.Context, out: BinaryIO) -> None:
-    """Write all records in the state folder, one JSON object a line; without a server."""
-    import msgspec
+    """Write all records in the state folder as they are there, one JSON object a line; without a server."""
+    from swarmx.memory.audit import export_log
 
-    from swarmx.memory.audit import read_log
-
-    for record in read_log(_existing_log(ctx)):
-        out.write(msgspec.json.encode(record) + b"\n")
+    for line in export_log(_existing_log(ctx)):
+        out.write(line)
 
 
 def _changing(command: F) -> F:
@@ -272,8 +268,7 @@ def _print_event(console: Console, name: str, data: dict[str, Any]) -> None:
 
 
 def _print_proposal(console: Console, proposal: dict[str, Any]) -> None:
-    arguments = ", ".join(f"{name}={value}" for name, value in proposal["call"]["arguments"].items())
-    head = f"{proposal['proposal_id']} {proposal['state']}: {proposal['call']['tool']}({arguments})"
+    head = f"{proposal['proposal_id']} {proposal['state']}: {_call(proposal['call'])}"
     console.print(head, highlight=False, soft_wrap=True)
     for change in proposal["diff"]["changes"]:
         console.print(f"  {_change(change)}", highlight=False, soft_wrap=True)
@@ -286,18 +281,25 @@ def _print_proposal(console: Console, proposal: dict[str, Any]) -> None:
     console.print(f"  {'; '.join(told)}", style="dim", highlight=False, soft_wrap=True)
 
 
+# The words are those of the console; they are imported late, because most commands need none of them.
+
+
+def _call(call: dict[str, Any]) -> str:
+    from swarmx.llm_coordinator.answers import call_words
+
+    return call_words(msgspec.convert(call, ToolCall))
+
+
 def _change(change: dict[str, Any]) -> str:
-    return f"{change['subject']}: {change['what']} {_value(change['before'])} → {_value(change['after'])}"
+    from swarmx.llm_coordinator.answers import change_words
+
+    return change_words(msgspec.convert(change, Change))
 
 
 def _evidence(item: dict[str, Any]) -> str:
-    over = f" over {item['window_s']:.3g} s" if item["window_s"] is not None else ""
-    unit = f" {item['unit']}" if item["unit"] else ""
-    return f"{item['metric']} of {item['subject']}: {_value(item['value'])}{unit}{over}"
+    from swarmx.llm_coordinator.answers import evidence_words
 
-
-def _value(value: Any) -> str:
-    return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return evidence_words(msgspec.convert(item, Evidence))
 
 
 def _time(at_s: float) -> str:

@@ -50,7 +50,9 @@ class RouterSection(_Section):
     parameters: dict[str, FiniteFloat] = Field({}, description="Parameters of the policy.")
     seed: int = Field(0, ge=0, description="Seed of the random choices of the policy.")
     max_attempts: int = Field(3, ge=1, le=10, description="Replicas that a call tries before it is given up.")
-    queue_timeout_s: Seconds = Field(30.0, description="How long a call waits for a replica when there is none.")
+    queue_timeout_s: Seconds = Field(150.0, description="How long a call waits for a replica when there is none.")
+    late_binding: bool = Field(True, description="Calls wait in the router, not in the queues of full replicas.")
+    demand_every_s: Seconds = Field(2.0, description="How often it reports the demand to the scaler.")
     first_token_timeout_s: Seconds = Field(120.0, description="Silence before a streamed call moves elsewhere.")
     call_timeout_s: Seconds = Field(1200.0, description="Silence before a call that is not streamed moves elsewhere.")
     breaker_failures: int = Field(3, ge=1, description="Failures in a row that take a replica out of rotation.")
@@ -111,9 +113,12 @@ class GuardSection(_Section):
     coordinator_changes_per_hour: int = Field(12, ge=0, description="Changes that it may make an hour.")
     people_changes_per_hour: int = Field(240, ge=1, description="Changes that all people together may make an hour.")
     max_cost_rate: float | None = Field(
-        None, gt=0.0, description="Most that all replicas together may cost at a time; one L40S is 1.0."
+        None,
+        gt=0.0,
+        description="Most that the fleet could cost after a single change, bounds counted as used; one L40S is 1.0. "
+        "It judges changes one at a time; `scaler.budget` limits what the scaler starts.",
     )
-    max_open: int = Field(20, ge=1, description="Proposals that may wait at a time.")
+    max_open: int = Field(20, ge=1, description="Proposals and suggestions of the coordinator that may wait at a time.")
     cooldown_s: dict[str, float] = Field({}, description="Rest between two uses of a tool, by tool, in its place.")
     per_hour: dict[str, int] = Field({}, description="Uses of a tool an hour, by tool, in place of its own number.")
     auto_irreversible: tuple[str, ...] = Field(
@@ -231,6 +236,8 @@ class ElasticReplicas(_Section):
             raise ValueError(f"min <= max <= limit must hold, got {self.min}, {self.max}, {self.limit}.")
         if self.provider == "process" and self.folder is None:
             raise ValueError('provider = "process" needs folder, the model to serve.')
+        if self.provider == "process" and (self.slots is not None or self.kind != "llm"):
+            raise ValueError('provider = "process" serves text, 8 calls at a time; leave slots and kind out.')
         return self
 
     @property
@@ -281,6 +288,13 @@ class Settings(_Section):
         for model, kind in ((entry.model, entry.kind) for entry in entries):
             if kinds.setdefault(model, kind) != kind:
                 raise ValueError(f"a model has one kind, {model} is given both llm and image.")
+        for group in self.elastic:
+            start_s = group.start_s / (self.emulation.time_scale if group.provider == "emulated" else 1.0)
+            if start_s >= self.router.queue_timeout_s:  # or the first calls of a cold model are always refused
+                raise ValueError(
+                    f"router.queue_timeout_s is {self.router.queue_timeout_s:g}, it must be longer than a start of "
+                    f"{group.group_id}, {start_s:g} s."
+                )
         return self
 
 

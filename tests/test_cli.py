@@ -123,6 +123,14 @@ def test_submit_reads_standard_input_and_does_not_wait_unless_told(run: Run) -> 
 
 
 @pytest.mark.process
+def test_submit_that_does_not_wait_says_which_workflow_it_is(run: Run) -> None:
+    result = run("submit", "-", input=INSTANT)
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("wf-")
+    assert "running" in result.output
+
+
+@pytest.mark.process
 def test_submit_exits_with_1_when_the_workflow_fails(run: Run, file: Callable[[str], str]) -> None:
     result = run("submit", file(BROKEN), "--wait")
     assert result.exit_code == 1

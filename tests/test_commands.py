@@ -145,7 +145,9 @@ def test_a_replica_is_cordoned_and_put_back(run: Run) -> None:
 
 
 @pytest.mark.process
-def test_the_audit_log_is_listed_verified_and_exported_while_the_server_runs(run: Run, tmp_path: Path) -> None:
+def test_the_audit_log_is_listed_verified_and_exported_while_the_server_runs(
+    run: Run, own: Server, tmp_path: Path
+) -> None:
     data(run("--json", "bounds", MODEL, "0", "2"))
     data(run("--json", "bounds", MODEL, "0", "0"))
     listed = data(run("--json", "audit", "list", "--limit", "4"))["records"]
@@ -157,6 +159,7 @@ def test_the_audit_log_is_listed_verified_and_exported_while_the_server_runs(run
     out = tmp_path / "audit.jsonl"
     assert run("audit", "export", "--out", str(out)).exit_code == 0
     assert [json.loads(line)["seq"] for line in out.read_text().splitlines()][-4:] == [r["seq"] for r in listed]
+    assert out.read_bytes() == (own.state_dir / "audit.jsonl").read_bytes(), "byte by byte, so that hashes hold"
 
 
 def written(folder: Path, records: int) -> Path:

@@ -174,3 +174,29 @@ def test_emulated_replicas_are_numbered() -> None:
 )  # fmt: skip
 def test_only_loopback_is_loopback(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"elastic": [{"model": "m", "device": "d", "max": 9}]}, "min <= max <= limit"),
+        ({"elastic": [{"model": "m", "device": "d", "provider": "process"}]}, "needs folder"),
+        ({"elastic": [{"model": "m", "device": "d", "provider": "process", "folder": "f", "slots": 2}]}, "leave slots"),
+        ({"elastic": [{"model": "m", "device": "d"}, {"model": "m", "device": "d"}]}, "named twice"),
+        ({"elastic": [{"model": "m", "device": "d"}], "emulated": [{"model": "m", "device": "d"}]}, "named twice"),
+        ({"elastic": [{"model": "m", "device": "d", "start_s": 150.0}]}, "queue_timeout_s is 150"),
+        ({"scaler": {"policy": "target_trackin"}}, "Did you mean 'target_tracking'?"),
+        ({"scaler": {"parameters": {"target_in_flight": -1.0}}}, "target_in_flight"),
+        ({"guard": {"cooldown_s": {"scale_model": -1.0}}}, "cooldown of scale_model"),
+        ({"coordinator": {"engine": "openai"}}, "needs url"),
+        ({"coordinator": {"mode": "yolo"}}, "coordinator.mode"),
+        ({"coordinator": {"modes": {"scale_model": "yolo"}}}, "coordinator.modes.scale_model"),
+    ],
+)
+def test_settings_of_the_control_plane_that_cannot_work_are_refused(given: dict[str, Any], said: str) -> None:
+    assert said in complaint(given)
+
+
+def test_an_emulated_group_starts_in_emulated_seconds() -> None:
+    quick = {"emulation": {"time_scale": 10.0}, "elastic": [{"model": "m", "device": "d", "start_s": 1000.0}]}
+    assert parse(quick).elastic[0].group_id == "m-d"

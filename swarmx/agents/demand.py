@@ -25,9 +25,9 @@ MOST_KINDS = 256
 MOST_RUNNING = 10_000
 MOST_HISTORY = 64  # finished workflows remembered of a kind
 MOST_CALLS = 64  # calls remembered of a workflow
-MOST_GROUPS = 128  # groups of running workflows that one report looks ahead for, the largest first
+MOST_GROUPS = 32  # groups of running workflows that one report looks ahead for, the largest; the rest is not counted
 
-_RATE_MEMORY_S = 30.0
+_RATE_MEMORY_REPORTS = 15.0
 _WORK_WEIGHT = 0.05
 _P90 = 1.2815515655446004  # of the standard normal distribution
 _GRID = np.array(HORIZONS_S)
@@ -214,6 +214,10 @@ class DemandSketch:
         workflow = self._running.pop(workflow_id, None)
         kind = None if workflow is None else self._kinds.get(workflow.kind)
         if workflow is not None and kind is not None and finished:
+            if not kind.is_known:  # its calls were loose until now, and must not be expected twice
+                for model in self._models.values():
+                    calls_per_s = kind.submitted_per_s * workflow.models.count(model.number)
+                    model.loose_per_s = max(0.0, model.loose_per_s - calls_per_s)
             kind.remember(workflow, now_s - workflow.submitted_at_s)
 
     def report(self, loads: Mapping[str, Load], now_s: float) -> list[Output]:
@@ -269,7 +273,7 @@ class DemandSketch:
         """Take the counts since the last time into the rates, and begin to count anew."""
         window_s = now_s - self._since_s
         self._since_s = now_s
-        weight = 1.0 - math.exp(-max(0.0, window_s) / _RATE_MEMORY_S)
+        weight = 1.0 - math.exp(-max(0.0, window_s) / (_RATE_MEMORY_REPORTS * self._every_s))
         for kind in self._kinds.values():
             if window_s > 0.0:
                 kind.submitted_per_s += weight * (kind.submitted / window_s - kind.submitted_per_s)

@@ -42,8 +42,9 @@ _KEPT_ROWS = 32
 class Pool:
     """Replicas of one model. A replica keeps its column until it is gone; columns are compacted then."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, late_binding: bool = True) -> None:
         self.model = model
+        self._late_binding = late_binding
         self.replicas: list[Replica] = []
         self.states: list[ReplicaState] = []
         self._index: dict[str, int] = {}
@@ -51,6 +52,7 @@ class Pool:
         self._ints: Ints = np.zeros((len(_INTS), 8), dtype=np.int64)
         self._floats: Floats = np.zeros((len(_FLOATS), 8))
         self._eligible: Ints = np.zeros(0, dtype=np.int64)
+        self._roomy: Ints | None = None  # the eligible with room, until one fills up or is full no longer
 
     def __len__(self) -> int:
         return len(self.replicas)
@@ -94,6 +96,16 @@ class Pool:
         rest = self._eligible[np.isin(self._eligible, tried, invert=True)]
         return rest if len(rest) else self._eligible
 
+    def open(self, excluded: frozenset[str]) -> Ints:
+        """Those of the eligible columns that may take a call now: with late binding, those with room in their batch."""
+        if not self._late_binding:
+            return self.eligible(excluded)
+        if excluded:
+            return self._with_room(self.eligible(excluded))
+        if self._roomy is None:
+            self._roomy = self._with_room(self._eligible)
+        return self._roomy
+
     def view(self, columns: Ints, now_s: float) -> FleetView:
         """The fleet as a policy sees it; arrays are copies, so a policy cannot change the memory."""
         i, f = self._ints.take(columns, axis=1), self._floats.take(columns, axis=1)
@@ -110,8 +122,11 @@ class Pool:
     def dispatched(self, replica_id: str, call: Call, expected_work: float, decision: int, now_s: float) -> None:
         """The call is on its way to the replica; its prompt joins a backlog that drains at the prefill rate."""
         column = self._index[replica_id]
-        self._ints[_IN_FLIGHT, column] += 1
-        self._ints[_LAST_CHOSEN, column] = decision
+        ints = self._ints[:, column]
+        ints[_IN_FLIGHT] += 1
+        ints[_LAST_CHOSEN] = decision
+        if ints[_IN_FLIGHT] == ints[_MAX_BATCH]:
+            self._roomy = None
         floats = self._floats[:, column]
         floats[_REMAINING] += expected_work
         floats[_CONTEXT] += call.prompt_tokens
@@ -133,8 +148,11 @@ class Pool:
         column = self._index.get(replica_id)
         if column is None:
             return
-        self._ints[_IN_FLIGHT, column] -= 1
-        if self._ints[_IN_FLIGHT, column] == 0:  # an idle replica is idle exactly: no rounding error survives
+        ints = self._ints[:, column]
+        ints[_IN_FLIGHT] -= 1
+        if ints[_IN_FLIGHT] == ints[_MAX_BATCH] - 1:
+            self._roomy = None
+        if ints[_IN_FLIGHT] == 0:  # an idle replica is idle exactly: no rounding error survives
             self._floats[[_REMAINING, _CONTEXT, _PREFILL], column] = 0.0
         else:
             self.progressed(replica_id, -work_left, -context)
@@ -192,7 +210,13 @@ class Pool:
         if self._ints.shape[1] == 0:
             self._ints, self._floats = np.zeros((len(_INTS), 8), dtype=np.int64), np.zeros((len(_FLOATS), 8))
 
+    def _with_room(self, columns: Ints) -> Ints:
+        counts = self._ints.take(columns, axis=1)
+        roomy: Ints = columns[counts[_IN_FLIGHT] < counts[_MAX_BATCH]]
+        return roomy
+
     def _refresh(self) -> None:
+        self._roomy = None
         self._eligible = np.array(
             [
                 c

@@ -1,22 +1,23 @@
-"""The router agent: sends every call to a replica, keeps exact count of what is where, retries what may be retried."""
+"""The router agent: sends every call to a replica with room, keeps exact count, retries what may be retried."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Self, assert_never
 
 import msgspec
 import numpy as np
 
+from swarmx.agents.breakers import REPLICA_FAULTS, Breakers
+from swarmx.agents.calls import CallState, WaitingCalls
 from swarmx.agents.choice import is_sound, second_of
 from swarmx.agents.demand import TIMER, DemandSketch, Load
 from swarmx.agents.policies import DEFAULT_POLICY, make_policy, parameters_of
 from swarmx.agents.pool import Pool
 from swarmx.core.actions import Cancel, Dispatch, RefusalReason, Refuse, StartTimer, StopTimer
 from swarmx.core.errors import ConfigError
-from swarmx.core.fleet import CallView, Choice, FleetView
-from swarmx.core.forecast import Forecast
+from swarmx.core.fleet import CallView, Choice, FleetView, Ints
 from swarmx.core.messages import (
     AlertRaised,
     BoundsChanged,
@@ -39,18 +40,17 @@ from swarmx.core.messages import (
     WorkflowEnded,
     WorkflowSubmitted,
 )
-from swarmx.core.nouns import Call, Decision, FailureReason
+from swarmx.core.nouns import Decision
 from swarmx.core.ports import Output, Policy
 
-# Reasons that speak against the replica and not against the call.
-_REPLICA_FAULTS: frozenset[FailureReason] = frozenset(
-    {"connect", "timeout", "bad_answer", "connection_lost", "replica_gone", "replica_error"}
-)
+_NOBODY: frozenset[str] = frozenset()
 
 
 class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How patient a router is. Times in seconds.
 
+    With `late_binding`, a call waits in the router until a replica runs fewer calls than its largest batch; without,
+    it goes to one at once and may wait there. `queue_timeout_s` is for calls that have no replica to wait for.
     `first_token_timeout_s` is for streamed calls; `call_timeout_s` for the whole of others, and for the rest of a
     stream from its first token on. `demand_every_s` is the time between two reports of demand, 0 for none. Calls for
     `models` wait for a replica even before the first one of that model is known.
@@ -67,25 +67,10 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
     breaker_open_s: float = 10.0
     demand_every_s: float = 2.0
     models: list[str] = []
+    late_binding: bool = True
 
 
 FALLBACK_POLICY = "least_outstanding"  # needs nothing but this router's own counts, so nothing can make it fail
-
-
-@dataclass(slots=True, kw_only=True)
-class _InFlight:
-    """One call of this router: waiting while `replica_id` is None, else on that replica."""
-
-    call: Call
-    forecast: Forecast
-    attempt: int = 0
-    replica_id: str | None = None
-    streamed: bool = False
-    work_left: float = 0.0
-    work_done: float = 0.0
-    context: float = 0.0
-    tried: frozenset[str] = field(default_factory=frozenset)
-    patience_until_s: float | None = None  # set when it first has to wait; retries do not extend it
 
 
 class RouterAgent:
@@ -120,11 +105,12 @@ class RouterAgent:
         self.parameters = _parameters(self.policy)
         self._fallback = make_policy(FALLBACK_POLICY)
         self._rng = np.random.default_rng(self.settings.seed)
-        self._pools = {model: Pool(model) for model in self.settings.models}
+        self._pools = {model: Pool(model, late_binding=self.settings.late_binding) for model in self.settings.models}
         self._pool_of: dict[str, Pool] = {}
-        self._calls: dict[str, _InFlight] = {}
-        self._waiting: dict[str, None] = {}  # call ids in order of arrival
-        self._failures: dict[str, int] = {}
+        self._calls: dict[str, CallState] = {}
+        self._waiting: defaultdict[str, WaitingCalls] = defaultdict(WaitingCalls)
+        self._unsettled: dict[str, None] = {}  # models whose waiting calls may have got, or lost, a replica
+        self._breakers = Breakers(self.settings.breaker_failures, self.settings.breaker_open_s)
         self._decisions = 0
         self._demand = DemandSketch(self.settings.demand_every_s)
 
@@ -134,6 +120,14 @@ class RouterAgent:
         return cls(msgspec.convert(config, RouterSettings))
 
     def handle(self, message: Message, now_s: float) -> Sequence[Output]:
+        outputs = self._answer(message, now_s)
+        while self._unsettled:
+            model, _ = self._unsettled.popitem()
+            if settled := self._settle(model, now_s):
+                outputs = [*outputs, *settled]
+        return outputs
+
+    def _answer(self, message: Message, now_s: float) -> Sequence[Output]:
         match message:
             case CallReady():
                 return self._ready(message, now_s)
@@ -177,23 +171,43 @@ class RouterAgent:
         call_id = message.call.call_id
         if call_id in self._calls:
             return ()
-        self._calls[call_id] = _InFlight(call=message.call, forecast=message.forecast)
+        self._calls[call_id] = CallState(call=message.call, forecast=message.forecast)
         if message.call.model not in self._pools:
             return self._place(call_id, now_s)
         started = self._demand.arrived(message.call, message.forecast.mean, now_s)
         return [*self._place(call_id, now_s), *started]
 
-    def _place(self, call_id: str, now_s: float) -> list[Output]:
+    def _place(self, call_id: str, now_s: float) -> Sequence[Output]:
         """Dispatch the call, or let it wait for a replica."""
         state = self._calls[call_id]
         pool = self._pools.get(state.call.model)
         if pool is None:
             return [self._refuse(call_id, "no_replica", f"no replica serves the model {state.call.model!r}")]
-        if len(columns := pool.eligible(state.tried)) == 0:
-            if state.patience_until_s is None:
-                state.patience_until_s = now_s + self.settings.queue_timeout_s
-            self._waiting[call_id] = None
-            return [StartTimer(key=f"queue:{call_id}", at_s=state.patience_until_s)]
+        if len(columns := pool.open(state.tried)):
+            return self._dispatch(state, pool, columns, now_s)
+        self._waiting[pool.model].add(state)
+        return self._start_timers(pool, now_s)
+
+    def _settle(self, model: str, now_s: float) -> list[Output]:
+        """Place the calls that wait, first come first served, while there is room for them."""
+        pool, waiting = self._pools[model], self._waiting[model]
+        outputs: list[Output] = []
+        for tried in waiting.lines():
+            while (state := waiting.first(tried)) is not None and len(columns := pool.open(tried)):
+                outputs += [*waiting.remove(state), *self._dispatch(state, pool, columns, now_s)]
+            if len(pool.open(_NOBODY)) == 0:
+                break
+        return [*outputs, *self._start_timers(pool, now_s)]
+
+    def _start_timers(self, pool: Pool, now_s: float) -> Sequence[Output]:
+        """Calls wait without a timer while there is a replica that may take them later, and with one otherwise."""
+        if len(pool.eligible(_NOBODY)):
+            return ()
+        return self._waiting[pool.model].start_timers(now_s, self.settings.queue_timeout_s)
+
+    def _dispatch(self, state: CallState, pool: Pool, columns: Ints, now_s: float) -> list[Output]:
+        """Send the call to the one of the replicas that the policy chooses."""
+        call_id = state.call.call_id
         view = pool.view(columns, now_s)
         choice, policy, alerts = self._choose(CallView(call=state.call, forecast=state.forecast), view)
         second = second_of(choice)
@@ -271,21 +285,19 @@ class RouterAgent:
         del self._calls[message.call_id]
         self._demand.ended(state.call.model)
         outputs: list[Output] = [StopTimer(key=f"answer:{message.call_id}")]
-        if self._failures.pop(replica_id, 0) >= self.settings.breaker_failures:
-            outputs += [StopTimer(key=f"breaker:{replica_id}"), *self._close_breaker(replica_id, now_s)]
-        return outputs
+        return [*outputs, *self._breakers.answered(self._pool_of.get(replica_id), replica_id)]
 
     def _failed(self, message: CallFailed, now_s: float) -> Sequence[Output]:
         state = self._current(message.call_id, message.attempt)
         if state is None:
             return ()
         outputs: list[Output] = [StopTimer(key=f"answer:{message.call_id}")]
-        if message.reason in _REPLICA_FAULTS and state.replica_id is not None:
-            outputs += self._count_failure(state.replica_id, now_s)
+        if message.reason in REPLICA_FAULTS and state.replica_id is not None:
+            outputs += self._breakers.failed(self._pool_of.get(state.replica_id), state.replica_id, now_s)
         retryable = message.retryable and not state.streamed
         return [*outputs, *self._again_or_refuse(message.call_id, message.reason, retryable, now_s)]
 
-    def _again_or_refuse(self, call_id: str, reason: str, retryable: bool, now_s: float) -> list[Output]:
+    def _again_or_refuse(self, call_id: str, reason: str, retryable: bool, now_s: float) -> Sequence[Output]:
         state = self._calls[call_id]
         state.tried |= {self._release(state)}
         if retryable and state.attempt < self.settings.max_attempts:
@@ -295,7 +307,6 @@ class RouterAgent:
 
     def _refuse(self, call_id: str, why: RefusalReason, detail: str) -> Refuse:
         state = self._calls.pop(call_id)
-        self._waiting.pop(call_id, None)
         self._demand.ended(state.call.model)
         return Refuse(call_id=call_id, reason=why, attempts=state.attempt, detail=detail)
 
@@ -305,21 +316,20 @@ class RouterAgent:
             return ()
         self._demand.ended(state.call.model)
         if state.replica_id is None:
-            self._waiting.pop(message.call_id, None)
-            return (StopTimer(key=f"queue:{message.call_id}"),)
+            return self._waiting[state.call.model].remove(state)
         replica_id = self._release(state)
         cancel = Cancel(call_id=message.call_id, attempt=state.attempt, replica_id=replica_id)
         return (cancel, StopTimer(key=f"answer:{message.call_id}"))
 
     def _replica_changed(self, message: ReplicaChanged, now_s: float) -> Sequence[Output]:
         replica = message.replica
-        pool = self._pools.setdefault(replica.model, Pool(replica.model))
+        pool = self._pools.setdefault(replica.model, Pool(replica.model, late_binding=self.settings.late_binding))
         pool.set_state(replica, message.state, now_s)
+        self._unsettled[pool.model] = None
         outputs: list[Output] = []
         if message.state == "gone":
             self._pool_of.pop(replica.replica_id, None)
-            if self._failures.pop(replica.replica_id, 0) >= self.settings.breaker_failures:
-                outputs.append(StopTimer(key=f"breaker:{replica.replica_id}"))
+            outputs += self._breakers.forget(replica.replica_id)
             for call_id, state in list(self._calls.items()):
                 if state.replica_id == replica.replica_id:
                     outputs += [
@@ -329,16 +339,6 @@ class RouterAgent:
                     outputs += self._again_or_refuse(call_id, "replica_gone", not state.streamed, now_s)
         else:
             self._pool_of[replica.replica_id] = pool
-        return [*outputs, *self._drain_queue(replica.model, now_s)]
-
-    def _drain_queue(self, model: str, now_s: float) -> list[Output]:
-        pool = self._pools[model]
-        outputs: list[Output] = []
-        for call_id in [c for c in self._waiting if self._calls[c].call.model == model]:
-            if len(pool.eligible(self._calls[call_id].tried)) == 0:
-                break
-            del self._waiting[call_id]
-            outputs += [StopTimer(key=f"queue:{call_id}"), *self._place(call_id, now_s)]
         return outputs
 
     def _signal(self, message: SignalReported) -> Sequence[Output]:
@@ -353,58 +353,47 @@ class RouterAgent:
         if key == TIMER:
             return self._demand.report(self._loads(now_s), now_s)
         kind, _, subject = key.partition(":")
-        if kind == "queue" and subject in self._waiting:
-            return (self._refuse(subject, "no_replica", f"none became ready in {self.settings.queue_timeout_s:g} s"),)
-        if kind == "breaker" and subject in self._pool_of:
-            self._failures[subject] = self.settings.breaker_failures - 1  # half open: the next failure opens it again
-            return self._close_breaker(subject, now_s)
-        if kind == "answer" and (state := self._calls.get(subject)) is not None and state.replica_id is not None:
+        state = self._calls.get(subject)
+        if kind == "queue" and state is not None and state.replica_id is None:
+            return self._out_of_patience(subject, state)
+        if kind == "breaker" and (pool := self._pool_of.get(subject)) is not None:
+            self._unsettled[pool.model] = None
+            return self._breakers.half_open(pool, subject)
+        if kind == "answer" and state is not None and state.replica_id is not None:
             cancel = Cancel(call_id=subject, attempt=state.attempt, replica_id=state.replica_id)
-            faults = self._count_failure(state.replica_id, now_s)
+            faults = self._breakers.failed(self._pool_of.get(state.replica_id), state.replica_id, now_s)
             return [cancel, *faults, *self._again_or_refuse(subject, "timeout", not state.streamed, now_s)]
         return ()
+
+    def _out_of_patience(self, call_id: str, state: CallState) -> Sequence[Output]:
+        """Give the call up, unless there are replicas by now: then it waits for room."""
+        waiting = self._waiting[state.call.model]
+        if len(self._pools[state.call.model].eligible(_NOBODY)):
+            waiting.untimed[call_id] = state
+            return ()
+        waiting.remove(state)
+        return (self._refuse(call_id, "no_replica", f"none became ready in {self.settings.queue_timeout_s:g} s"),)
 
     def _loads(self, now_s: float) -> dict[str, Load]:
         loads: dict[str, Load] = {}
         for model, pool in self._pools.items():
             view = pool.view(np.arange(len(pool)), now_s)
-            loads[model] = Load(int(view.in_flight.sum()), 0, float(view.remaining_work.sum()))
-        for call_id in self._waiting:
-            state = self._calls[call_id]
-            load = loads[state.call.model]
-            loads[state.call.model] = Load(load.in_flight, load.waiting + 1, load.work_left + state.forecast.mean)
+            waiting = [state.forecast.mean for state in self._waiting[model]]
+            work_left = float(view.remaining_work.sum()) + sum(waiting)
+            loads[model] = Load(int(view.in_flight.sum()), len(waiting), work_left)
         return loads
 
-    def _count_failure(self, replica_id: str, now_s: float) -> list[Output]:
-        """One more failure in a row; from `breaker_failures` on the replica gets no calls for a while."""
-        pool = self._pool_of.get(replica_id)
-        if pool is None:
-            return []
-        count = self._failures[replica_id] = self._failures.get(replica_id, 0) + 1
-        if count != self.settings.breaker_failures:  # below: not yet; above: open already, these are stragglers
-            return []
-        pool.set_broken(replica_id, True)
-        return [
-            AlertRaised(kind="breaker_opened", subject=replica_id, value=float(count)),
-            StartTimer(key=f"breaker:{replica_id}", at_s=now_s + self.settings.breaker_open_s),
-        ]
-
-    def _close_breaker(self, replica_id: str, now_s: float) -> list[Output]:
-        """Let calls through again: its time is over, or a call came back from behind it."""
-        pool = self._pool_of[replica_id]
-        pool.set_broken(replica_id, False)
-        return [AlertRaised(kind="breaker_closed", subject=replica_id), *self._drain_queue(pool.model, now_s)]
-
-    def _current(self, call_id: str, attempt: int) -> _InFlight | None:
+    def _current(self, call_id: str, attempt: int) -> CallState | None:
         state = self._calls.get(call_id)
         return state if state is not None and state.replica_id is not None and state.attempt == attempt else None
 
-    def _release(self, state: _InFlight) -> str:
+    def _release(self, state: CallState) -> str:
         """Take the call off its replica; returns which one that was."""
         replica_id, state.replica_id = state.replica_id, None
         assert replica_id is not None
         if (pool := self._pool_of.get(replica_id)) is not None:
             pool.ended(replica_id, state.work_left, state.context)
+            self._unsettled[pool.model] = None
         return replica_id
 
     def in_flight(self, replica_id: str) -> int:
@@ -415,15 +404,17 @@ class RouterAgent:
     def validate(self) -> None:
         """Check the memory against itself; tests call it after every step. Raises AssertionError."""
         counts: dict[str, int] = {}
+        waiting = {state.call.call_id for calls in self._waiting.values() for state in calls}
         for call_id, state in self._calls.items():
-            assert (call_id in self._waiting) == (state.replica_id is None), f"{call_id} is neither here nor there"
+            assert (call_id in waiting) == (state.replica_id is None), f"{call_id} is neither here nor there"
             if state.replica_id is not None:
                 counts[state.replica_id] = counts.get(state.replica_id, 0) + 1
         for replica_id, pool in self._pool_of.items():
             assert pool.in_flight(replica_id) == counts.get(replica_id, 0), f"{replica_id} counts its calls wrongly"
-        for call_id in self._waiting:
-            waited_for = self._pools.get(self._calls[call_id].call.model)
-            assert waited_for is None or not len(waited_for.eligible(frozenset())), f"{call_id} waits for nothing"
+        for model, calls in self._waiting.items():
+            pool = self._pools[model]
+            assert not any(len(pool.open(tried)) for tried in calls.lines()), f"a call for {model} waits for nothing"
+            assert not calls.untimed or len(pool.eligible(_NOBODY)), f"a call for {model} waits for ever"
 
 
 def _parameters(policy: Policy) -> dict[str, float]:

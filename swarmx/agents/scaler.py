@@ -61,7 +61,7 @@ class ScalerSettings(msgspec.Struct, frozen=True, kw_only=True):
     parameters: dict[str, float] = {}
     every_s: float = 2.0
     up_cooldown_s: float = 4.0
-    down_cooldown_s: float = 60.0
+    down_cooldown_s: float = 300.0
     threshold: float = 0.1
     drain_s: float = 60.0
     budget: float | None = None
@@ -192,6 +192,7 @@ class ScalerAgent:
         outputs: list[Output] = [StartTimer(key=TIMER, at_s=now_s + self.settings.every_s)]
         for model in self._models.values():
             model.reports.sample()
+            outputs += [self._drain(held, now_s) for held in model.supply.unheeded(now_s)]
             outputs += [*self._give_up_overdue(model, now_s), *self._plan(model, now_s, on_tick=True)]
         return outputs
 
@@ -240,13 +241,12 @@ class ScalerAgent:
         outputs: list[Output] = []
         patience, floor_s = self.settings.start_patience, self.settings.start_floor_s
         for held in model.supply.overdue(now_s, patience=patience, floor_s=floor_s):
-            if not held.is_heard_of:  # nobody began to start it, so nobody will say that it is gone
+            if not held.is_heard_of or held.group is None:  # nobody will say that it is gone
                 model.supply.forget(held.replica_id)
-            if held.is_leaving:
+            if held.is_leaving or held.group is None:
                 continue
             held.is_leaving = True
-            if held.group is not None:
-                self._back_off(model, held.group, now_s)
+            self._back_off(model, held.group, now_s)
             outputs += [
                 Drain(replica_id=held.replica_id, deadline_at_s=now_s),
                 AlertRaised(kind="replica_failed", subject=held.replica_id, value=now_s - held.since_s),
@@ -311,7 +311,7 @@ class ScalerAgent:
             min_replicas=least,
             max_replicas=most,
             horizon_s=view.horizon_s,
-            terms=target.terms,
+            terms={"arrivals_per_s": view.arrivals_per_s, **target.terms},
             deploys=tuple(action.replica_id for action in deploys),
             drains=tuple(action.replica_id for action in drains),
             reason=reason,
@@ -341,7 +341,7 @@ class ScalerAgent:
         return group.profile
 
     def _drain(self, held: Held, now_s: float) -> Drain:
-        held.is_leaving = True
+        held.is_leaving, held.drained_at_s = True, now_s
         patience_s = 0.0 if held.state == "starting" else self.settings.drain_s
         return Drain(replica_id=held.replica_id, deadline_at_s=now_s + patience_s)
 

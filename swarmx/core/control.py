@@ -15,6 +15,7 @@ from swarmx.core.scaling import ScalePlan
 
 Effect = Literal["read", "reversible", "irreversible"]
 Mode = Literal["observe", "suggest", "review", "auto"]
+Role = Literal["client", "viewer", "operator", "admin"]
 Via = Literal["rest", "cli", "console", "web", "coordinator", "agent", "start"]
 Scalar = float | int | str | bool
 Facts = dict[str, Scalar]
@@ -36,7 +37,7 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
 
     type: Literal["key", "coordinator", "agent", "system"]
     name: str
-    role: Literal["client", "viewer", "operator", "admin"]
+    role: Role
 
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,7 +174,6 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     p50_s: float | None
     p95_s: float | None
     wait_p95_s: float | None
-    tokens_per_s: float
     cost_rate: float
     min_replicas: int | None = None
     max_replicas: int | None = None
@@ -191,13 +191,17 @@ class PolicyStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CoordinatorStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Who thinks for the coordinator, whether there is a model that can be asked now, and what it may do."""
+    """Who thinks for the coordinator, whether there is a model that can be asked now, and what it may do.
+
+    After a row of failures it only observes, whatever the modes say, until `observes_until_s` (Unix seconds).
+    """
 
     engine: Literal["off", "rules", "openai", "vllm"]
     model: str | None
     is_up: bool
     mode: Mode
     modes: dict[str, Mode]
+    observes_until_s: float | None
 
 
 class AlertSeen(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,7 +217,8 @@ class ControlView(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that tools, guard, coordinator and console may look at: a snapshot of plain values.
 
     `workflow_p95_s` is over the workflows that finished or failed in the last `window_s`. `decisions` holds those about
-    the calls that were asked for; alerts, plans and proposals are the last ones, oldest first.
+    the calls that were asked for; alerts, plans and proposals are the last ones, oldest first, with
+    all proposals that are open.
     """
 
     at_s: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,14 +44,16 @@ async def all_workflows(api: Api) -> list[dict[str, Any]]:
             return rows
 
 
-async def voids(replicas: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Replicas whose emulation could not keep up with its own clock: their times mean nothing."""
-    voids = []
+async def voids(replicas: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Replicas whose emulation could not keep up with its own clock, and why: their times mean nothing."""
+    found: dict[str, str] = {}
     async with aiohttp.ClientSession() as session:
         for row in replicas:
-            if row["emulated"] and row["state"] not in ("starting", "gone"):
+            if not row["emulated"] or row["state"] in ("starting", "gone"):
+                continue
+            with contextlib.suppress(aiohttp.ClientError):  # it may have been drained since it was listed
                 async with session.get(f"{row['url']}/emulator/report") as response:
                     said = await response.json()
                 if said["void"]:
-                    voids.append(f"{row['replica_id']}: {said['why']}")
-    return voids
+                    found[row["replica_id"]] = said["why"]
+    return found

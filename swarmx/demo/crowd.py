@@ -21,13 +21,13 @@ from swarmx.demo.fleet import MODELS, server
 
 CROWDED = "qwen3-8b"
 DEVICE = "l40s"
-GROUP = f"{CROWDED}-{DEVICE}"
-_SLOTS = 8  # calls that one replica runs at a time: keeps a crowd within what two cores can emulate
+_SLOTS = 4  # calls that one replica runs at a time: keeps a crowd within what two cores can emulate
 _KIND = "research"  # its searches fan out over the small model
 QUESTION = "What changed in the last ten minutes?"
 _LIMIT_S = 900.0
 _MODEL_START_S = 300.0
 _SAMPLE_S = 0.5
+_CHECKED_EVERY = 10  # samples, between two looks at how late the emulation is
 
 
 class Crowd(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +37,7 @@ class Crowd(msgspec.Struct, frozen=True, kw_only=True):
     peak_per_s: float = 2.4
     begins_s: float = 60.0
     ends_s: float = 180.0
-    over_s: float = 270.0
+    over_s: float = 300.0
 
 
 class CrowdRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,12 +103,13 @@ def settings(
             }
         ],
         # Wall seconds; the fleet runs `time_scale` times faster, and so do those who watch it.
+        "router": {"demand_every_s": 2.0 / time_scale},
         "scaler": {
             "every_s": 3.0 / time_scale,
             "up_cooldown_s": 3.0 / time_scale,
-            "down_cooldown_s": 120.0 / time_scale,
+            "down_cooldown_s": 60.0 / time_scale,
             "alert_every_s": 30.0 / time_scale,
-            "parameters": {"target_in_flight": 6.0},
+            "parameters": {"target_in_flight": 3.0},
             **scaler,
         },
         "guard": {"verify_s": 60.0 / time_scale, "bounds_step": 2, "cooldown_s": {"set_replica_bounds": 1.0}},
@@ -126,6 +127,7 @@ async def run_crowd(
         submitting = asyncio.create_task(submit(api, todo, start_s))
         approving = asyncio.create_task(_approve(api, console)) if operator else None
         samples: list[tuple[float, int, int]] = []
+        late: dict[str, str] = {}
         try:
             while True:
                 if submitting.done():
@@ -134,6 +136,8 @@ async def run_crowd(
                 row = next(m for m in (await api.get("/api/v1/scaling"))["models"] if m["model"] == CROWDED)
                 held = row["ready"] + row["starting"] + row["cordoned"] + row["draining"]
                 samples.append((at_s, held, row["ready"]))
+                if len(samples) % _CHECKED_EVERY == 0:  # a replica may be gone at the end
+                    late |= await voids((await api.get("/api/v1/replicas"))["replicas"])
                 rows = await all_workflows(api)
                 if len(rows) == len(todo) and all(r["ended_at_s"] is not None for r in rows):
                     break
@@ -144,6 +148,8 @@ async def run_crowd(
             submitting.cancel()
             if approving is not None:
                 approving.cancel()
+        seconds = time.monotonic() - start_s
+        late |= await voids((await api.get("/api/v1/replicas"))["replicas"])
         return CrowdRun(
             workflows=rows,
             samples=samples,
@@ -151,14 +157,14 @@ async def run_crowd(
             proposals=(await api.get("/api/v1/proposals"))["proposals"],
             records=(await api.get("/api/v1/audit", limit=1000))["records"],
             sound=(await api.get("/api/v1/audit/verify"))["sound"],
-            voids=await voids((await api.get("/api/v1/replicas"))["replicas"]),
+            voids=[f"{replica_id}: {why}" for replica_id, why in late.items()],
             answer=[
                 event["text"]
                 async for name, event in api.stream("/api/v1/console", json={"text": QUESTION})
                 if name == "text"
             ],
             began_at_s=began_at_s,
-            seconds=time.monotonic() - start_s,
+            seconds=seconds,
         )
 
 

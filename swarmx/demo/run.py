@@ -30,6 +30,7 @@ _ARRIVALS_PER_S = 0.9  # workflows a second of emulated time: keeps the image se
 _CPU_TEXT_TOKENS = 64  # a CPU writes a few tokens a second: keeps the real run to minutes
 _PASS_LIMIT_S = 1800.0
 _SHAPE = crowd.Crowd()
+_MODEL_DEADLINE_S = 240.0  # a small model on two cores that also emulate a fleet takes a minute or two for a turn
 
 
 class Pass(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,13 +123,10 @@ async def _crowd(
         f"{_SHAPE.ends_s - _SHAPE.begins_s:.0f} emulated seconds, on one model that may have 2 replicas. The scaler "
         f"starts what it may; the coordinator ({thinks}) proposes more; the demo approves as its operator."
     )
-    wanted = crowd.settings(
-        time_scale=time_scale,
-        seed=seed,
-        scaler={},
-        bounds=(1, 2, 6),
-        coordinator={"engine": coordinator, **({} if model is None else {"folder": str(model)})},
-    )
+    thinking: dict[str, Any] = {"engine": coordinator, "deadline_s": _MODEL_DEADLINE_S}
+    if model is not None:
+        thinking["folder"] = str(model)
+    wanted = crowd.settings(time_scale=time_scale, seed=seed, scaler={}, bounds=(1, 2, 8), coordinator=thinking)
     todo = crowd.arrivals(_SHAPE, seed=seed, time_scale=time_scale)
     with console.status("The crowd comes and goes"):
         run = await crowd.run_crowd(wanted, todo, folder, operator=True, console=console)
@@ -168,7 +166,7 @@ async def _one_pass(
                 workflows=rows,
                 replicas=replicas,
                 explained=await _explained(api, rows),
-                voids=await voids(replicas),
+                voids=[f"{replica_id}: {why}" for replica_id, why in (await voids(replicas)).items()],
                 seconds=seconds,
             )
 

@@ -17,7 +17,7 @@ def create_app(context: Context, *, max_body_bytes: int) -> FastAPI:
         title="SwarmX",
         summary="Scheduler agents for agentic workflows.",
         version="1",
-        docs_url="/docs",
+        docs_url=None,  # its page would run scripts from elsewhere in the operators' origin
         redoc_url=None,
     )
     app.state.context = context

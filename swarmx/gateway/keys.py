@@ -16,12 +16,11 @@ from typing import Literal
 
 import msgspec
 
-from swarmx.core.control import Actor
+from swarmx.core.control import Actor, Role
 from swarmx.core.errors import ConfigError, Forbidden, NotFound, Unauthorized, Unavailable
 
 log = logging.getLogger(__name__)
 
-Role = Literal["client", "viewer", "operator", "admin"]
 Right = Literal["submit", "read", "read_all", "control", "keys"]
 
 RIGHTS: Mapping[Role, frozenset[Right]] = {

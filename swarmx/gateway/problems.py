@@ -66,7 +66,7 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         detail = str(error.detail)
         if error.status_code == 404:
-            detail = f"nothing is at {request.url.path}; the API is described at /docs."
+            detail = f"nothing is at {request.url.path}; the API is described at /openapi.json."
         elif error.status_code == 405:
             detail = f"{request.method} is not allowed on {request.url.path}."
         return problem(request, error.status_code, detail)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import parse_qs, urlsplit
 
 import jinja2
@@ -20,7 +20,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from swarmx.agents.explain import explain
 from swarmx.core.audit import Report
-from swarmx.core.control import Proposal
+from swarmx.core.control import ControlView, Proposal, ProposalState
 from swarmx.core.errors import (
     ConfigError,
     Forbidden,
@@ -42,6 +42,10 @@ _ASSETS = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "im
 _SESSION, _LOGIN = "swarmx_session", "swarmx_login"
 _MOST_FORM_BYTES = 32 * 1024
 _CHECK_EVERY_S = 30.0
+_CHECK_REST = 50.0  # times as long as a check took until the next
+_VIEW_S = 1.0
+_MOST_OPEN = 200  # proposals
+_DECIDED = tuple(state for state in get_args(ProposalState) if state != "open")
 _MOST_ITEMS = 200  # of one answer
 _HEADERS = {
     "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -76,6 +80,7 @@ class _Page:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._chain = _Chain(context)
+        self._glance = _Glance(context)
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(_PAGES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
         )
@@ -151,6 +156,7 @@ class _Page:
         except Unauthorized:
             self._failed.count(address)
             return self._login_page("This token is unknown. It may have been revoked.", 401)
+        key.require("read_all")
         self._open.end(request.cookies.get(_SESSION))
         response = RedirectResponse("/", 303)
         _set_cookie(response, request, _SESSION, self._open.begin(key), LIFETIME_S)
@@ -196,7 +202,7 @@ class _Page:
         """Deny a proposal."""
 
         async def decide(key: Key, form: dict[str, str]) -> str:
-            proposal_id, reason = request.path_params["proposal_id"], form.get("reason", "")[:400]
+            proposal_id, reason = request.path_params["proposal_id"], form.get("reason", "")
             await self._context.desk.deny(proposal_id, actor=key.actor, via="web", reason=reason)
             return f"{proposal_id} is denied."
 
@@ -213,9 +219,9 @@ class _Page:
         session, key = self._seen(request)
         form = await _form(request)
         _check_csrf(form, session.csrf)
-        key.require("control")
         try:
             session.notice = await decide(key, form)
+            self._glance.forget()
         except (Refused, NotFound) as error:
             session.notice = f"Not done: {error}"
         return RedirectResponse("/#proposals", 303)
@@ -228,9 +234,8 @@ class _Page:
 
     async def _sections(self, session: Session, key: Key) -> dict[str, Any]:
         context = self._context
-        view = await context.overview.view()
+        view = await self._glance.view()
         workflows = await context.store.workflows(tenant=key.sees, state="running", limit=20, cursor=None)
-        proposals = await context.desk.proposals(limit=20)
         report, checked_at_s = await self._chain.verdict()
         now_s = context.clock.now_s()
         return {
@@ -238,8 +243,8 @@ class _Page:
             "replicas": [r for r in view.replicas.values() if r.state != "gone"],
             "workflows": workflows.workflows,
             "decisions": context.recent.newest(15),
-            "open": [p for p in proposals if p.state == "open"],
-            "decided": [p for p in proposals if p.state != "open"][:8],
+            "open": await context.desk.proposals(states=("open",), limit=_MOST_OPEN),
+            "decided": await context.desk.proposals(states=_DECIDED, limit=8),
             "records": (await context.audit.tail(limit=15))[::-1],
             "sound": report.sound,
             "chain": report_words(report),
@@ -289,20 +294,44 @@ class _Page:
         return Response(self._pages.get_template(name).render(**values), status, media_type="text/html")
 
 
+class _Glance:
+    """The view that all who look share for a second: it is not taken anew for each of them."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._found: ControlView | None = None
+        self._one = asyncio.Lock()
+
+    async def view(self) -> ControlView:
+        async with self._one:
+            if self._found is None or self._context.clock.now_s() - self._found.at_s > _VIEW_S:
+                self._found = await self._context.overview.view()
+            return self._found
+
+    def forget(self) -> None:
+        """Something was changed, and whoever changed it wants to see it."""
+        self._found = None
+
+
 class _Chain:
-    """The verdict on the audit log, taken anew when it is older than half a minute."""
+    """The verdict on the audit log, taken anew when it is older than half a minute, or, where the check takes long,
+    than fifty times as long as that: the log grows, the share of the time that goes into checking it does not."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._found: tuple[Report, float] | None = None
+        self._fresh_until_s = 0.0
         self._one = asyncio.Lock()
 
     async def verdict(self) -> tuple[Report, float]:
-        """The report, and when it was made."""
+        """The report, and when it was begun."""
+        clock = self._context.clock
         async with self._one:
-            now_s = self._context.clock.now_s()
-            if self._found is None or now_s - self._found[1] > _CHECK_EVERY_S:
-                self._found = await self._context.check_audit(), now_s
+            began_s = clock.now_s()
+            if self._found is None or began_s > self._fresh_until_s:
+                self._found = await self._context.check_audit(), began_s
+                ended_s = clock.now_s()
+                self._fresh_until_s = ended_s + max(_CHECK_EVERY_S, _CHECK_REST * (ended_s - began_s))
             return self._found
 
 

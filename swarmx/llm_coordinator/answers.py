@@ -8,7 +8,7 @@ from typing import Literal, assert_never
 
 from swarmx.agents.explain import explain
 from swarmx.core.audit import AuditRecord, Report
-from swarmx.core.control import Change, ControlView, Evidence, ModelStatus, Proposal, ToolCall
+from swarmx.core.control import Change, ControlView, Evidence, ModelStatus, Proposal, Scalar, ToolCall
 from swarmx.core.nouns import Decision
 from swarmx.core.scaling import ScalePlan
 from swarmx.llm_coordinator.diagnosis import causes, figures
@@ -82,9 +82,21 @@ def call_words(call: ToolCall) -> str:
     return f"{call.tool}({', '.join(f'{name}={value}' for name, value in call.arguments.items())})"
 
 
+def value_words(value: Scalar | None) -> str:
+    """A number, word or nothing, as it is read."""
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def evidence_words(item: Evidence) -> str:
+    """One number with what it is of."""
+    unit = f" {item.unit}" if item.unit else ""
+    over = "" if item.window_s is None else f" over {item.window_s:g} s"
+    return f"{item.metric} of {item.subject}: {value_words(item.value)}{unit}{over}"
+
+
 def change_words(change: Change) -> str:
     """One line of a diff."""
-    return f"{change.subject}: {change.what} {_value(change.before)} → {_value(change.after)}"
+    return f"{change.subject}: {change.what} {value_words(change.before)} → {value_words(change.after)}"
 
 
 def proposal_words(proposal: Proposal) -> tuple[str, ...]:
@@ -355,7 +367,3 @@ def _listed(sentences: Sequence[str]) -> list[str]:
 def _cut(lines: Sequence[str]) -> list[str]:
     more = len(lines) - _MOST_LINES
     return [*lines[:_MOST_LINES], *([f"and {more} more."] if more > 0 else [])]
-
-
-def _value(value: object) -> str:
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -11,10 +11,10 @@ from typing import Any, get_args
 import jinja2
 import msgspec
 
-from swarmx.core.control import Episode, PolicyStatus, Prompt, ProposalState, Scalar
+from swarmx.core.control import Episode, PolicyStatus, Prompt, ProposalState, Scalar, ToolCall
 from swarmx.core.errors import ConfigError
 from swarmx.llm_coordinator.aliases import ELSEWHERE, NAMED, Aliases, Kind
-from swarmx.llm_coordinator.situation import Situation
+from swarmx.llm_coordinator.situation import Situation, Trigger
 from swarmx.tools.catalogue import Catalogue
 from swarmx.tools.schema import schema_of
 from swarmx.tools.tool import Names, Tool
@@ -24,6 +24,23 @@ MAX_TOKENS = 200
 _OUTCOMES = frozenset({"pending", "no_op", "observed", "refused", *get_args(ProposalState)})
 _SYSTEM = "coordinator.system.md.j2"
 _USER = "coordinator.user.md.j2"
+
+
+# An alert is answered by the tools that can answer it: a small model is not led astray, and has less to read.
+_ANSWERS: Mapping[Trigger, frozenset[str]] = {
+    "at_max": frozenset({"set_replica_bounds", "scale_model"}),
+    "breaker_opened": frozenset({"cordon_replica", "drain_replica"}),
+    "replica_failed": frozenset({"cordon_replica", "drain_replica", "set_replica_bounds"}),
+    "policy_failed": frozenset({"set_routing_policy", "set_scaling_policy"}),
+}
+_ALWAYS = frozenset({"no_op", "rollback"})
+
+
+class Advice(msgspec.Struct, frozen=True, kw_only=True):
+    """What the built-in rules would do, in numbers, words of our own and aliases."""
+
+    tool: str
+    arguments: dict[str, Scalar]
 
 
 class Recalled(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,13 +76,14 @@ class Prompts:
         situation: Situation,
         nearest: Sequence[Recalled],
         schemas: Sequence[dict[str, Any]],
+        advice: Advice,
         *,
         problem: str = "",
     ) -> Prompt:
         """The prompt of one turn; `problem` says, in words of our own, why the answer before could not be used."""
         return Prompt(
             system=self._system.render(),
-            user=self._user.render(now=situation, nearest=nearest, problem=problem),
+            user=self._user.render(now=situation, nearest=nearest, advice=advice, problem=problem),
             tools=tuple(schemas),
             max_tokens=MAX_TOKENS,
         )
@@ -94,11 +112,11 @@ def schemas_of(tools: Iterable[Tool], catalogue: Catalogue) -> list[dict[str, An
 def offered(schemas: Iterable[dict[str, Any]], situation: Situation) -> tuple[dict[str, Any], ...]:
     """The schemas of the tools, narrowed to what makes sense now; a tool that has no subject now is left out.
 
-    What a reason is stands in the template, once and not with every tool.
-
-    Only models with bounds can be scaled, only parameters of the policies in force can be moved, and only a change
-    that is in force can be rolled back.
+    An alert is answered by the tools that can answer it; all are there when it is time to look around. Only models
+    with bounds can be scaled, only parameters of the policies in force can be moved, only another policy can be set,
+    and only a change that is in force can be rolled back. What a reason is stands in the template, once.
     """
+    answers = _ANSWERS.get(situation.trigger)
     subjects: Mapping[Kind, list[str]] = {
         "model": [m.alias for m in situation.models if m.limit is not None],
         "replica": [r.alias for r in situation.replicas],
@@ -109,8 +127,14 @@ def offered(schemas: Iterable[dict[str, Any]], situation: Situation) -> tuple[di
     usable: list[dict[str, Any]] = []
     for schema in schemas:
         function = schema["function"]
+        if answers is not None and function["name"] not in answers | _ALWAYS:
+            continue
         parameters = function["parameters"]
         narrowed = {name: choices[name] for name in parameters["properties"] if name in choices}
+        for status, setter in ((situation.routing, "set_routing_policy"), (situation.scaling, "set_scaling_policy")):
+            if function["name"] == setter:
+                known = parameters["properties"]["policy"]["enum"]
+                narrowed["policy"] = [policy for policy in known if policy != status.policy]
         if all(narrowed.values()):
             properties = parameters["properties"] | {
                 name: {"type": "string", "enum": known} for name, known in narrowed.items()
@@ -119,6 +143,11 @@ def offered(schemas: Iterable[dict[str, Any]], situation: Situation) -> tuple[di
             parameters = parameters | {"properties": properties}
             usable.append(schema | {"function": function | {"parameters": parameters}})
     return tuple(usable)
+
+
+def advised(call: ToolCall, aliases: Aliases, words: Collection[str]) -> Advice:
+    """The rules' choice as it may be shown."""
+    return Advice(tool=call.tool, arguments=aliases.shown(call.arguments, words))
 
 
 def recalled(episode: Episode, similarity: float, aliases: Aliases, words: Collection[str]) -> Recalled:

@@ -18,7 +18,7 @@ SAFE_POLICY = "least_outstanding"  # needs nothing but the router's own counts, 
 _SPARE = 2  # bounds are wide when they exceed twice what was wanted by more than this many replicas
 
 
-class Choice(msgspec.Struct, frozen=True, kw_only=True):
+class Ruling(msgspec.Struct, frozen=True, kw_only=True):
     """What the rules choose, and the numbers that decided."""
 
     call: ToolCall
@@ -26,7 +26,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     evidence: tuple[Evidence, ...] = ()
 
 
-def choose(view: ControlView, *, step: int) -> Choice:
+def choose(view: ControlView, *, step: int) -> Ruling:
     """The first rule that applies; `step` is how far one change may move a bound.
 
     1. A replica whose breaker opened three times within the window, while another one of its model is ready, is
@@ -41,7 +41,7 @@ def choose(view: ControlView, *, step: int) -> Choice:
         or _failed_policy(view)
         or _too_few(view, step)
         or _too_many(view, step)
-        or Choice(call=ToolCall(tool="no_op", arguments={}), reason="No rule applies.", evidence=_calm(view))
+        or Ruling(call=ToolCall(tool="no_op", arguments={}), reason="No rule applies.", evidence=_calm(view))
     )
 
 
@@ -49,10 +49,10 @@ def evidence_about(view: ControlView, call: ToolCall) -> tuple[Evidence, ...]:
     """The figures of the model that the call is about; of the workflows when it is about none."""
     replica = view.replicas.get(str(call.arguments.get("replica_id")))
     model = view.models.get(replica.model if replica else str(call.arguments.get("model")))
-    return _calm(view) if model is None else _figures(view, model)
+    return _calm(view) if model is None else _figures(model)
 
 
-def _failing_replica(view: ControlView) -> Choice | None:
+def _failing_replica(view: ControlView) -> Ruling | None:
     opened = Counter(alert.subject for alert in _recent(view, "breaker_opened"))
     for replica_id, times in opened.most_common():
         replica = view.replicas.get(replica_id)
@@ -64,16 +64,16 @@ def _failing_replica(view: ControlView) -> Choice | None:
             continue
         seen = Evidence(metric="breaker_opened", subject=replica_id, value=times, window_s=view.window_s)
         reason = f"{replica_id} was taken out by its breaker {times} times; {model.ready - 1} others are ready."
-        return Choice(call=call, reason=reason, evidence=(seen, *_figures(view, model)))
+        return Ruling(call=call, reason=reason, evidence=(seen, *_figures(model)))
     return None
 
 
-def _failed_policy(view: ControlView) -> Choice | None:
+def _failed_policy(view: ControlView) -> Ruling | None:
     failed = [alert for alert in _recent(view, "policy_failed") if alert.subject == view.routing.policy]
     call = ToolCall(tool="set_routing_policy", arguments={"policy": SAFE_POLICY})
     if not failed or view.routing.policy == SAFE_POLICY or _lately(view, call):
         return None
-    return Choice(
+    return Ruling(
         call=call,
         reason=f"The routing policy {view.routing.policy} failed; {SAFE_POLICY} needs only the router's own counts.",
         evidence=(
@@ -82,7 +82,7 @@ def _failed_policy(view: ControlView) -> Choice | None:
     )
 
 
-def _too_few(view: ControlView, step: int) -> Choice | None:
+def _too_few(view: ControlView, step: int) -> Ruling | None:
     asked = {alert.subject: alert.value for alert in _recent(view, "at_max")}
     for model in sorted(view.models.values(), key=lambda m: -m.waiting):
         if model.min_replicas is None or model.max_replicas is None or model.limit is None:
@@ -95,15 +95,15 @@ def _too_few(view: ControlView, step: int) -> Choice | None:
         higher = min(needed, model.max_replicas + step, model.limit)
         call = _bounds(model.model, model.min_replicas, higher)
         # A raise that is in force and not verified yet does not stop the next: it was too small.
-        if higher <= model.max_replicas or _lately(view, call, pending=("open",)):
+        if higher <= model.max_replicas or _lately(view, call, pending=("suggested", "open")):
             continue
         reason = f"{model.model} wants {wants:.0f} replicas and may have {model.max_replicas}"
         reason += f"; {model.waiting} calls wait." if model.waiting else "."
-        return Choice(call=call, reason=reason, evidence=_figures(view, model))
+        return Ruling(call=call, reason=reason, evidence=_figures(model))
     return None
 
 
-def _too_many(view: ControlView, step: int) -> Choice | None:
+def _too_many(view: ControlView, step: int) -> Ruling | None:
     since_s = view.at_s - LONG_S
     for model in view.models.values():
         plans = [plan for plan in view.plans if plan.model == model.model]
@@ -116,11 +116,11 @@ def _too_many(view: ControlView, step: int) -> Choice | None:
         if fits + _SPARE >= model.max_replicas or _lately(view, call):
             continue
         seen = Evidence(metric="most_wanted", subject=model.model, value=wanted, unit="replicas", window_s=LONG_S)
-        return Choice(
+        return Ruling(
             call=call,
             reason=f"{model.model} wanted {wanted:.1f} replicas at most in {LONG_S / 60:.0f} minutes, far below "
             f"its bound of {model.max_replicas}.",
-            evidence=(seen, *_figures(view, model)),
+            evidence=(seen, *_figures(model)),
         )
     return None
 
@@ -133,10 +133,13 @@ def _bounds(model: str, least: int, most: int) -> ToolCall:
     return ToolCall(tool="set_replica_bounds", arguments={"model": model, "min_replicas": least, "max_replicas": most})
 
 
-def _lately(view: ControlView, call: ToolCall, pending: tuple[ProposalState, ...] = ("open", "applied")) -> bool:
+def _lately(
+    view: ControlView, call: ToolCall, pending: tuple[ProposalState, ...] = ("suggested", "open", "applied")
+) -> bool:
     """Whether the same change is `pending`, or came to nothing a short while ago."""
     return any(
-        p.state in pending or (p.state not in ("open", "applied", "kept") and view.at_s - p.at_s <= QUIET_S)
+        p.state in pending
+        or (p.state not in ("suggested", "open", "applied", "kept") and view.at_s - p.at_s <= QUIET_S)
         for p in view.proposals
         if p.actor.type == "coordinator" and p.call.tool == call.tool and _subject(p.call) == _subject(call)
     )
@@ -146,8 +149,8 @@ def _subject(call: ToolCall) -> Any:
     return call.arguments.get("replica_id", call.arguments.get("model"))
 
 
-def _figures(view: ControlView, model: ModelStatus) -> tuple[Evidence, ...]:
-    name, window_s = model.model, view.window_s
+def _figures(model: ModelStatus) -> tuple[Evidence, ...]:
+    name, window_s = model.model, model.window_s
     figures = [
         Evidence(metric="ready", subject=name, value=model.ready, unit="replicas"),
         Evidence(metric="in_flight", subject=name, value=model.in_flight, unit="calls"),

@@ -13,8 +13,8 @@ from swarmx.core.control import Facts, PolicyStatus, ProposalState, Scalar
 from swarmx.core.messages import AlertKind
 from swarmx.core.nouns import CallKind, ReplicaState
 
-Trigger = Literal["timer", "asked"] | AlertKind
-TRIGGERS: tuple[str, ...] = ("timer", "asked", *get_args(AlertKind))
+Trigger = Literal["timer"] | AlertKind
+TRIGGERS: tuple[str, ...] = ("timer", *get_args(AlertKind))
 
 
 class ModelSeen(msgspec.Struct, frozen=True, kw_only=True):

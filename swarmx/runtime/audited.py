@@ -15,14 +15,13 @@ from swarmx.core.ports import AuditTrail
 
 log = logging.getLogger(__name__)
 
-Done = tuple[Outcome, str]  # what became of an order, and what there is to say about it
+Ending = tuple[Outcome, str]  # what became of an errand, and what there is to say about it
 
-_INTERRUPTED: Done = "interrupted", "It was called off."
-_DETAIL_CHARS = 2000
+_INTERRUPTED: Ending = "interrupted", "It was called off."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class Errand:
     """Something to be done, as the audit log tells it; with `intent_seq` the log has its intent already."""
 
     tool: str
@@ -44,7 +43,7 @@ class Order:
             changes=(self.change,),
         )
 
-    def outcome(self, intent_seq: int, done: Done) -> AuditEntry:
+    def outcome(self, intent_seq: int, done: Ending) -> AuditEntry:
         outcome, detail = done
         return AuditEntry(
             kind="outcome",
@@ -55,46 +54,46 @@ class Order:
             effect=self.effect,
             intent_seq=intent_seq,
             outcome=outcome,
-            detail=detail[:_DETAIL_CHARS],
+            detail=detail,
         )
 
 
-async def carry_out(audit: AuditTrail, order: Order, effect: Callable[[], Awaitable[Done]]) -> bool:
+async def carry_out(audit: AuditTrail, errand: Errand, effect: Callable[[], Awaitable[Ending]]) -> bool:
     """Write the intent, have the effect, write what became of it; returns whether it was applied.
 
     An effect that raises has failed; one that is cancelled was interrupted. Both are written down as well.
     """
     try:
-        seq = await _intent(audit, order) if order.intent_seq is None else order.intent_seq
+        seq = await _intent(audit, errand) if errand.intent_seq is None else errand.intent_seq
     except StoreError as error:
-        log.error("%s %s is not done, the audit log cannot be written: %s", order.tool, order.change.subject, error)
+        log.error("%s %s is not done, the audit log cannot be written: %s", errand.tool, errand.change.subject, error)
         return False
     done = _INTERRUPTED
     try:
         done = await effect()
     except ReplicaError as error:
         done = "failed", str(error)
-        log.warning("%s %s failed: %s", order.tool, order.change.subject, error)
+        log.warning("%s %s failed: %s", errand.tool, errand.change.subject, error)
     except Exception as error:
         done = "failed", f"{type(error).__name__}: {error}"
-        log.exception("%s %s failed", order.tool, order.change.subject)
+        log.exception("%s %s failed", errand.tool, errand.change.subject)
     finally:
-        await _write_outcome(audit, order, seq, done)
+        await _write_outcome(audit, errand, seq, done)
     return done[0] == "applied"
 
 
-async def _intent(audit: AuditTrail, order: Order) -> int:
+async def _intent(audit: AuditTrail, errand: Errand) -> int:
     """The number of the intent. To be cancelled meanwhile leaves no intent without its outcome. Raises StoreError."""
-    writing = asyncio.ensure_future(audit.write(order.intent()))
+    writing = asyncio.ensure_future(audit.write(errand.intent()))
     try:
         return await asyncio.shield(writing)
     except asyncio.CancelledError:
-        await _write_outcome(audit, order, await writing, _INTERRUPTED)
+        await _write_outcome(audit, errand, await writing, _INTERRUPTED)
         raise
 
 
-async def _write_outcome(audit: AuditTrail, order: Order, seq: int, done: Done) -> None:
+async def _write_outcome(audit: AuditTrail, errand: Errand, seq: int, done: Ending) -> None:
     try:
-        await audit.write(order.outcome(seq, done))
+        await audit.write(errand.outcome(seq, done))
     except StoreError as error:
-        log.error("%s %s: its outcome %s is not in the audit log: %s", order.tool, order.change.subject, done, error)
+        log.error("%s %s: its outcome %s is not in the audit log: %s", errand.tool, errand.change.subject, done, error)

@@ -15,7 +15,7 @@ from swarmx.core.audit import ModelUse
 from swarmx.core.control import ControlView, Episode, Evidence, Prompt, Reply, ToolCall
 from swarmx.core.ports import LanguageModel
 from swarmx.llm_coordinator.aliases import Aliases
-from swarmx.llm_coordinator.prompt import Prompts, offered, recalled, schemas_of
+from swarmx.llm_coordinator.prompt import Prompts, advised, offered, recalled, schemas_of
 from swarmx.llm_coordinator.reply import Parsed, read_reply
 from swarmx.llm_coordinator.rules import choose, evidence_about
 from swarmx.llm_coordinator.situation import Situation, Trigger
@@ -83,13 +83,14 @@ class Chooser:
         if self._model is None:
             return self._by_the_rules(view, "there is no model")
         schemas = offered(self._schemas, situation)
+        advice = advised(choose(view, step=self._step).call, aliases, self._words)
         like = [recalled(episode, similarity, aliases, self._words) for episode, similarity in nearest]
         loop = asyncio.get_running_loop()
         ends_at_s = loop.time() + self._deadline_s
         replies: tuple[Reply, ...] = ()
         problem, unusable = "", 0
         while len(replies) < _ASKED_AT_MOST:
-            prompt = self._prompts.render(situation, like, schemas, problem=problem)
+            prompt = self._prompts.render(situation, like, schemas, advice, problem=problem)
             reply = await ask(self._model, prompt, deadline_s=ends_at_s - loop.time())
             replies += (reply,)
             read = read_reply(reply, self._tools, aliases, schemas)
@@ -101,7 +102,7 @@ class Chooser:
                     evidence=evidence_about(view, read.call),
                     unusable=unusable,
                     replies=replies,
-                    model=_use(self._model.name, prompt, reply),
+                    model=use_of(self._model.name, prompt, reply),
                 )
             problem = read.why
             log.warning("the reply of %s cannot be used: %s %s", self._model.name, read.why, reply.detail)
@@ -154,7 +155,8 @@ async def ask(model: LanguageModel, prompt: Prompt, *, deadline_s: float) -> Rep
     return reply
 
 
-def _use(name: str, prompt: Prompt, reply: Reply) -> ModelUse:
+def use_of(name: str, prompt: Prompt, reply: Reply) -> ModelUse:
+    """The model with the hashes of what it was asked and of what it said."""
     said = msgspec.json.encode([reply.tool, reply.arguments, reply.text])
     return ModelUse(
         name=name,

@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 MOST_CHARACTERS = 2000
 _PAGE = 1000
 _MOST_PAGES = 5
-_MOST_REASON = 400
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
@@ -125,9 +124,7 @@ class Console:
     async def _propose(
         self, call: ToolCall, text: str, actor: Actor, via: Via, use: ModelUse | None
     ) -> AsyncIterator[ConsoleEvent]:
-        proposal = await self._desk.propose(
-            call, actor=actor, via=via, reason=text.strip()[:_MOST_REASON], mode="review", model=use
-        )
+        proposal = await self._desk.propose(call, actor=actor, via=via, reason=text.strip(), mode="review", model=use)
         yield Proposed(proposal=proposal)
         if proposal.state == "open":
             name = proposal.proposal_id

@@ -41,7 +41,6 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     episode_id: str
-    at_s: float
     trigger: Trigger
     source: Literal["model", "rules"]
     fallback: str
@@ -133,9 +132,13 @@ class Coordinator:
 
     def mode_of(self, tool: str) -> Mode:
         """What it may do now with this tool."""
-        if self._observes_until_s is not None and self._clock.now_s() < self._observes_until_s:
-            return "observe"
-        return self._modes.get(tool, self._mode)
+        return "observe" if self.observes_until_s is not None else self._modes.get(tool, self._mode)
+
+    @property
+    def observes_until_s(self) -> float | None:
+        """How long the breaker makes it only observe (Unix seconds); None while it does not."""
+        until_s = self._observes_until_s
+        return until_s if until_s is not None and self._clock.now_s() < until_s else None
 
     async def run(self) -> None:
         """Turn after turn; a turn that fails is logged, and the next one comes."""
@@ -156,7 +159,10 @@ class Coordinator:
         """One turn now. Raises StoreError when the state of things cannot be read."""
         async with self._turning:
             turn = await self._turn(trigger)
-        log.info("coordinator: %s by %s: %s", turn.call.tool, turn.source, turn.outcome)
+        stood_in = f" ({turn.fallback})" if turn.fallback else ""
+        asked = f" after {turn.replies} replies in {turn.model_s:.3g} s" if turn.replies else ""
+        done = f"{turn.call.tool} by {turn.source}{stood_in}{asked}"
+        log.info("coordinator, woken by %s: %s: %s", turn.trigger, done, turn.outcome)
         if self._on_turn is not None:
             self._on_turn(turn)
         return turn
@@ -186,7 +192,6 @@ class Coordinator:
         await self._remember(episode, new=True)
         turn = Turn(
             episode_id=episode.episode_id,
-            at_s=view.at_s,
             trigger=trigger,
             source=chosen.source,
             fallback=chosen.fallback,
@@ -262,6 +267,9 @@ class Coordinator:
             for episode in reversed(await self._store.episodes(limit=_FOLLOWED)):
                 if episode.proposal_id is not None and episode.outcome in _OPEN:
                     self._follow(episode)
+                    proposal = await self._store.proposal(episode.proposal_id)
+                    if proposal is not None:  # it may have ended while nobody followed it
+                        self.changed(proposal)
         except StoreError as error:
             log.warning("the coordinator goes on without its memory: %s", error)
 

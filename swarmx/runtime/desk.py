@@ -15,7 +15,7 @@ import msgspec
 from pydantic import BaseModel
 
 from swarmx.core.actions import Action
-from swarmx.core.audit import ModelUse
+from swarmx.core.audit import MAX_TEXT, ModelUse
 from swarmx.core.control import (
     Actor,
     ControlView,
@@ -32,18 +32,17 @@ from swarmx.core.errors import ConfigError, Forbidden, NotFound, Refused, StoreE
 from swarmx.core.messages import Message
 from swarmx.core.ports import AuditTrail, ControlStore
 from swarmx.runtime.clock import Clock
-from swarmx.runtime.proposal_book import ProposalBook
+from swarmx.runtime.proposal_book import SYSTEM, ProposalBook
 from swarmx.tools.facts import in_force
 from swarmx.tools.figures import figures_of
 from swarmx.tools.guard import Guard
+from swarmx.tools.ledger import WAITING
 from swarmx.tools.registry import Registry, Rollback
 from swarmx.tools.tool import ControlTool, ReadTool
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-SYSTEM = Actor(type="system", name="swarmx", role="admin")
-_LONGEST_REASON = 400
 _MOST_EVIDENCE = 16
 _MOST_EPISODES = 8
 _RETRY_S = 5.0
@@ -104,13 +103,9 @@ class Desk:
         """Let proposals expire and verify changes when their time has come, until cancelled."""
         while True:
             self._book.news.clear()
-            try:
-                await self.settle()
-                next_s = min(self._book.due.values(), default=None)
-                wait_s = None if next_s is None else max(0.0, next_s - self._clock.now_s())
-            except SwarmXError as error:
-                log.error("proposals cannot be settled, trying again in %g s: %s", _RETRY_S, error)
-                wait_s = _RETRY_S
+            await self.settle()
+            next_s = min(self._book.due.values(), default=None)
+            wait_s = None if next_s is None else max(0.0, next_s - self._clock.now_s())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._book.news.wait(), wait_s)
 
@@ -176,7 +171,7 @@ class Desk:
             call=understood.call,
             diff=Diff(changes=()),
             state="suggested" if mode == "suggest" else "open",
-            reason=(reason or understood.reason)[:_LONGEST_REASON],
+            reason=(reason or understood.reason)[:MAX_TEXT],
             evidence=tuple(evidence[:_MOST_EVIDENCE]),
             episode_ids=tuple(episode_ids[:_MOST_EPISODES]),
             rollback_of=understood.args.proposal_id if isinstance(understood.args, Rollback) else None,
@@ -201,10 +196,16 @@ class Desk:
         return await self._alone(partial(self._deny, proposal_id, actor, via, reason))
 
     async def settle(self) -> None:
-        """Let expire, and verify, whatever is due now. Raises StoreError."""
+        """Let expire, and verify, whatever is due now. What fails is logged and due again a little later."""
         for proposal_id, due_s in sorted(self._book.due.items(), key=lambda item: item[1]):
-            if due_s <= self._clock.now_s():
+            if due_s > self._clock.now_s():
+                continue
+            try:
                 await self._alone(partial(self._settle, proposal_id))
+            except Exception:  # one bad proposal must not hold up the others
+                log.exception("%s cannot be settled, trying again in %g s", proposal_id, _RETRY_S)
+                if proposal_id in self._book.due:
+                    self._book.due[proposal_id] = self._clock.now_s() + _RETRY_S
 
     # Everything below runs alone, under the lock.
 
@@ -212,7 +213,7 @@ class Desk:
         asked = await self._asked(draft.call)
         mode = self._guard.granted(asked.tool, draft.actor, mode)
         verdict = self._judge(asked, draft.actor, mode)
-        if verdict.allowed and mode == "review":
+        if verdict.allowed and mode != "auto":
             verdict = self._guard.may_wait(draft.call, draft.actor, self._book.ledger)
         if not verdict.allowed:
             await self._book.refuse(draft, draft.actor, draft.via, verdict, model)
@@ -243,7 +244,7 @@ class Desk:
 
     async def _deny(self, proposal_id: str, actor: Actor, via: Via, reason: str) -> Proposal:
         proposal = await self._decidable(proposal_id, actor, via)
-        return await self._book.end(proposal, "denied", actor, via, detail=reason[:_LONGEST_REASON], decided_by=actor)
+        return await self._book.end(proposal, "denied", actor, via, detail=reason[:MAX_TEXT], decided_by=actor)
 
     async def _decidable(self, proposal_id: str, actor: Actor, via: Via) -> Proposal:
         """The open proposal, if this actor may decide on it."""
@@ -254,9 +255,8 @@ class Desk:
         if proposal.state == "open" and proposal.expires_at_s <= self._clock.now_s():
             proposal = await self._book.end(proposal, "expired", SYSTEM, proposal.via)
         if proposal.state != "open":
-            raise Refused(
-                f"{proposal_id!r} is {proposal.state}; only an open proposal can be approved or denied", rule="decided"
-            )
+            detail = f"{proposal_id!r} is {proposal.state}; only an open proposal can be approved or denied"
+            await self._book.refuse(proposal, actor, via, Verdict(allowed=False, rule="decided", detail=detail))
         return proposal
 
     async def _apply(
@@ -299,16 +299,21 @@ class Desk:
             self._do(outputs, actor, via, intent_seq)
         except Exception as error:  # whatever it is, the outcome has to be written down
             log.exception("%s of %s could not be applied", proposal.call.tool, proposal.proposal_id)
-            detail = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
-            await outcome(outcome="failed", detail=detail)
+            detail = f"{type(error).__name__}: {error}"[:MAX_TEXT]
+            await self._told(proposal, outcome(outcome="failed", detail=detail))
             return await self._book.save(msgspec.structs.replace(proposal, state="failed", detail=detail))
         if not any(isinstance(output, Action) for output in outputs):
-            await outcome(outcome="applied")
+            await self._told(proposal, outcome(outcome="applied"))
         if proposal.rollback_of is not None:
-            undone = await self.proposal(proposal.rollback_of)
-            detail = undone.detail or f"taken back by {proposal.proposal_id}"
-            await self._book.end(undone, "rolled_back", actor, via, detail=detail)
+            await self._told(proposal, self._book.take_back(proposal.rollback_of, proposal, actor, via))
         return proposal
+
+    async def _told(self, proposal: Proposal, writing: Awaitable[object]) -> None:
+        """Write down what has happened. The change is made: that this fails must not look as if it was not."""
+        try:
+            await writing
+        except SwarmXError as error:
+            log.error("not all that became of %s could be written down: %s", proposal.proposal_id, error)
 
     def _do(self, outputs: Sequence[Message | Action], actor: Actor, via: Via, intent_seq: int) -> None:
         for output in outputs:
@@ -323,7 +328,7 @@ class Desk:
         proposal = await self._store.proposal(proposal_id)
         if proposal is None:  # somebody emptied the store
             del self._book.due[proposal_id]
-        elif proposal.state == "open":
+        elif proposal.state in WAITING:
             await self._book.end(proposal, "expired", SYSTEM, proposal.via)
         else:
             await self._verify(proposal)

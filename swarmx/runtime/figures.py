@@ -34,7 +34,6 @@ class ModelFigures:
     p50_s: float | None
     p95_s: float | None
     wait_p95_s: float | None
-    work_per_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +50,6 @@ class _Ended:
     at_s: float
     latency_s: float
     wait_s: float
-    work: float
     state: CallState
 
 
@@ -113,7 +111,6 @@ class Figures:
                 record.ended_at_s,
                 record.ended_at_s - record.ready_at_s,
                 waited_until_s - record.ready_at_s,
-                record.work_done,
                 record.state,
             )
         )
@@ -147,7 +144,6 @@ class Figures:
             p50_s=_quantile(latencies_s, 0.5),
             p95_s=_quantile(latencies_s, 0.95),
             wait_p95_s=_quantile([call.wait_s for call in ended], 0.95),
-            work_per_s=sum(call.work for call in ended) / window_s,
         )
 
     def workflows(self, now_s: float) -> WorkflowFigures:

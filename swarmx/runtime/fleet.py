@@ -25,13 +25,14 @@ from swarmx.core.messages import (
 )
 from swarmx.core.nouns import Replica, ReplicaGroup, ReplicaState
 from swarmx.core.ports import AuditTrail, ElasticProvider
-from swarmx.runtime.audited import Done, Order, carry_out
+from swarmx.runtime.audited import Ending, Errand, carry_out
 from swarmx.runtime.clock import Clock
 from swarmx.runtime.watch import Watch
 
 log = logging.getLogger(__name__)
 
 SCALER = Actor(type="agent", name="scaler", role="operator")
+_AGAIN_S = 5.0  # after the end of a dead replica could not be written down
 FLEET = Actor(type="system", name="fleet", role="operator")
 
 # After any of these a call may have left its replica: a router that loses patience hears only its own timer.
@@ -113,9 +114,6 @@ class Fleet:
     def perform_drain(self, action: Drain) -> None:
         self.begin(action, actor=SCALER, via="agent")
 
-    def perform_cordon(self, action: Cordon) -> None:
-        self.begin(action, actor=SCALER, via="agent")
-
     def begin(self, action: Deploy | Drain | Cordon, *, actor: Actor, via: Via, intent_seq: int | None = None) -> None:
         """Set the action going. With `intent_seq` the audit log has its intent, and only the outcome is written.
 
@@ -125,17 +123,19 @@ class Fleet:
             log.info("%s comes too late, SwarmX stops", action)
             return
         member = self._members.get(action.replica_id)
-        order = self._order(action, member, actor, via, intent_seq)
+        errand = self._errand(action, member, actor, via, intent_seq)
         if isinstance(action, Deploy):
-            self._begin_deploy(order, action)
+            self._begin_deploy(errand, action)
         elif member is None:
-            self._refuse(order, f"there is no replica {action.replica_id!r}")
+            self._refuse(errand, f"there is no replica {action.replica_id!r}")
+        elif member.ending and isinstance(action, Drain) and actor.type == "agent":
+            log.info("replica %s is being drained already", action.replica_id)
         elif member.ending:
-            self._refuse(order, f"replica {action.replica_id} is being ended already")
+            self._refuse(errand, f"replica {action.replica_id} is being ended already")
         elif isinstance(action, Drain):
-            self._spawn_end(order, member, partial(self._drain, member, action.deadline_at_s))
+            self._spawn_end(errand, member, partial(self._drain, member, action.deadline_at_s))
         else:
-            self._spawn(order, partial(self._cordon, member, action.cordoned))
+            self._spawn(errand, partial(self._cordon, member, action.cordoned))
 
     async def close(self) -> None:
         """Call off what is going on. Replicas that are up stay: their providers end them."""
@@ -145,20 +145,20 @@ class Fleet:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _begin_deploy(self, order: Order, action: Deploy) -> None:
+    def _begin_deploy(self, errand: Errand, action: Deploy) -> None:
         group = self._groups.get(action.group_id)
         if group is None:
-            self._refuse(order, f"there is no group {action.group_id!r}, only: {', '.join(self._groups) or 'none'}")
+            self._refuse(errand, f"there is no group {action.group_id!r}, only: {', '.join(self._groups) or 'none'}")
         elif action.replica_id in self._members:
-            self._refuse(order, f"replica {action.replica_id} is there already")
+            self._refuse(errand, f"replica {action.replica_id} is there already")
         else:
             provider = self._providers[group.provider]
             member = _Member(replica=_planned(action.replica_id, group), state="starting", provider=provider)
             self._members[action.replica_id] = member
             work = partial(self._deploy, member, provider, group)
-            member.start = self._spawn(order, work, undo=partial(self._not_started, member))
+            member.start = self._spawn(errand, work, undo=partial(self._not_started, member))
 
-    async def _deploy(self, member: _Member, provider: ElasticProvider, group: ReplicaGroup) -> Done:
+    async def _deploy(self, member: _Member, provider: ElasticProvider, group: ReplicaGroup) -> Ending:
         began_at_s = self._clock.now_s()
         self._post(ReplicaChanged(replica=member.replica, state="starting"))
         replica = await provider.deploy(member.replica.replica_id, group)
@@ -176,8 +176,9 @@ class Fleet:
         if not (member.ending or self._closed):
             self._post(AlertRaised(kind="replica_failed", subject=member.replica.replica_id))
 
-    async def _drain(self, member: _Member, deadline_at_s: float) -> Done:
+    async def _drain(self, member: _Member, deadline_at_s: float) -> Ending:
         if member.start is not None:
+            self._post(ReplicaChanged(replica=member.replica, state="draining"))  # called off, not failed
             member.start.cancel()
             await asyncio.wait({member.start})
             return "applied", "its start was called off"
@@ -217,13 +218,13 @@ class Fleet:
         finally:
             del self._members[replica.replica_id]
 
-    async def _end_dead(self, member: _Member, provider: ElasticProvider) -> Done:
+    async def _end_dead(self, member: _Member, provider: ElasticProvider) -> Ending:
         if member.state != "gone":
             return "stale", "it answers again"
         await self._end(member, provider)
         return "applied", "it had stopped answering"
 
-    async def _cordon(self, member: _Member, cordoned: bool) -> Done:
+    async def _cordon(self, member: _Member, cordoned: bool) -> Ending:
         if member.ending:
             return "stale", "it is being drained"
         member.when_up = "cordoned" if cordoned else "ready"
@@ -243,26 +244,31 @@ class Fleet:
                 self._members[replica.replica_id] = _Member(replica=replica, state=state)
             return
         member.replica, member.state = replica, state
-        dead = state == "gone" and member.start is None and not member.ending
-        if dead and member.provider is not None and not self._closed:
-            order = Order(
+        self._end_if_dead(member)
+
+    def _end_if_dead(self, member: _Member) -> None:
+        """End what is left of a replica of our own that stopped answering."""
+        replica_id = member.replica.replica_id
+        dead = member.state == "gone" and member.start is None and not member.ending
+        if dead and member.provider is not None and not self._closed and self._members.get(replica_id) is member:
+            errand = Errand(
                 tool="retire",
-                arguments={"replica_id": replica.replica_id},
+                arguments={"replica_id": replica_id},
                 effect="irreversible",
-                change=Change(subject=replica.replica_id, what="process", before="not answering", after="ended"),
+                change=Change(subject=replica_id, what="process", before="not answering", after="ended"),
                 actor=FLEET,
                 via="agent",
             )
-            self._spawn_end(order, member, partial(self._end_dead, member, member.provider))
+            self._spawn_end(errand, member, partial(self._end_dead, member, member.provider))
 
-    def _order(
+    def _errand(
         self,
         action: Deploy | Drain | Cordon,
         member: _Member | None,
         actor: Actor,
         via: Via,
         intent_seq: int | None,
-    ) -> Order:
+    ) -> Errand:
         match action:
             case Deploy():
                 after = "ready"
@@ -273,7 +279,7 @@ class Fleet:
             case _:
                 assert_never(action)
         arguments = msgspec.to_builtins(action)
-        return Order(
+        return Errand(
             tool=arguments.pop("type").lower(),
             arguments=arguments,
             effect="irreversible" if after == "gone" else "reversible",
@@ -285,33 +291,35 @@ class Fleet:
             intent_seq=intent_seq,
         )
 
-    def _refuse(self, order: Order, problem: str) -> None:
-        async def fail() -> Done:
+    def _refuse(self, errand: Errand, problem: str) -> None:
+        async def fail() -> Ending:
             raise ReplicaError(problem)
 
-        self._spawn(order, fail)
+        self._spawn(errand, fail)
 
-    def _spawn_end(self, order: Order, member: _Member, work: Callable[[], Awaitable[Done]]) -> None:
+    def _spawn_end(self, errand: Errand, member: _Member, work: Callable[[], Awaitable[Ending]]) -> None:
         def keep() -> None:
             member.ending = False
+            if member.state == "gone" and member.provider is not None and not self._closed:
+                asyncio.get_running_loop().call_later(_AGAIN_S, self._end_if_dead, member)
 
         member.ending = True
-        self._spawn(order, work, undo=keep)
+        self._spawn(errand, work, undo=keep)
 
     def _spawn(
-        self, order: Order, work: Callable[[], Awaitable[Done]], *, undo: Callable[[], None] = lambda: None
+        self, errand: Errand, work: Callable[[], Awaitable[Ending]], *, undo: Callable[[], None] = lambda: None
     ) -> asyncio.Task[None]:
-        """Carry out the order; `undo` takes the claims back when it was not applied."""
+        """Carry out the errand; `undo` takes the claims back when it was not applied."""
 
         async def run() -> None:
             applied = False
             try:
-                applied = await carry_out(self._audit, order, work)
+                applied = await carry_out(self._audit, errand, work)
             finally:
                 if not applied:
                     undo()
 
-        task = asyncio.create_task(run(), name=f"{order.tool} {order.change.subject}")
+        task = asyncio.create_task(run(), name=f"{errand.tool} {errand.change.subject}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -96,7 +96,6 @@ class Overview:
             p50_s=figures.p50_s,
             p95_s=figures.p95_s,
             wait_p95_s=figures.wait_p95_s,
-            tokens_per_s=figures.work_per_s,
             cost_rate=self._figures.cost_rate(name),
             min_replicas=None if bounds is None else bounds[0],
             max_replicas=None if bounds is None else bounds[1],

@@ -14,10 +14,12 @@ from swarmx.core.control import Actor, Proposal, ProposalState, Verdict, Via
 from swarmx.core.errors import Forbidden, Refused
 from swarmx.core.ports import AuditTrail, ControlStore
 from swarmx.runtime.clock import Clock
-from swarmx.tools.ledger import Ledger
+from swarmx.tools.ledger import WAITING, Ledger
 from swarmx.tools.registry import Registry
 
 log = logging.getLogger(__name__)
+
+SYSTEM = Actor(type="system", name="swarmx", role="admin")
 
 End = Literal["stale", "denied", "expired", "kept", "rolled_back"]
 _WAS_APPLIED: tuple[ProposalState, ...] = ("applied", "kept", "rolled_back", "stale", "failed")
@@ -25,7 +27,7 @@ _PAGE = 1000
 
 
 class ProposalBook:
-    """`ledger` is what the guard remembers; `due` says when an open proposal expires, or an applied one is verified
+    """`ledger` is what the guard remembers; `due` says when one that waits expires, or one that was applied is verified
     (Unix seconds, by id); `news` is set whenever that changes."""
 
     def __init__(
@@ -42,13 +44,21 @@ class ProposalBook:
         self._verify_s = verify_s
 
     async def open(self) -> None:
-        """Take up what an earlier life left: open proposals, changes to verify, budgets. Raises StoreError."""
+        """Take up what an earlier life left: open proposals, changes to verify, budgets. Raises StoreError.
+
+        Open ones about a replica end here: a start gives the same names anew.
+        """
         now_s = self._clock.now_s()
         for proposal in await self._store.proposals(states=_WAS_APPLIED, limit=_PAGE):
             self.ledger.note(proposal, now_s)
             if proposal.state == "applied":
                 self.due[proposal.proposal_id] = now_s + self._verify_s  # the figures of this life have to gather
-        for proposal in await self._store.proposals(states=("open",), limit=_PAGE):
+        for proposal in await self._store.proposals(states=WAITING, limit=_PAGE):
+            if any(change.what == "state" for change in proposal.diff.changes):
+                # The name may belong to another replica by now, of which nobody said anything.
+                detail = "SwarmX was started anew, so the replica may be another one of the same name"
+                await self.end(proposal, "stale", SYSTEM, proposal.via, detail=detail)
+                continue
             self.ledger.note(proposal, now_s)
             self.due[proposal.proposal_id] = proposal.expires_at_s
 
@@ -77,6 +87,13 @@ class ProposalBook:
         if decided_by is not None:
             ended = msgspec.structs.replace(ended, decided_by=decided_by, decided_at_s=self._clock.now_s())
         return await self.save(ended)
+
+    async def take_back(self, proposal_id: str, by: Proposal, actor: Actor, via: Via) -> None:
+        """End a proposal that another one has rolled back."""
+        undone = await self._store.proposal(proposal_id)
+        if undone is not None:
+            detail = undone.detail or f"taken back by {by.proposal_id}"
+            await self.end(undone, "rolled_back", actor, via, detail=detail)
 
     async def write(
         self,
@@ -117,7 +134,7 @@ class ProposalBook:
         await self._store.save_proposal(proposal)
         self.ledger.note(proposal, self._clock.now_s())
         self.due.pop(proposal.proposal_id, None)
-        if proposal.state == "open":
+        if proposal.state in WAITING:
             self.due[proposal.proposal_id] = proposal.expires_at_s
         elif proposal.state == "applied":
             self.due[proposal.proposal_id] = self._clock.now_s() + self._verify_s

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import msgspec
 
 from swarmx.core.audit import ModelUse
 from swarmx.core.control import ControlView, Prompt, ToolCall
@@ -17,7 +15,7 @@ from swarmx.llm_coordinator.aliases import NAMED, Aliases
 from swarmx.llm_coordinator.intents import Ask, HowIsTheModel, Intent, Order, WhyCall
 from swarmx.llm_coordinator.prompt import MAX_TOKENS
 from swarmx.llm_coordinator.reply import Parsed, read_reply
-from swarmx.runtime.chooser import ask
+from swarmx.runtime.chooser import ask, use_of
 from swarmx.tools.catalogue import Catalogue
 from swarmx.tools.registry import Registry
 from swarmx.tools.schema import schema_of
@@ -80,15 +78,7 @@ class SentenceReader:
         if not isinstance(read, Parsed):
             return None
         intent = _meant(read.call, view)
-        if intent is None:
-            return None
-        said = msgspec.json.encode([reply.tool, reply.arguments, reply.text])
-        use = ModelUse(
-            name=self._model.name,
-            prompt_sha256=hashlib.sha256(msgspec.json.encode(prompt)).hexdigest(),
-            reply_sha256=hashlib.sha256(said).hexdigest(),
-        )
-        return intent, use
+        return None if intent is None else (intent, use_of(self._model.name, prompt, reply))
 
 
 def _has_subject(schema: dict[str, Any]) -> bool:

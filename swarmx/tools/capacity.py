@@ -102,8 +102,9 @@ def _diff_bounds(args: SetReplicaBounds, view: ControlView) -> Diff:
     model = view.models[args.model]
     replicas = min(max(replicas_of(model), args.min_replicas), args.max_replicas)
     wanted = [("min_replicas", args.min_replicas), ("max_replicas", args.max_replicas)]
+    raised = args.max_replicas > (model.max_replicas or 0)
     predicted = (
-        cost_after(view, model, replicas),
+        cost_after(view, model, args.max_replicas if raised else replicas),  # what is allowed may be used
         Evidence(metric="replicas", subject=args.model, value=replicas, unit="replicas"),
     )
     return Diff(changes=changes(view, args.model, wanted), predicted=predicted)

@@ -105,14 +105,14 @@ class Guard:
         return objections[0] if objections else _YES
 
     def may_wait(self, call: ToolCall, actor: Actor, ledger: Ledger) -> Verdict:
-        """The rules `duplicate` and `pending`: a machine does not pile up proposals."""
+        """The rules `duplicate` and `pending`: a machine piles up neither proposals nor suggestions."""
         waiting = [one for one in ledger.waiting.values() if one.actor_type in _MACHINES]
         if actor.type not in _MACHINES:
             return _YES
         if any(one.call == call for one in waiting):
-            return _no("duplicate", f"the same {call.tool} is open already; approve or deny that one")
+            return _no("duplicate", f"the same {call.tool} waits already; decide on that one, or let it expire")
         if len(waiting) >= self.settings.max_open:
-            return _no("pending", f"{len(waiting)} proposals are open, the most allowed; approve or deny some first")
+            return _no("pending", f"{len(waiting)} proposals wait, the most allowed; approve or deny some first")
         return _YES
 
     def _hard(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from swarmx.core.control import Proposal, ToolCall
+from swarmx.core.control import Proposal, ProposalState, ToolCall
 from swarmx.tools.facts import touched
 
 HOUR_S = 3600.0
+WAITING: tuple[ProposalState, ...] = ("open", "suggested")  # what has not ended; both expire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """One open proposal."""
+    """One proposal that is open, or a suggestion that has not expired."""
 
     call: ToolCall
     actor_type: str
@@ -31,7 +32,7 @@ class Waiting:
 
 @dataclass(slots=True, kw_only=True)
 class Ledger:
-    """Plain memory of the last hour's changes and of the open proposals, both by proposal id."""
+    """Plain memory of the last hour's changes and of what waits, both by proposal id."""
 
     applied: dict[str, Applied] = field(default_factory=dict)
     waiting: dict[str, Waiting] = field(default_factory=dict)
@@ -40,7 +41,7 @@ class Ledger:
         """Remember the proposal in its new state; noting the same twice changes nothing."""
         name, actor_type = proposal.proposal_id, proposal.actor.type
         self.waiting.pop(name, None)
-        if proposal.state == "open":
+        if proposal.state in WAITING:
             self.waiting[name] = Waiting(call=proposal.call, actor_type=actor_type)
         if proposal.applied_at_s is not None:
             self.applied[name] = Applied(

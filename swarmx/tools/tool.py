@@ -9,11 +9,10 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from swarmx.core.actions import Action
-from swarmx.core.control import ControlView, Diff, Effect, Evidence, ToolCall
+from swarmx.core.control import ControlView, Diff, Effect, Evidence, Role, ToolCall
 from swarmx.core.messages import Message
 
 A = TypeVar("A", bound=BaseModel)
-Role = Literal["client", "viewer", "operator", "admin"]
 Names = Literal["model", "replica", "routing_policy", "scaling_policy", "parameter", "proposal", "call"]
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)

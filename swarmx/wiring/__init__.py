@@ -20,7 +20,7 @@ from swarmx.agents.scaler import TIMER, ScalerAgent
 from swarmx.config import Settings
 from swarmx.core.actions import Cancel, Deploy, Dispatch, Drain, Refuse
 from swarmx.core.audit import Head, Report
-from swarmx.core.control import PolicyStatus
+from swarmx.core.control import PolicyStatus, Proposal
 from swarmx.core.errors import ConfigError
 from swarmx.core.messages import DecisionMade, Message, TimerFired
 from swarmx.core.nouns import Decision
@@ -50,11 +50,12 @@ from swarmx.runtime.workflows import WorkflowRunner
 from swarmx.wiring.control import control_plane
 from swarmx.wiring.fleet import elastic_providers, emulated_provider, fixed_providers, groups
 from swarmx.wiring.records import Background
-from swarmx.wiring.tasks import running_task
+from swarmx.wiring.tasks import flushed, running_task
 
 log = logging.getLogger(__name__)
 
 _SHOWN_PROPOSALS = 50
+_OPEN_PROPOSALS = 200
 
 
 @asynccontextmanager
@@ -106,6 +107,12 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
             await background.flush()
             return await store.decisions(call_id, tenant=None)
 
+        async def proposals() -> Sequence[Proposal]:
+            """The last ones, and all that wait, however old: there may be many newer ones."""
+            waiting = await control.proposals(states=("open",), limit=_OPEN_PROPOSALS)
+            newest = await control.proposals(states=None, limit=_SHOWN_PROPOSALS)
+            return list({proposal.proposal_id: proposal for proposal in (*waiting, *newest)}.values())
+
         def routing() -> PolicyStatus:
             return PolicyStatus(policy=router.policy.name, parameters=router.parameters)
 
@@ -113,8 +120,9 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
             figures.workflow_ended(seconds, clock.now_s())
 
         def replica_started(group_id: str, seconds: float) -> None:
-            device = next(group.device for group in elastic if group.group_id == group_id)
-            background.add(control.record_startup(group_id, device, seconds, clock.now_s()))
+            group = next(group for group in elastic if group.group_id == group_id)
+            if group.provider != "emulated":  # these take what the settings say, at this life's time scale
+                background.add(control.record_startup(group_id, group.device, seconds, clock.now_s()))
 
         calls = CallService(
             post=post,
@@ -190,13 +198,16 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
             startup_s=scaler.startup_s,
             next_cost=scaler.next_cost,
             last_plan=scaler.last_plan,
-            proposals=lambda: control.proposals(states=None, limit=_SHOWN_PROPOSALS),
+            proposals=proposals,
             decisions=decisions,
             workflows_running=lambda: workflows.running,
         )
 
+        checking = asyncio.Lock()
+
         async def check_audit() -> Report:
-            return await asyncio.to_thread(verify_files, state_dir)
+            async with checking:  # it reads the whole log: one at a time is enough work
+                return await asyncio.to_thread(verify_files, state_dir)
 
         plane = await control_plane(
             settings,
@@ -262,12 +273,5 @@ async def _journal(
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{time.time_ns() % 1_000_000_000:09d}"
     path = settings.state.dir / "journals" / f"{stamp}.jsonl"
     journal = FileJournal(path, {agent.name: msgspec.to_builtins(agent.settings) for agent in agents})
-    stack.callback(journal.close)
-    await stack.enter_async_context(running_task(_flush(journal), name="journal"))
+    await stack.enter_async_context(flushed(journal))
     return journal
-
-
-async def _flush(journal: FileJournal) -> None:
-    while True:
-        await asyncio.sleep(0.5)
-        journal.flush()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from swarmx.config import CoordinatorSection, Settings
 from swarmx.core.actions import Action, Cordon, Deploy, Drain
 from swarmx.core.audit import Report
 from swarmx.core.control import Actor, CoordinatorStatus, Via
+from swarmx.core.errors import ConfigError
 from swarmx.core.messages import Message
 from swarmx.core.ports import LanguageModel
 from swarmx.gateway.telemetry import Telemetry
@@ -32,8 +33,9 @@ from swarmx.runtime.model import OpenAiModel
 from swarmx.runtime.overview import Overview
 from swarmx.runtime.sentence_reader import SentenceReader
 from swarmx.runtime.switchboard import Observer
+from swarmx.tools.facts import near
 from swarmx.tools.guard import Guard
-from swarmx.tools.registry import make_registry
+from swarmx.tools.registry import Registry, make_registry
 from swarmx.wiring.catalogue import catalogue
 from swarmx.wiring.tasks import running_task
 
@@ -66,6 +68,8 @@ async def control_plane(
     """Everything started, to be stopped by `stack`. Raises ConfigError."""
     policies = catalogue()
     registry = make_registry(policies)
+    _check_names(settings, registry)
+    coordinator: Coordinator | None = None
 
     def act(action: Action, actor: Actor, via: Via, intent_seq: int) -> None:
         if not isinstance(action, Deploy | Drain | Cordon):
@@ -99,6 +103,7 @@ async def control_plane(
             is_up=is_up(),
             mode=wanted.mode,
             modes=wanted.modes,
+            observes_until_s=None if coordinator is None else coordinator.observes_until_s,
         )
 
     reader = None
@@ -154,6 +159,22 @@ async def control_plane(
     await stack.enter_async_context(running_task(vectors.open(), name="vector memory"))
     await stack.enter_async_context(running_task(coordinator.run(), name="coordinator"))
     return ControlPlane(desk=desk, console=console, status=status)
+
+
+def _check_names(settings: Settings, registry: Registry) -> None:
+    """Raises ConfigError for a tool in the settings that does not exist: it would bind nothing."""
+    guard = settings.guard
+    named: dict[str, Iterable[str]] = {
+        "coordinator.modes": settings.coordinator.modes,
+        "guard.cooldown_s": guard.cooldown_s,
+        "guard.per_hour": guard.per_hour,
+        "guard.auto_irreversible": guard.auto_irreversible,
+    }
+    for where, names in named.items():
+        for name in names:
+            if name not in registry.tools:
+                known = ", ".join(registry.tools)
+                raise ConfigError(f"{where}: there is no tool {name!r}; there are {known}.{near(name, registry.tools)}")
 
 
 async def _model(

@@ -166,6 +166,21 @@ def test_calls_of_a_kind_that_nobody_knows_yet_count_like_calls_without_a_workfl
     assert reported(sketch, 2.0)["m"].fresh_mean[0] > 0.0
 
 
+def test_calls_of_a_kind_are_not_expected_twice_once_its_shape_is_known() -> None:
+    sketch = DemandSketch(2.0)
+    for second in range(120):
+        now_s = float(second)
+        sketch.submitted(f"w{second}", "report", now_s)
+        for _ in range(5):
+            sketch.arrived(call_of(f"w{second}"), 10.0, now_s)
+        if second >= 60:
+            sketch.workflow_ended(f"w{second - 60}", finished=True, now_s=now_s)
+        if second % 2:
+            report = reported(sketch, now_s)["m"]
+            expected = report.fresh_mean[5] + report.upcoming_mean[5]  # within 64 s
+            assert expected <= 1.1 * 5.0 * 64.0, f"after {second} s"
+
+
 def test_a_rate_fades_while_nothing_happens() -> None:
     sketch = DemandSketch(2.0)
     sketch.arrived(call_of("nobody"), 10.0, 1.0)

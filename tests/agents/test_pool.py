@@ -8,7 +8,7 @@ import pytest
 from swarmx.agents.pool import Pool
 from swarmx.core.fleet import Choice
 from swarmx.core.nouns import ReplicaState
-from tests.agents.worlds import a_call, a_profile, a_replica
+from tests.agents.worlds import FAST, a_call, a_profile, a_replica
 
 NOBODY: frozenset[str] = frozenset()
 
@@ -42,6 +42,49 @@ def test_excluded_replicas_are_eligible_only_when_nobody_else_is() -> None:
     pool = a_pool("a", "b")
     assert ids(pool, frozenset({"a"})) == ["b"]
     assert ids(pool, frozenset({"a", "b", "unknown"})) == ["a", "b"]
+
+
+def open_ids(pool: Pool, excluded: frozenset[str] = NOBODY) -> list[str]:
+    return [pool.replicas[column].replica_id for column in pool.open(excluded)]
+
+
+def fill(pool: Pool, replica_id: str) -> None:
+    for _ in range(FAST.max_batch):
+        pool.dispatched(replica_id, a_call("c"), 10.0, 1, 0.0)
+
+
+def test_a_replica_is_open_until_its_batch_is_full_and_again_when_a_call_ends() -> None:
+    pool = a_pool("a", "b")
+    fill(pool, "a")
+    assert (open_ids(pool), ids(pool)) == (["b"], ["a", "b"])
+    pool.ended("a", 10.0, 100.0)
+    assert open_ids(pool) == ["a", "b"]
+
+
+def test_a_full_replica_that_was_not_tried_keeps_the_tried_ones_closed() -> None:
+    pool = a_pool("a", "b")
+    fill(pool, "b")
+    assert open_ids(pool, frozenset({"a"})) == []
+    assert open_ids(pool, frozenset({"a", "b"})) == ["a"]
+
+
+def test_what_is_open_follows_the_states_breakers_and_profiles() -> None:
+    pool = a_pool("a", "b", "c")
+    assert open_ids(pool) == ["a", "b", "c"]
+    pool.set_broken("a", True)
+    assert open_ids(pool) == ["b", "c"]
+    pool.set_state(a_replica("b"), "gone", 0.0)
+    assert open_ids(pool) == ["c"]
+    pool.dispatched("c", a_call("c"), 10.0, 1, 0.0)
+    pool.set_state(a_replica("c", profile=a_profile(max_batch=1)), "ready", 0.0)
+    assert open_ids(pool) == []
+
+
+def test_without_late_binding_a_full_replica_is_open() -> None:
+    pool = Pool("m", late_binding=False)
+    pool.set_state(a_replica("a"), "ready", 0.0)
+    fill(pool, "a")
+    assert open_ids(pool) == ["a"]
 
 
 def test_a_pool_grows_and_shrinks_without_mixing_up_its_replicas() -> None:

@@ -47,8 +47,14 @@ class Chaos(RuleBasedStateMachine):
     def say(self, message: Any) -> None:
         self.referee.handle(message, self.now_s)
 
-    @initialize(numbers=st.sets(st.integers(0, 5), min_size=2), calls=st.integers(0, 6))
-    def the_world_is_up(self, numbers: set[int], calls: int) -> None:
+    @initialize(
+        numbers=st.sets(st.integers(0, 5), min_size=2),
+        calls=st.integers(0, 12),
+        late_binding=st.sampled_from([True, True, True, False]),
+    )
+    def the_world_is_up(self, numbers: set[int], calls: int, late_binding: bool) -> None:
+        settings = msgspec.structs.replace(self.referee.agent.settings, late_binding=late_binding)
+        self.referee = Referee(settings)
         for number in sorted(numbers):
             self.replica_changes(number, "ready")
         for number in range(calls):
@@ -56,7 +62,8 @@ class Chaos(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 5), state=st.sampled_from(["ready", "starting", "cordoned", "draining", "gone"]))
     def replica_changes(self, number: int, state: Any) -> None:
-        self.say(changed(REPLICAS[number], state, model=MODELS[number % 2], profile=a_profile(speed=1.0 + number)))
+        profile = a_profile(speed=1.0 + number, max_batch=1 + number // 2)
+        self.say(changed(REPLICAS[number], state, model=MODELS[number % 2], profile=profile))
 
     @rule(model=st.sampled_from(MODELS), stream=st.booleans(), prompt=st.integers(0, 100_000))
     def call_arrives(self, model: str, stream: bool, prompt: int) -> None:
@@ -136,7 +143,7 @@ class Chaos(RuleBasedStateMachine):
     def teardown(self) -> None:
         for workflow_id in ("w", "v"):
             self.a_workflow_ends(workflow_id, "finished")
-        for _ in range(1000):
+        for _ in range(10_000):
             if (due := self.next_timer()) is None:
                 break
             self.fire(due)
@@ -297,6 +304,14 @@ def test_stragglers_of_an_open_breaker_neither_open_it_again_nor_keep_it_open() 
         assert outputs[-1] == StartTimer(key=f"queue:c{number}", at_s=32.0)
 
 
+def test_a_replica_that_is_gone_takes_the_timer_of_its_open_breaker_along() -> None:
+    agent = a_router("r0", breaker_failures=1)
+    agent.handle(ready("c"), 0.0)
+    agent.handle(failed("c"), 1.0)
+    assert StopTimer(key="breaker:r0") in agent.handle(changed("r0", "gone"), 2.0)
+    assert StopTimer(key="breaker:r0") not in agent.handle(changed("r0", "gone"), 3.0)
+
+
 def test_an_answer_in_between_starts_the_count_of_failures_anew() -> None:
     agent = a_router("r0", breaker_failures=2, max_attempts=9)
     for number in range(4):
@@ -323,6 +338,140 @@ def test_calls_that_wait_go_out_in_the_order_of_their_arrival() -> None:
         agent.handle(ready(f"c{number}"), float(number))
     outputs = agent.handle(changed("r0"), 9.0)
     assert [o.call_id for o in outputs if isinstance(o, Dispatch)] == [f"c{number}" for number in range(5)]
+
+
+def a_full_router(*replica_ids: str, **patience: Any) -> RouterAgent:
+    """Each replica takes one call at a time and has one: c0 at the first, and so on."""
+    agent = a_router(**patience)
+    for number, replica_id in enumerate(replica_ids):
+        agent.handle(changed(replica_id, profile=a_profile(max_batch=1)), 0.0)
+        agent.handle(ready(f"c{number}"), 0.0)
+        assert agent.in_flight(replica_id) == 1
+    return agent
+
+
+def placed(outputs: Any) -> list[tuple[str, str]]:
+    return [(output.call_id, output.replica_id) for output in outputs if isinstance(output, Dispatch)]
+
+
+def test_a_call_waits_without_a_timer_while_all_replicas_are_full() -> None:
+    agent = a_router("r0")
+    for number in range(a_profile().max_batch):
+        assert dispatches(agent.handle(ready(f"c{number}"), 0.0)) == ["r0"]
+    assert agent.handle(ready("late"), 0.0) == []
+    assert placed(agent.handle(finished("c3"), 1.0)) == [("late", "r0")]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        finished("c0"),
+        failed("c0", reason="rejected", retryable=False),
+        CallCancelled(call_id="c0"),
+        TimerFired(key="answer:c0"),
+    ],
+    ids=["finished", "failed", "cancelled", "out of patience"],
+)
+def test_a_slot_that_frees_goes_to_the_call_that_waits_longest(message: Any) -> None:
+    agent = a_full_router("r0", max_attempts=1)
+    for number in range(1, 4):
+        agent.handle(ready(f"c{number}"), 0.0)
+    assert placed(agent.handle(message, 1.0)) == [("c1", "r0")]
+    assert placed(agent.handle(finished("c1"), 2.0)) == [("c2", "r0")]
+
+
+def test_calls_that_wait_are_spread_over_replicas_as_these_become_ready() -> None:
+    agent = a_router()
+    for number in range(60):
+        agent.handle(ready(f"c{number}"), 0.0)
+    order = list[str]()
+    for number in range(4):
+        outputs = placed(agent.handle(changed(f"r{number}"), 5.0 + number))
+        assert {replica_id for _, replica_id in outputs} == {f"r{number}"}
+        order += [call_id for call_id, _ in outputs]
+    assert [agent.in_flight(f"r{number}") for number in range(4)] == [8, 8, 8, 8]
+    for number in range(28):
+        order += [call_id for call_id, _ in placed(agent.handle(finished(f"c{number}"), 10.0))]
+    assert order == [f"c{number}" for number in range(60)]
+    assert [agent.in_flight(f"r{number}") for number in range(4)] == [8, 8, 8, 8]
+
+
+def test_the_policy_sees_only_the_replicas_with_room() -> None:
+    agent = a_full_router("r0", "r1")
+    agent.handle(changed("r2"), 1.0)
+    agent.handle(finished("c1"), 1.0)
+    (decision,) = [o.decision for o in agent.handle(ready("c"), 1.0) if isinstance(o, DecisionMade)]
+    assert (decision.candidates.total, decision.candidates.replica_ids) == (2, ("r1", "r2"))
+
+
+def test_a_retry_waits_for_a_full_replica_and_leaves_the_one_that_failed_it_to_others() -> None:
+    agent = a_full_router("r0", "r1")
+    agent.handle(ready("c2"), 0.0)
+    agent.handle(ready("c3"), 0.0)
+    assert placed(agent.handle(failed("c0"), 1.0)) == [("c2", "r0")]
+    assert placed(agent.handle(finished("c1"), 2.0)) == [("c0", "r1")]
+    assert placed(agent.handle(finished("c2"), 3.0)) == [("c3", "r0")]
+
+
+@pytest.mark.parametrize("state", ["cordoned", "draining"])
+def test_a_retry_goes_back_when_the_replica_that_it_waits_for_leaves(state: Any) -> None:
+    agent = a_full_router("r0", "r1")
+    assert placed(agent.handle(failed("c0"), 1.0)) == []
+    assert placed(agent.handle(changed("r1", state), 2.0)) == [("c0", "r0")]
+
+
+@pytest.mark.parametrize("state", ["gone", "cordoned", "draining"])
+def test_calls_that_wait_for_a_full_fleet_are_refused_some_time_after_it_is_lost(state: Any) -> None:
+    agent = a_full_router("r0", "r1", queue_timeout_s=30.0)
+    assert agent.handle(ready("c"), 10.0) == []
+    assert StartTimer(key="queue:c", at_s=50.0) not in agent.handle(changed("r0", state), 20.0)
+    assert StartTimer(key="queue:c", at_s=50.0) in agent.handle(changed("r1", state), 20.0)
+    (refusal,) = agent.handle(TimerFired(key="queue:c"), 50.0)
+    assert refusal == Refuse(call_id="c", reason="no_replica", attempts=0, detail="none became ready in 30 s")
+
+
+def test_calls_that_wait_have_a_timer_while_the_only_breaker_is_open() -> None:
+    agent = a_full_router("r0", breaker_failures=1, queue_timeout_s=30.0)
+    agent.handle(ready("c"), 0.0)
+    assert StartTimer(key="queue:c", at_s=31.0) in agent.handle(failed("c0", retryable=False), 1.0)
+    outputs = agent.handle(TimerFired(key="breaker:r0"), 11.0)
+    assert StopTimer(key="queue:c") in outputs
+    assert placed(outputs) == [("c", "r0")]
+
+
+def test_a_call_whose_patience_ends_while_replicas_are_only_full_stays_until_they_are_gone() -> None:
+    agent = a_router(queue_timeout_s=30.0)
+    agent.handle(ready("c0"), 0.0)
+    agent.handle(ready("c1"), 0.0)
+    agent.handle(changed("r0", profile=a_profile(max_batch=1)), 5.0)
+    assert agent.handle(TimerFired(key="queue:c1"), 30.0) == ()
+    assert StartTimer(key="queue:c1", at_s=30.0) in agent.handle(changed("r0", "cordoned"), 40.0)
+    agent.handle(changed("r0", profile=a_profile(max_batch=1)), 40.0)
+    assert placed(agent.handle(finished("c0"), 41.0)) == [("c1", "r0")]
+
+
+def test_a_call_that_is_cancelled_while_it_waits_gets_no_slot() -> None:
+    agent = a_full_router("r0")
+    agent.handle(ready("c1"), 0.0)
+    agent.handle(ready("c2"), 0.0)
+    assert agent.handle(CallCancelled(call_id="c1"), 1.0) == ()
+    assert placed(agent.handle(finished("c0"), 2.0)) == [("c2", "r0")]
+
+
+def test_a_call_that_is_cancelled_while_there_is_no_replica_stops_its_timer() -> None:
+    agent = a_router()
+    agent.handle(ready("c"), 0.0)
+    assert agent.handle(CallCancelled(call_id="c"), 1.0) == (StopTimer(key="queue:c"),)
+    assert placed(agent.handle(changed("r0"), 2.0)) == []
+
+
+def test_without_late_binding_calls_go_to_full_replicas_at_once() -> None:
+    agent = a_router(late_binding=False)
+    for number in range(20):
+        agent.handle(ready(f"c{number}"), 0.0)
+    assert len(placed(agent.handle(changed("r0"), 1.0))) == 20
+    assert placed(agent.handle(ready("c"), 2.0)) == [("c", "r0")]
+    assert agent.handle(changed("r1"), 3.0) == []
 
 
 def test_a_call_that_waited_too_long_is_refused() -> None:
@@ -482,6 +631,15 @@ def test_calls_that_wait_are_demand_as_well() -> None:
     (report,) = reports(agent.handle(TimerFired(key="demand"), 2.0))
     assert (report.in_flight, report.waiting) == (1, 1)
     assert report.work_left == pytest.approx(2 * FORECAST.mean)
+
+
+def test_calls_that_wait_for_room_are_demand_as_well() -> None:
+    agent = a_full_router("r0", demand_every_s=2.0)
+    for number in range(1, 4):
+        agent.handle(ready(f"c{number}"), 0.0)
+    (report,) = reports(agent.handle(TimerFired(key="demand"), 2.0))
+    assert (report.in_flight, report.waiting) == (1, 3)
+    assert report.work_left == pytest.approx(4 * FORECAST.mean)
 
 
 def test_a_call_that_is_retried_arrived_once_and_one_that_is_refused_has_ended() -> None:

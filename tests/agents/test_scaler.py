@@ -43,7 +43,7 @@ from tests.agents.scaling_worlds import (
     drained,
     of_group,
 )
-from tests.agents.worlds import FORECAST, a_call, a_profile, changed
+from tests.agents.worlds import FORECAST, a_call, a_profile, a_replica, changed
 
 
 def a_bench_with(count: int, *groups: Any, **about: Any) -> Bench:
@@ -67,7 +67,7 @@ def test_replicas_are_started_for_the_calls_that_are_there() -> None:
     (plan,) = bench.plans
     assert (plan.reason, plan.have, plan.wanted, plan.target) == ("grow", 0.0, 17 / 8, 3)
     assert plan.deploys == ("g-0", "g-1", "g-2")
-    assert plan.terms == {"calls": 17.0, "calls_a_replica": 8.0}
+    assert plan.terms == {"arrivals_per_s": 0.0, "calls": 17.0, "calls_a_replica": 8.0}
 
 
 def test_what_is_starting_counts() -> None:
@@ -194,9 +194,28 @@ def test_a_whole_replica_is_worth_a_start_however_many_there_are() -> None:
     assert deployed(bench.tick(168)) == ["g-20"]
 
 
+def test_somebody_elses_replica_that_never_answers_is_no_capacity() -> None:
+    bench = a_bench(a_group(min_replicas=1))
+    bench.say(ReplicaChanged(replica=a_replica("fixed"), state="starting"))
+    assert deployed(bench.tick(0)) == []  # it may still come
+    started = [replica_id for _ in range(30) for replica_id in deployed(bench.tick(0))]
+    assert started == ["g-0"]
+    bench.say(ReplicaChanged(replica=a_replica("fixed"), state="ready"))
+    assert bench.agent._models["m"].supply.count() == 2
+
+
+def test_a_drain_that_nobody_heeds_is_asked_for_again() -> None:
+    bench = a_bench_with(2)
+    assert drained(bench.tick(8)) == ["g-1"]
+    again = [(bench.now_s, drained(bench.tick(8))) for _ in range(10)]
+    assert [ids for _, ids in again if ids] == [["g-1"]]
+    bench.become("draining", "g-1")
+    assert all(not drained(bench.tick(8)) for _ in range(20))
+
+
 def test_a_replica_goes_only_when_nobody_missed_it_for_the_whole_cooldown() -> None:
     bench = a_bench_with(3, down_cooldown_s=60.0)
-    ended = [(bench.now_s, drained(bench.tick(24 if bench.now_s < 40.0 else 8))) for _ in range(60)]
+    ended = [(bench.now_s, drained(bench.tick(24 if bench.now_s < 40.0 else 8))) for _ in range(52)]
     first = next(at_s for at_s, ids in ended if ids)
     assert [ids for _, ids in ended if ids] == [["g-2", "g-1"]]
     assert 98.0 <= first <= 104.0
@@ -461,7 +480,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.ours: dict[str, str] = {}  # all that exist, with their state
         self.used: set[str] = set()
         self.leaving: set[str] = set()
-        self.drained: set[str] = set()
+        self.drained: dict[str, float] = {}
         self.fixed: dict[str, str] = {}
         self.failing: dict[str, tuple[int, float]] = {}  # group -> failures in a row, since when
 
@@ -487,8 +506,8 @@ class AnyOrder(RuleBasedStateMachine):
                 self.fail(output.subject)
             if isinstance(output, Drain):
                 assert output.replica_id in self.used, "drains what is not ours"
-                assert output.replica_id not in self.drained, "drains twice"
-                self.drained.add(output.replica_id)
+                assert self.now_s > self.drained.get(output.replica_id, -11.0) + 10.0, "drains twice within a moment"
+                self.drained[output.replica_id] = self.now_s
             if isinstance(output, Deploy):
                 group = BY_ID[output.group_id]
                 failures, since_s = self.failing.get(output.group_id, (0, 0.0))

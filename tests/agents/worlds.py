@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import selectors
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVarTuple
 
+import msgspec
 import numpy as np
 
 from swarmx.agents.router import RouterAgent, RouterSettings
@@ -33,6 +36,8 @@ from swarmx.runtime.journal import Journal
 from swarmx.runtime.live import LiveShell
 from swarmx.runtime.switchboard import Switchboard
 from swarmx.runtime.virtual import VirtualShell
+
+_Ts = TypeVarTuple("_Ts")
 
 FAST = EngineProfile(
     model="m",
@@ -125,6 +130,7 @@ class _Seen:
     streamed: bool = False
     tried: set[str] = field(default_factory=set)
     ended: int = 0
+    waits_since: int | None = None  # the number of the message after which it waited
 
 
 class Referee:
@@ -137,10 +143,13 @@ class Referee:
         self.actions = self.agent.actions
         self.timers: dict[str, float] = {}
         self.calls: dict[str, _Seen] = {}
-        self._states: dict[str, tuple[str, ReplicaState]] = {}
+        self.most_waiting = 0
+        self._states: dict[str, tuple[Replica, ReplicaState]] = {}
         self._broken: set[str] = set()
+        self._messages = 0
 
     def handle(self, message: Message, now_s: float) -> Sequence[Output]:
+        self._messages += 1
         self._hear(message)
         outputs = self.agent.handle(message, now_s)
         for output in outputs:
@@ -189,7 +198,7 @@ class Referee:
                     self._states.pop(replica.replica_id, None)
                     self._broken.discard(replica.replica_id)
                 else:
-                    self._states[replica.replica_id] = (replica.model, state)
+                    self._states[replica.replica_id] = (replica, state)
             case TimerFired(key=key):
                 self.timers.pop(key, None)
             case _:
@@ -223,24 +232,56 @@ class Referee:
         assert seen.replica_id is None, "dispatches a call that is on a replica"
         assert not seen.streamed, "retries after the first token"
         assert action.attempt == seen.attempt + 1 <= self.agent.settings.max_attempts
-        model = seen.call.model
-        open_ids = {i for i, s in self._states.items() if s == (model, "ready") and i not in self._broken}
+        open_ids = self._open_ids(seen.call.model)
         assert action.replica_id in open_ids, f"{action.replica_id} does not take calls"
         if action.replica_id in seen.tried:
             assert open_ids <= seen.tried, "goes back to a replica that failed it, though there are others"
-        seen.attempt, seen.replica_id = action.attempt, action.replica_id
+        assert self._has_room(action.replica_id), f"{action.replica_id} is full"
+        self._check_turn(seen)
+        seen.attempt, seen.replica_id, seen.waits_since = action.attempt, action.replica_id, None
+
+    def _check_turn(self, seen: _Seen) -> None:
+        """First come first served among the calls of a model that were tried nowhere, or on the same replicas."""
+        if seen.tried and seen.waits_since is None:  # a retry may go before those that wait
+            return
+        before = self._messages if seen.waits_since is None else seen.waits_since
+        for other in self.calls.values():
+            alike = (other.call.model, other.tried) == (seen.call.model, seen.tried) and not other.ended
+            if alike and other.waits_since is not None:
+                assert other.waits_since >= before, f"{seen.call.call_id} goes before {other.call.call_id}"
+
+    def _open_ids(self, model: str) -> set[str]:
+        return {
+            replica_id
+            for replica_id, (replica, state) in self._states.items()
+            if (replica.model, state) == (model, "ready") and replica_id not in self._broken
+        }
+
+    def _has_room(self, replica_id: str) -> bool:
+        in_flight = sum(not seen.ended and seen.replica_id == replica_id for seen in self.calls.values())
+        return not self.agent.settings.late_binding or in_flight < self._states[replica_id][0].profile.max_batch
 
     def _check_books(self) -> None:
         counts: dict[str, int] = {}
-        timers = set[str]()
+        answers, queued, must_hurry = set[str](), set[str](), set[str]()
+        rooms = {model: self._open_ids(model) for model in {replica.model for replica, _ in self._states.values()}}
+        roomy = {replica_id for ids in rooms.values() for replica_id in ids if self._has_room(replica_id)}
         for call_id, seen in self.calls.items():
             assert seen.ended <= 1, f"{call_id} ended twice"
             if seen.ended:
                 continue
-            timers.add(f"queue:{call_id}" if seen.replica_id is None else f"answer:{call_id}")
             if seen.replica_id is not None:
+                answers.add(f"answer:{call_id}")
                 counts[seen.replica_id] = counts.get(seen.replica_id, 0) + 1
-        assert {key for key in self.timers if not key.startswith("breaker:") and key != "demand"} == timers
+                continue
+            queued.add(f"queue:{call_id}")
+            seen.waits_since = self._messages if seen.waits_since is None else seen.waits_since
+            if not (open_ids := rooms.get(seen.call.model, set())):
+                must_hurry.add(f"queue:{call_id}")
+            assert not roomy & ((open_ids - seen.tried) or open_ids), f"{call_id} waits though there is room"
+        self.most_waiting = max(self.most_waiting, len(queued - must_hurry))
+        timers = {key for key in self.timers if not key.startswith("breaker:") and key != "demand"}
+        assert answers | must_hurry <= timers <= answers | queued
         assert {key for key in self.timers if key.startswith("breaker:")} == {f"breaker:{i}" for i in self._broken}
         assert {i: self.agent.in_flight(i) for i in self._states if self.agent.in_flight(i)} == counts
 
@@ -251,7 +292,7 @@ class Referee:
         seen.replica_id = None
 
 
-# Reports no demand: the live loop does not order timers that are due at once, and one more timer reshuffles them.
+# Reports no demand: there is nobody here to hear of it.
 IMPATIENT = RouterSettings(
     max_attempts=3,
     queue_timeout_s=4.0,
@@ -270,7 +311,7 @@ class ChaosWorld:
 
     def __init__(self, seed: int, *, replicas: int = 4) -> None:
         self._rng = np.random.default_rng(seed)
-        self._profiles = {f"r{i}": a_profile(speed=2.0**-i) for i in range(replicas)}
+        self._profiles = {f"r{i}": a_profile(speed=2.0**-i, max_batch=1 + i) for i in range(replicas)}
 
     def inputs(self, calls: int) -> Iterator[tuple[float, Message]]:
         """Replicas come up, calls arrive, some clients leave, replicas go and come back."""
@@ -325,9 +366,10 @@ class ChaosWorld:
         return float(self._rng.random()) * within_s
 
 
-def run_virtual(seed: int, journal: Journal, *, calls: int = 40) -> Referee:
+def run_virtual(seed: int, journal: Journal, *, calls: int = 40, late_binding: bool = True) -> Referee:
     """The whole schedule in the virtual-time shell."""
-    referee, world = Referee(IMPATIENT), ChaosWorld(seed)
+    referee = Referee(msgspec.structs.replace(IMPATIENT, late_binding=late_binding))
+    world = ChaosWorld(seed)
     switchboard = Switchboard([referee], epoch=1, journal=journal)
     shell = VirtualShell(switchboard, world)
     for at_s, message in world.inputs(calls):
@@ -337,9 +379,10 @@ def run_virtual(seed: int, journal: Journal, *, calls: int = 40) -> Referee:
     return referee
 
 
-def run_live(seed: int, journal: Journal, *, calls: int = 40) -> Referee:
+def run_live(seed: int, journal: Journal, *, calls: int = 40, late_binding: bool = True) -> Referee:
     """The whole schedule in the live shell, on an event loop that leaps over the time in which nothing happens."""
-    referee, world = Referee(IMPATIENT), ChaosWorld(seed)
+    referee = Referee(msgspec.structs.replace(IMPATIENT, late_binding=late_binding))
+    world = ChaosWorld(seed)
     switchboard = Switchboard([referee], epoch=1, journal=journal)
     loop = LeapingLoop()
     try:
@@ -367,10 +410,14 @@ def performers(perform: Any) -> Mapping[type, Any]:
 
 
 class LeapingLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock jumps to the next timer instead of waiting for it; also its own `Clock`."""
+    """An event loop whose clock jumps to the next timer instead of waiting for it; also its own `Clock`.
+
+    Timers that are due at once fire in the order in which they were started, as they do in virtual time.
+    """
 
     def __init__(self) -> None:
         self._leapt_s = 0.0
+        self._due_s = set[float]()
         super().__init__(_LeapingSelector(self))
 
     def time(self) -> float:
@@ -378,6 +425,14 @@ class LeapingLoop(asyncio.SelectorEventLoop):
 
     def now_s(self) -> float:
         return self._leapt_s
+
+    def call_at(
+        self, when: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        while when in self._due_s:
+            when = math.nextafter(when, math.inf)
+        self._due_s.add(when)
+        return super().call_at(when, callback, *args, context=context)
 
     def leap(self, by_s: float) -> None:
         self._leapt_s += by_s

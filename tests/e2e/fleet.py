@@ -19,7 +19,8 @@ from typing import Any, Literal, Self, TypeVar
 import aiohttp
 from aiohttp import web
 
-from swarmx.gateway.keys import Keyring, Role
+from swarmx.core.control import Role
+from swarmx.gateway.keys import Keyring
 
 DEADLINE_S = 60.0  # the machine may be busy; only a test that fails waits this long
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from swarmx.gateway.keys import Role
+from swarmx.core.control import Role
 from tests.e2e.fleet import DEADLINE_S, Server, serving
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -9,8 +9,9 @@ from typing import get_args
 
 import pytest
 
+from swarmx.core.control import Role
 from swarmx.core.errors import ConfigError, Forbidden, NotFound, Unauthorized, Unavailable
-from swarmx.gateway.keys import RIGHTS, Key, Keyring, Right, Role, write_private
+from swarmx.gateway.keys import RIGHTS, Key, Keyring, Right, write_private
 
 
 @pytest.fixture

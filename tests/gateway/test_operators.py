@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from swarmx.core.audit import Report
+from swarmx.memory.audit import verify_files
 from tests.gateway.whole import ELASTIC, MODEL, Whole, whole
 
 pytestmark = pytest.mark.process
@@ -226,6 +230,58 @@ async def test_only_those_who_may_see_all_can_look_and_only_operators_can_change
             body = {"arguments": BOUNDS, "dry_run": False} if "tools" in path else {}
             assert (await nobody.post(f"/api/v1{path}", json=body)).status_code == 401, path
             assert (await application.post(f"/api/v1{path}", json=body)).status_code == 403, path
-            assert (await viewer.post(f"/api/v1{path}", json=body)).status_code == 403, path
+            status = 404 if "pr-0" in path else 403  # a viewer may know that there is no such proposal
+            assert (await viewer.post(f"/api/v1{path}", json=body)).status_code == status, path
         dry = await viewer.post("/api/v1/tools/set_replica_bounds", json={"arguments": BOUNDS})
         assert dry.json()["verdict"]["rule"] == "role"
+
+
+async def test_who_lacks_the_role_is_in_the_audit_log(world: Whole) -> None:
+    async with world.client("operator") as operator, world.client("viewer") as viewer:
+        name = await proposed(operator)
+        before = len((await operator.get("/api/v1/audit")).json()["records"])
+        tries = [
+            await viewer.post("/api/v1/tools/set_replica_bounds", json={"arguments": BOUNDS, "dry_run": False}),
+            await viewer.post(f"/api/v1/proposals/{name}/approve"),
+            await viewer.post(f"/api/v1/proposals/{name}/deny"),
+            await viewer.put("/api/v1/policies/routing", json={"policy": "round_robin"}),
+        ]
+        assert [reply.status_code for reply in tries] == [403] * 4
+        notes = (await operator.get("/api/v1/audit")).json()["records"][before:]
+    tools = ["set_replica_bounds", "set_replica_bounds", "set_replica_bounds", "set_routing_policy"]
+    assert [record["entry"]["tool"] for record in notes] == tools
+    assert {record["entry"]["verdict"]["rule"] for record in notes} == {"role"}
+    assert {record["entry"]["actor"]["name"] for record in notes} == {"viewer"}
+
+
+async def test_the_coordinator_tells_what_it_may_do(world: Whole) -> None:
+    async with world.client("viewer") as client:
+        status = (await client.get("/api/v1/coordinator")).json()
+    assert status == {
+        "engine": "off", "model": None, "is_up": False, "mode": "review", "modes": {}, "observes_until_s": None,
+    }  # fmt: skip
+
+
+async def test_the_api_describes_itself_without_a_page_that_runs_scripts_from_elsewhere(world: Whole) -> None:
+    async with world.client() as client:
+        missing = await client.get("/docs")
+        assert missing.status_code == 404
+        assert missing.json()["detail"] == "nothing is at /docs; the API is described at /openapi.json."
+        assert "/api/v1/tools/{name}" in (await client.get("/openapi.json")).json()["paths"]
+
+
+async def test_the_audit_log_is_checked_by_one_at_a_time(world: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = most = 0
+
+    def counted(folder: Path) -> Report:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.02)
+        at_once -= 1
+        return verify_files(folder)
+
+    monkeypatch.setattr("swarmx.wiring.verify_files", counted)
+    reports = await asyncio.gather(*(world.context.check_audit() for _ in range(4)))
+    assert all(report.sound for report in reports)
+    assert most == 1

@@ -9,17 +9,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from msgspec.structs import replace
 
-from swarmx.core.audit import AuditEntry
-from swarmx.core.control import Actor
+from swarmx.core.audit import AuditEntry, Report
+from swarmx.core.control import Actor, ControlView, Role
 from swarmx.core.messages import DecisionMade
 from swarmx.core.records import WorkflowRecord
-from swarmx.gateway.keys import Role
+from swarmx.gateway.keys import write_private
 from swarmx.gateway.recent import RecentDecisions
+from swarmx.gateway.web import _Chain
 from tests.gateway.whole import ELASTIC, MODEL, Whole, whole
 from tests.llm_coordinator.test_answers import decided
 
@@ -181,16 +183,28 @@ async def test_a_login_needs_the_form_that_it_came_with(world: Whole) -> None:
         assert (await client.post("/login", data={"csrf": "another", "token": token})).status_code == 403
 
 
-async def test_a_client_sees_that_it_may_not_and_can_leave(world: Whole) -> None:
-    async with logged_in(world, "client") as client:
-        page = await client.get("/")
+async def test_the_token_of_a_client_begins_no_session(world: Whole) -> None:
+    async with world.client() as client:
+        token = csrf(await client.get("/login"))
+        page = await client.post("/login", data={"csrf": token, "token": world.token("client")})
+        assert page.status_code == 403
+        assert "needs one of: viewer, operator, admin" in page.text
+        assert "swarmx_session" not in client.cookies
+        assert (await client.get("/")).headers["location"] == "/login"
+
+
+async def test_who_loses_the_right_to_look_is_told_so_and_can_leave(world: Whole) -> None:
+    async with logged_in(world, "viewer") as client:
+        path = world.folder / "keys.json"
+        write_private(path, path.read_bytes().replace(b'"role":"viewer"', b'"role":"client"'))
+        async with asyncio.timeout(10.0):
+            while (page := await client.get("/")).status_code == 200:  # until the server reads its keys again
+                await asyncio.sleep(0.05)
         assert page.status_code == 403
         assert "Not allowed" in page.text
-        assert (await client.get("/fragment")).status_code == 403
         assert (await client.post("/ask", data={"csrf": csrf(page), "text": "status"})).status_code == 403
         reply = await client.post("/logout", data={"csrf": csrf(page)})
         assert (reply.status_code, reply.headers["location"]) == (303, "/login")
-        assert (await client.get("/")).headers["location"] == "/login"
 
 
 async def test_logging_out_ends_the_session_on_the_server(world: Whole) -> None:
@@ -280,7 +294,26 @@ async def test_a_viewer_sees_proposals_without_buttons_and_cannot_decide(world: 
         for verb in ("approve", "deny"):
             reply = await viewer.post(f"/proposals/{name}/{verb}", data={"csrf": csrf(page)})
             assert reply.status_code == 403
+        refusals = [r.entry for r in await world.context.audit.tail(limit=10) if r.entry.outcome == "refused"]
+        assert [(e.actor.name, e.via, e.verdict and e.verdict.rule) for e in refusals] == [
+            ("viewer", "web", "role")
+        ] * 2
     assert (await world.context.desk.proposal(name)).state == "open"
+
+
+async def test_an_open_proposal_stays_on_the_page_however_many_come_after_it(world: Whole) -> None:
+    async with logged_in(world, "operator") as client:
+        name = await proposed(client)
+        old = await world.context.desk.proposal(name)
+        for number in range(60):
+            denied = replace(old, proposal_id=f"pr-{number:012x}", at_s=old.at_s + 1.0 + number, state="denied")
+            await world.context.control.save_proposal(denied)
+        async with logged_in(world, "operator") as another:
+            page = (await another.get("/")).text
+        assert f'action="/proposals/{name}/approve"' in page
+        assert page.count("/approve") == 1
+        assert name in [proposal.proposal_id for proposal in (await world.context.overview.view()).proposals]
+        assert name in await asked(client, "which proposals are open?")
 
 
 @pytest.mark.parametrize(
@@ -379,6 +412,46 @@ async def test_many_lookers_have_the_audit_log_checked_once(world: Whole) -> Non
         pages = await asyncio.gather(*(client.get("/fragment") for _ in range(5)))
     assert all(page.status_code == 200 for page in pages)
     assert checks <= 1
+
+
+async def test_a_check_that_takes_long_is_made_as_much_more_rarely(world: Whole) -> None:
+    now_s, checks = 1000.0, 0
+
+    class SlowCheck:
+        clock = SimpleNamespace(now_s=lambda: now_s)
+
+        async def check_audit(self) -> Report:
+            nonlocal now_s, checks
+            checks += 1
+            now_s += 4.0
+            return await world.context.check_audit()
+
+    chain = _Chain(SlowCheck())  # type: ignore[arg-type]
+    for pause_s, made in ((0.0, 1), (199.0, 1), (2.0, 2), (0.0, 2)):
+        now_s += pause_s
+        await chain.verdict()
+        assert checks == made
+
+
+async def test_all_who_look_share_one_view_for_a_second(world: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    views = 0
+    real = world.context.overview.view
+
+    async def counted(call_ids: tuple[str, ...] = ()) -> ControlView:
+        nonlocal views
+        views += 1
+        await asyncio.sleep(0)
+        return await real(call_ids)
+
+    now_s = 1e10
+    monkeypatch.setattr(world.context.clock, "now_s", lambda: now_s)
+    async with logged_in(world, "viewer") as one, logged_in(world, "operator") as other:
+        monkeypatch.setattr(world.context.overview, "view", counted)
+        await asyncio.gather(*(client.get("/fragment") for client in (one, other) * 4))
+        assert views == 1
+        now_s += 1.1
+        await one.get("/fragment")
+        assert views == 2
 
 
 async def test_a_revoked_key_ends_its_session(world: Whole) -> None:

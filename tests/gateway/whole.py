@@ -11,8 +11,8 @@ import httpx
 from fastapi import FastAPI
 
 from swarmx.config import Settings
+from swarmx.core.control import Role
 from swarmx.gateway.context import Context
-from swarmx.gateway.keys import Role
 from swarmx.wiring import running
 from tests.e2e.fleet import peers, static, until
 

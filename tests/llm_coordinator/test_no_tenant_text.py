@@ -25,7 +25,8 @@ from swarmx.core.messages import (
 )
 from swarmx.core.nouns import Call
 from swarmx.core.records import CallRecord
-from swarmx.llm_coordinator.prompt import Prompts, offered, recalled, templates_folder
+from swarmx.llm_coordinator.prompt import Prompts, advised, offered, recalled, templates_folder
+from swarmx.llm_coordinator.rules import choose
 from swarmx.llm_coordinator.snapshot import snapshot
 from swarmx.runtime.figures import Figures
 from swarmx.runtime.fleet_book import FleetBook
@@ -201,7 +202,8 @@ def asked(write: Writer) -> Prompt:
     view = asyncio.run(seen(write))
     situation, aliases = snapshot(view, "at_max", WORDS)
     near = [recalled(an_episode(write), 0.9, aliases, WORDS)]
-    return PROMPTS.render(situation, near, offered(SCHEMAS, situation))
+    advice = advised(choose(view, step=2).call, aliases, WORDS)
+    return PROMPTS.render(situation, near, offered(SCHEMAS, situation), advice)
 
 
 PLAIN = asked(lambda field: f"<{field}>")

@@ -10,7 +10,9 @@ import pytest
 import swarmx
 from swarmx.core.control import ControlView, Episode, Prompt, ToolCall
 from swarmx.core.errors import ConfigError
-from swarmx.llm_coordinator.prompt import Prompts, offered, recalled, templates_folder
+from swarmx.llm_coordinator.prompt import Prompts, advised, offered, recalled, templates_folder
+from swarmx.llm_coordinator.rules import choose
+from swarmx.llm_coordinator.situation import Trigger
 from swarmx.llm_coordinator.snapshot import snapshot
 from tests.llm_coordinator.scripted import tool_names
 from tests.llm_coordinator.views import (
@@ -28,10 +30,13 @@ PROMPTS = Prompts(templates_folder())
 BOUNDS = {"model": "coder", "min_replicas": 1, "max_replicas": 4}
 
 
-def prompt_of(view: ControlView, *episodes: tuple[Episode, float], problem: str = "") -> Prompt:
-    situation, aliases = snapshot(view, "at_max", WORDS)
+def prompt_of(
+    view: ControlView, *episodes: tuple[Episode, float], problem: str = "", trigger: Trigger = "timer"
+) -> Prompt:
+    situation, aliases = snapshot(view, trigger, WORDS)
+    advice = advised(choose(view, step=2).call, aliases, WORDS)
     near = [recalled(episode, likeness, aliases, WORDS) for episode, likeness in episodes]
-    return PROMPTS.render(situation, near, offered(SCHEMAS, situation), problem=problem)
+    return PROMPTS.render(situation, near, offered(SCHEMAS, situation), advice, problem=problem)
 
 
 def an_episode(tool: str = "set_replica_bounds", outcome: str = "kept", **arguments: object) -> Episode:
@@ -57,8 +62,9 @@ def test_the_figures_are_in_it() -> None:
         alerts=(an_alert("at_max", "coder", value=4.0, ago_s=12.0),),
         proposals=(a_proposal("set_replica_bounds", "open", **BOUNDS),),
     )
-    user = prompt_of(view).user
+    user = prompt_of(view, trigger="at_max").user
     assert "Woken by: at_max" in user
+    assert "The built-in rules would call: no_op()." in user  # one is open already
     assert "Workflows: running 3, ended 40, P95 21.5 s." in user
     assert "Routing policy: least_work. Scaling policy: target_tracking(" in user
     assert "\nm1 llm 2 0 0 4 5 1.5 5 2 - 2 1 2 8 1.4\n" in user
@@ -118,6 +124,30 @@ def test_every_tool_that_changes_something_is_offered_when_it_has_a_subject() ->
 )
 def test_a_tool_without_a_subject_is_left_out(view: ControlView, missing: set[str]) -> None:
     assert set(TOOLS) - set(tool_names(prompt_of(view))) == missing | {"rollback"}
+
+
+@pytest.mark.parametrize(
+    ("trigger", "tools"),
+    [
+        ("at_max", {"set_replica_bounds", "scale_model", "no_op"}),
+        ("breaker_opened", {"cordon_replica", "drain_replica", "no_op"}),
+        ("policy_failed", {"set_routing_policy", "set_scaling_policy", "no_op"}),
+    ],
+)
+def test_an_alert_is_answered_by_the_tools_that_can_answer_it(trigger: Trigger, tools: set[str]) -> None:
+    assert set(tool_names(prompt_of(a_view(), trigger=trigger))) == tools
+
+
+def test_a_policy_that_is_in_force_cannot_be_set_again() -> None:
+    tools = {t["function"]["name"]: t["function"]["parameters"]["properties"] for t in prompt_of(a_view()).tools}
+    assert "least_work" not in tools["set_routing_policy"]["policy"]["enum"]
+    assert "target_tracking" not in tools["set_scaling_policy"]["policy"]["enum"]
+    assert tools["set_routing_policy"]["policy"]["enum"]
+
+
+def test_the_advice_of_the_rules_is_in_it_by_alias() -> None:
+    user = prompt_of(a_view(a_model("coder", waiting=5, ready=2, max_replicas=2, wanted=9.0))).user
+    assert "The built-in rules would call: set_replica_bounds(model=m1, min_replicas=1, max_replicas=4)." in user
 
 
 def test_only_a_change_in_force_can_be_rolled_back() -> None:

@@ -177,3 +177,18 @@ def test_evidence_is_about_the_model_of_the_call() -> None:
     assert about["waiting"] == ("coder", 5)
     idle = choose(a_view(), step=2)
     assert {e.metric: e.value for e in evidence_about(view, idle.call)} == {"workflow_p95_s": 21.5, "waiting": 5}
+
+
+def test_the_figures_of_a_model_tell_the_window_that_they_are_over() -> None:
+    new = msgspec.structs.replace(FULL, window_s=7.0)
+    choice = choose(a_view(new), step=2)
+    assert {e.metric: e.window_s for e in choice.evidence if e.window_s is not None} == {
+        "arrivals_per_s": 7.0,
+        "p95_s": 7.0,
+    }
+
+
+def test_a_suggestion_is_not_made_again_while_it_stands() -> None:
+    call = choose(a_view(FULL), step=2).call
+    made = a_proposal(call.tool, "suggested", ago_s=QUIET_S + 60.0, **call.arguments)
+    assert chosen(FULL, proposals=(made,))[0] == "no_op"

@@ -76,7 +76,6 @@ def a_model(model: str, **changes: Any) -> ModelStatus:
         "p50_s": 2.0,
         "p95_s": 7.5,
         "wait_p95_s": 0.4,
-        "tokens_per_s": 210.0,
         "cost_rate": 2.0,
         "min_replicas": 1,
         "max_replicas": 2,

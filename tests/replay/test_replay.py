@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from swarmx.core.actions import Dispatch
 from swarmx.core.errors import JournalError
 from swarmx.core.messages import AlertRaised, Envelope
-from swarmx.runtime.journal import Entry, FileJournal, Journal, MemoryJournal, read, replay
+from swarmx.runtime.journal import Entry, FileJournal, MemoryJournal, read, replay
 from tests.agents.worlds import IMPATIENT, Referee, ready, run_live, run_virtual
 
-Run = Callable[[int, Journal], Referee]
+Run = Callable[..., Referee]
 SHELLS = pytest.mark.parametrize("run", [run_virtual, run_live], ids=["virtual", "live"])
 AGENTS = {"router": msgspec.to_builtins(IMPATIENT)}
 
@@ -31,9 +31,16 @@ def a_journal(path: Path, run: Run = run_virtual, seed: int = 1) -> Path:
 
 @SHELLS
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1))
-def test_whatever_the_world_does_every_call_ends_exactly_once(run: Run, seed: int) -> None:
-    run(seed, MemoryJournal(limit=0)).check_settled()
+@given(seed=st.integers(0, 2**32 - 1), late_binding=st.booleans())
+def test_whatever_the_world_does_every_call_ends_exactly_once(run: Run, seed: int, late_binding: bool) -> None:
+    run(seed, MemoryJournal(limit=0), late_binding=late_binding).check_settled()
+
+
+@SHELLS
+@pytest.mark.parametrize("seed", range(3))
+def test_calls_wait_for_full_replicas_only_with_late_binding(run: Run, seed: int) -> None:
+    assert run(seed, MemoryJournal(limit=0)).most_waiting > 10
+    assert run(seed, MemoryJournal(limit=0), late_binding=False).most_waiting == 0
 
 
 @SHELLS
@@ -45,7 +52,7 @@ def test_a_journal_reproduces_its_decisions(run: Run, seed: int, tmp_path: Path)
     assert found.steps > found.decisions
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(10))
 def test_both_shells_decide_alike(seed: int) -> None:
     def decided(run: Run) -> list[Dispatch]:
         journal = MemoryJournal()

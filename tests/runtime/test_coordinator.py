@@ -20,7 +20,7 @@ from tests.tools.worlds import OPERATOR
 
 GROW = says("set_replica_bounds", model="m1", min_replicas=1, max_replicas=6, reason="m1 needs room.")
 STICK = says("set_routing_policy", policy="sticky", reason="Prefixes repeat.")
-BACK = says("set_routing_policy", policy="least_work", reason="Back.")
+MORE = says("scale_model", model="m1", replicas=3, reason="m1 is slow.")
 NOTHING = says("no_op", reason="All is well.")
 BAD = Reply(text="Let me think about that.")
 
@@ -31,7 +31,7 @@ BAD = Reply(text="Let me think about that.")
 async def test_a_call_of_the_model_becomes_a_proposal_that_says_why() -> None:
     with ScriptedModel(GROW) as script:
         office = await an_office(script)
-        turn = await office.coordinator.turn("asked")
+        turn = await office.coordinator.turn("timer")
     proposal = turn.proposal
     assert proposal is not None
     assert (turn.source, turn.fallback, turn.outcome, turn.replies) == ("model", "", "open", 1)
@@ -71,7 +71,7 @@ async def test_an_operator_who_is_quicker_than_the_turn_is_not_missed() -> None:
     with ScriptedModel(GROW) as script:
         office = await an_office(script)
         office.desk.on_change.append(approves)
-        turn = await office.coordinator.turn("asked")
+        turn = await office.coordinator.turn("timer")
     await asyncio.gather(*deciding)
     await office.coordinator.close()
     assert office.episode(turn).outcome == "applied"
@@ -86,7 +86,7 @@ async def test_the_episode_is_kept_before_anything_is_proposed() -> None:
     seen: list[list[str]] = []
     with ScriptedModel(GROW) as script:
         office = await an_office(script, store=Witness())
-        await office.coordinator.turn("asked")
+        await office.coordinator.turn("timer")
     assert seen == [["pending"]]
 
 
@@ -102,7 +102,7 @@ async def test_the_episode_is_kept_before_anything_is_proposed() -> None:
 async def test_a_mode_allows_so_much(mode: Mode, outcome: str, bounds: tuple[int, int]) -> None:
     with ScriptedModel(GROW) as script:
         office = await an_office(script, mode=mode)
-        turn = await office.coordinator.turn("asked")
+        turn = await office.coordinator.turn("timer")
     assert (turn.outcome, office.episode(turn).outcome) == (outcome, outcome)
     assert (turn.proposal is None) is (mode == "observe")
     assert office.world.bounds["coder"] == bounds
@@ -111,8 +111,8 @@ async def test_a_mode_allows_so_much(mode: Mode, outcome: str, bounds: tuple[int
 async def test_a_tool_may_have_a_mode_of_its_own() -> None:
     with ScriptedModel(GROW, STICK) as script:
         office = await an_office(script, mode="auto", modes={"set_routing_policy": "review"})
-        assert (await office.coordinator.turn("asked")).outcome == "applied"
-        assert (await office.coordinator.turn("asked")).outcome == "open"
+        assert (await office.coordinator.turn("timer")).outcome == "applied"
+        assert (await office.coordinator.turn("timer")).outcome == "open"
     assert office.world.routing.policy == "least_work"
 
 
@@ -163,7 +163,7 @@ async def test_what_the_guard_refuses_is_remembered_as_refused() -> None:
     far = says("set_replica_bounds", model="m1", min_replicas=0, max_replicas=0, reason="Save.")
     with ScriptedModel(far) as script:
         office = await an_office(script, mode="auto")
-        turn = await office.coordinator.turn("asked")
+        turn = await office.coordinator.turn("timer")
     assert turn.proposal is None
     assert turn.outcome.startswith("refused:")
     assert office.episode(turn).outcome == turn.outcome
@@ -176,7 +176,7 @@ async def test_an_actor_without_the_role_is_refused(monkeypatch: pytest.MonkeyPa
     )
     with ScriptedModel(GROW) as script:
         office = await an_office(script, mode="auto")
-        assert (await office.coordinator.turn("asked")).outcome == "refused:Forbidden"
+        assert (await office.coordinator.turn("timer")).outcome == "refused:Forbidden"
     assert office.world.bounds["coder"] == (1, 4)
 
 
@@ -186,9 +186,9 @@ async def test_an_actor_without_the_role_is_refused(monkeypatch: pytest.MonkeyPa
 async def test_like_situations_are_in_the_prompt_and_in_the_explanation() -> None:
     with ScriptedModel(STICK, NOTHING, GROW) as script:
         office = await an_office(script, mode="suggest")
-        first = await office.coordinator.turn("asked")
-        second = await office.coordinator.turn("asked")
-        third = await office.coordinator.turn("asked")
+        first = await office.coordinator.turn("timer")
+        second = await office.coordinator.turn("timer")
+        third = await office.coordinator.turn("timer")
     assert "Like this before:\nnone" in script.asked[0].user
     assert "set_routing_policy(policy=sticky): suggested" in script.asked[2].user
     assert third.proposal is not None
@@ -199,11 +199,11 @@ async def test_like_situations_are_in_the_prompt_and_in_the_explanation() -> Non
 
 
 async def test_at_most_three_episodes_are_told_and_no_two_that_say_the_same() -> None:
-    with ScriptedModel(*[NOTHING] * 5, STICK, BACK, GROW, NOTHING) as script:
+    with ScriptedModel(*[NOTHING] * 5, STICK, MORE, GROW, NOTHING) as script:
         office = await an_office(script, mode="observe")
         for _ in range(8):
-            await office.coordinator.turn("asked")
-        last = await office.coordinator.turn("asked")
+            await office.coordinator.turn("timer")
+        last = await office.coordinator.turn("timer")
     told = [(office.store.turns[e].call.tool, office.store.turns[e].outcome) for e in last.episode_ids]
     assert len(told) == len(set(told)) == 3
 
@@ -212,11 +212,11 @@ async def test_at_most_three_episodes_are_told_and_no_two_that_say_the_same() ->
 async def test_without_its_memory_it_goes_on(broken: str) -> None:
     with ScriptedModel(NOTHING, NOTHING) as script:
         office = await an_office(script)
-        await office.coordinator.turn("asked")
+        await office.coordinator.turn("timer")
         if broken == "vectors":
             await office.vectors.close()
         office.store.broken = broken == "store"
-        turn = await office.coordinator.turn("asked")
+        turn = await office.coordinator.turn("timer")
     assert (turn.source, turn.outcome, turn.episode_ids) == ("model", "no_op", ())
 
 
@@ -224,7 +224,7 @@ async def test_a_desk_that_cannot_write_changes_nothing() -> None:
     with ScriptedModel(GROW) as script:
         office = await an_office(script, mode="auto")
         office.audit.broken = True
-        turn = await office.coordinator.turn("asked")
+        turn = await office.coordinator.turn("timer")
     assert turn.outcome == "refused:StoreError"
     assert office.world.bounds["coder"] == (1, 4)
 
@@ -232,7 +232,7 @@ async def test_a_desk_that_cannot_write_changes_nothing() -> None:
 async def test_proposals_of_an_earlier_life_are_followed() -> None:
     with ScriptedModel(GROW) as script:
         earlier = await an_office(script)
-        turn = await earlier.coordinator.turn("asked")
+        turn = await earlier.coordinator.turn("timer")
     assert turn.proposal is not None
     office = await an_office(None, store=earlier.store)
     async with running(office):
@@ -242,12 +242,35 @@ async def test_proposals_of_an_earlier_life_are_followed() -> None:
     assert office.episode(turn).outcome == "denied"
 
 
+async def test_what_ended_while_nobody_followed_it_is_caught_up_with() -> None:
+    with ScriptedModel(GROW) as script:
+        earlier = await an_office(script)
+        turn = await earlier.coordinator.turn("timer")
+    assert turn.proposal is not None
+    earlier.desk.on_change.clear()
+    await earlier.desk.deny(turn.proposal.proposal_id, actor=OPERATOR, via="cli")
+    office = await an_office(None, store=earlier.store)
+    async with running(office):
+        await office.told(1)
+        await office.coordinator.close()
+    assert office.episode(turn).outcome == "denied"
+
+
+async def test_the_log_tells_why_the_rules_stood_in(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"), ScriptedModel(BAD, BAD) as script:
+        office = await an_office(script)
+        turn = await office.coordinator.turn("at_max")
+    assert turn.fallback
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "swarmx.runtime.coordinator"]
+    assert line == f"coordinator, woken by at_max: no_op by rules ({turn.fallback}) after 2 replies in 0 s: no_op"
+
+
 # The breaker
 
 
 async def worsened(office: Office) -> Turn:
     """A change of the routing policy after which half of all calls fail, so that it is rolled back."""
-    turn = await office.coordinator.turn("asked")
+    turn = await office.coordinator.turn("timer")
     assert turn.outcome == "applied"
     for load in office.world.loads.values():
         load.failed = 60
@@ -264,12 +287,13 @@ async def test_changes_that_are_rolled_back_in_a_row_end_in_observing() -> None:
             turn = await worsened(office)
             assert office.episode(turn).outcome == "rolled_back"
         assert office.coordinator.mode_of("set_routing_policy") == "observe"
-        assert (await office.coordinator.turn("asked")).outcome == "observed"
+        assert (await office.coordinator.turn("timer")).outcome == "observed"
         (note,) = office.notes()
         assert (note.actor, note.effect) == (COORDINATOR, "read")
         assert "3 changes in a row were rolled back" in note.detail
         await office.later(901.0)
-        assert (await office.coordinator.turn("asked")).outcome == "applied"
+        assert office.coordinator.observes_until_s is None
+        assert (await office.coordinator.turn("timer")).outcome == "applied"
 
 
 async def test_a_change_that_is_kept_begins_the_count_anew() -> None:
@@ -277,7 +301,7 @@ async def test_a_change_that_is_kept_begins_the_count_anew() -> None:
         office = await an_office(script, mode="auto")
         await worsened(office)
         await worsened(office)
-        kept = await office.coordinator.turn("asked")
+        kept = await office.coordinator.turn("timer")
         await office.later(61.0)
         assert office.episode(kept).outcome == "kept"
         await worsened(office)
@@ -288,10 +312,11 @@ async def test_replies_that_cannot_be_used_in_a_row_end_in_observing() -> None:
     with ScriptedModel(*[BAD] * 6) as script:
         office = await an_office(script, mode="auto")
         for _ in range(2):
-            await office.coordinator.turn("asked")
+            await office.coordinator.turn("timer")
         assert office.coordinator.mode_of("no_op") == "auto"
-        await office.coordinator.turn("asked")
+        await office.coordinator.turn("timer")
     assert office.coordinator.mode_of("no_op") == "observe"
+    assert office.coordinator.observes_until_s == office.world.at_s + 900.0
     await office.coordinator.close()
     (note,) = office.notes()
     assert f"{UNUSABLE + 1} replies in a row" in note.detail
@@ -302,7 +327,7 @@ async def test_a_good_reply_begins_the_count_anew_and_silence_does_not_count() -
     with ScriptedModel(BAD, BAD, BAD, NOTHING, BAD, BAD, *gone, *gone, BAD, BAD, NOTHING) as script:
         office = await an_office(script)
         for _ in range(7):
-            await office.coordinator.turn("asked")
+            await office.coordinator.turn("timer")
     assert office.coordinator.mode_of("no_op") == "review"
 
 
@@ -311,7 +336,7 @@ async def test_a_note_that_cannot_be_written_stops_nothing() -> None:
         office = await an_office(script)
         office.audit.broken = True
         for _ in range(3):
-            await office.coordinator.turn("asked")
+            await office.coordinator.turn("timer")
         await office.coordinator.close()
     assert office.coordinator.mode_of("no_op") == "observe"
 
@@ -376,7 +401,7 @@ async def test_a_turn_that_fails_does_not_end_the_loop() -> None:
     office = await an_office(None, every_s=0.01)
     office.blind = True
     with pytest.raises(StoreError):
-        await office.coordinator.turn("asked")
+        await office.coordinator.turn("timer")
     async with running(office):
         async with asyncio.timeout(30.0):
             while office.stumbled < 4:
@@ -399,12 +424,12 @@ async def test_turns_come_one_at_a_time() -> None:
 
     with Slow(*[NOTHING] * 4) as script:
         office = await an_office(script)
-        await asyncio.gather(*(office.coordinator.turn("asked") for _ in range(4)))
+        await asyncio.gather(*(office.coordinator.turn("timer") for _ in range(4)))
     assert [turn.source for turn in office.turns] == ["model"] * 4
 
 
 async def test_a_guard_that_rests_makes_the_second_change_wait() -> None:
     with ScriptedModel(GROW, says("set_replica_bounds", model="m1", min_replicas=1, max_replicas=5)) as script:
         office = await an_office(script, mode="auto", guard=GuardSettings())
-        assert (await office.coordinator.turn("asked")).outcome == "applied"
-        assert (await office.coordinator.turn("asked")).outcome == "refused:cooldown"
+        assert (await office.coordinator.turn("timer")).outcome == "applied"
+        assert (await office.coordinator.turn("timer")).outcome == "refused:cooldown"

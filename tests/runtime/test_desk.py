@@ -93,11 +93,23 @@ async def test_an_order_is_applied_at_once(office: Office) -> None:
 async def test_the_modes_go_from_nothing_to_everything(office: Office) -> None:
     assert await refused(office.propose(SCALE, mode="observe")) == "mode"
     assert (await office.propose(SCALE, mode="suggest")).state == "suggested"
-    assert (await office.propose(SCALE, mode="review")).state == "open"
+    assert (await office.propose(SHRINK, mode="review")).state == "open"
     assert office.done == []
     applied = await office.propose(call("scale_model", model="writer", replicas=3), mode="auto")
     assert (applied.state, applied.decided_by) == ("applied", None)
     assert len(office.done) == 1
+
+
+async def test_suggestions_do_not_pile_up_and_expire(office: Office) -> None:
+    suggestion = await office.propose(SCALE, mode="suggest")
+    assert await refused(office.propose(SCALE, mode="suggest")) == "duplicate"
+    again = Office(store=office.store, world=office.world)
+    await again.desk.open()
+    await again.pass_time(899.0)
+    assert await again.state(suggestion) == "suggested"
+    await again.pass_time(1.0)
+    assert await again.state(suggestion) == "expired"
+    assert (await again.propose(SCALE, mode="suggest")).state == "suggested"
 
 
 async def test_a_suggestion_cannot_be_decided(office: Office) -> None:
@@ -134,6 +146,8 @@ async def test_a_proposal_is_decided_once(office: Office) -> None:
     assert await refused(office.approve(proposal)) == "decided"
     assert await refused(office.desk.deny(proposal.proposal_id, actor=ADMIN, via="web")) == "decided"
     assert office.done == []
+    late = [(note.actor, note.verdict.rule) for note in notes(office) if note.outcome == "refused" and note.verdict]
+    assert late == [(OPERATOR, "decided"), (ADMIN, "decided")]
 
 
 async def test_of_many_approvals_at_once_exactly_one_applies(office: Office) -> None:
@@ -447,6 +461,46 @@ async def test_a_change_that_breaks_is_failed_and_on_record(office: Office) -> N
     assert await office.state(failed) == "failed"
 
 
+async def test_a_change_that_is_made_is_not_called_refused_when_its_outcome_cannot_be_written(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await office.order(ROUTE)
+    post = office.post
+
+    def fill_the_disk(message: Any) -> None:
+        post(message)
+        office.audit.broken = True
+
+    monkeypatch.setattr(office, "post", fill_the_disk)
+    office.desk = office.another_desk()
+    undo = await office.order(call("rollback", proposal_id=first.proposal_id))
+    assert undo.state == "applied"
+    assert await office.state(undo) == "applied"
+    assert office.world.routing.policy == "least_work"
+
+
+async def test_a_proposal_that_cannot_be_settled_does_not_hold_up_the_others(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = await office.propose(SCALE), await office.propose(ROUTE)
+    real = office.control.proposal
+    broken = True
+
+    async def proposal(proposal_id: str) -> Proposal | None:
+        if broken and proposal_id == bad.proposal_id:
+            raise ValueError("a row that is none")
+        return await real(proposal_id)
+
+    monkeypatch.setattr(office.control, "proposal", proposal)
+    await office.pass_time(900.0)
+    assert await office.state(good) == "expired"
+    broken = False
+    await office.pass_time(1.0)
+    assert await office.state(bad) == "open"
+    await office.pass_time(4.0)
+    assert await office.state(bad) == "expired"
+
+
 async def test_a_caller_who_leaves_does_not_stop_a_change_half_way(office: Office) -> None:
     office.audit.open.clear()
     order = asyncio.create_task(office.order(SCALE))
@@ -519,6 +573,21 @@ async def test_an_open_proposal_expires_after_a_restart(office: Office) -> None:
     await again.desk.open()
     await again.pass_time(900.0)
     assert await again.state(proposal) == "expired"
+
+
+async def test_a_proposal_about_a_replica_does_not_survive_a_restart(office: Office) -> None:
+    drain = await office.propose(DRAIN)
+    scale = await office.propose(SCALE)
+    again = Office(store=office.store)
+    again.world.at_s = office.world.at_s
+    await again.desk.open()
+    ended = await again.desk.proposal(drain.proposal_id)
+    assert ended.state == "stale"
+    assert "another one of the same name" in ended.detail
+    assert await refused(again.approve(drain)) == "decided"
+    assert again.audit.records[0].entry.outcome == "stale"
+    assert await again.state(scale) == "open"
+    assert (await again.propose(DRAIN)).state == "open"
 
 
 async def test_a_change_that_did_not_survive_the_restart_is_not_called_kept(office: Office) -> None:

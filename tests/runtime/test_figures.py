@@ -139,7 +139,6 @@ class Oracle:
             p50_s=quantile(finished_s, 0.5),
             p95_s=quantile(finished_s, 0.95),
             wait_p95_s=quantile(waits_s, 0.95),
-            work_per_s=sum(call.work_done for call in calls) / self.window_s,
         )
 
 
@@ -207,7 +206,6 @@ def test_when_more_came_than_is_kept_the_figures_are_those_of_the_shorter_time_t
     assert found.window_s == pytest.approx(max(1.0, now_s - kept[0]))
     assert found.ended == len(kept)
     assert found.arrivals_per_s == pytest.approx(10 / found.window_s)
-    assert found.work_per_s == pytest.approx(100.0 / found.window_s)
     workflows = figures.workflows(now_s)
     assert (workflows.window_s, workflows.ended) == (found.window_s, 10)
 

@@ -18,7 +18,7 @@ from swarmx.core.errors import ConfigError, ReplicaError
 from swarmx.core.messages import AlertRaised, CallCancelled, Message, ReplicaChanged
 from swarmx.core.nouns import Replica, ReplicaGroup
 from swarmx.runtime.clock import WallClock
-from swarmx.runtime.fleet import Fleet
+from swarmx.runtime.fleet import SCALER, Fleet
 from swarmx.runtime.journal import MemoryJournal
 from swarmx.runtime.live import LiveShell
 from swarmx.runtime.switchboard import Switchboard
@@ -146,7 +146,7 @@ class Scene:
         self.fleet.perform_drain(Drain(replica_id=replica_id, deadline_at_s=self.clock.now_s() + within_s))
 
     def cordon(self, replica_id: str, cordoned: bool = True) -> None:
-        self.fleet.perform_cordon(Cordon(replica_id=replica_id, cordoned=cordoned))
+        self.fleet.begin(Cordon(replica_id=replica_id, cordoned=cordoned), actor=SCALER, via="agent")
 
     async def has_static(self, replica_id: str) -> None:
         """A replica that somebody else runs, ready."""
@@ -379,7 +379,7 @@ async def test_to_drain_a_replica_that_starts_calls_its_start_off(scene: Scene) 
     await until(lambda: "deploy a" in scene.said)
     scene.drain("a")
     assert await scene.closed(2) == [("deploy", "interrupted"), ("drain", "applied")]
-    assert scene.said == ["starting a", "deploy a", "gone a"]  # and no alert: it did not fail
+    assert scene.said == ["starting a", "deploy a", "draining a", "gone a"]  # and no alert: it did not fail
     assert scene.provider.running == set()
     scene.provider.gate.set()
     await scene.has("a")
@@ -394,7 +394,7 @@ async def test_a_start_that_is_called_off_before_it_began_never_begins(scene: Sc
     scene.audit.open.set()
     await scene.becomes("a", "gone")
     await scene.closed(2)
-    assert scene.said == ["gone a"]
+    assert scene.said == ["draining a", "gone a"]
 
 
 async def test_a_replica_of_somebody_else_that_is_drained_stays_cordoned(scene: Scene) -> None:

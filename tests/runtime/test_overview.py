@@ -127,7 +127,6 @@ async def test_a_model_is_shown_with_its_replicas_its_load_and_how_its_calls_far
         p50_s=2.0,
         p95_s=pytest.approx(2.9),
         wait_p95_s=0.5,
-        tokens_per_s=5.0,
         cost_rate=3.0,
         min_replicas=1,
         max_replicas=4,

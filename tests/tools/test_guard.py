@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from swarmx.core.control import Actor, Diff, Mode, Proposal, ToolCall, Verdict
+from swarmx.core.control import Actor, Diff, Mode, Proposal, ProposalState, ToolCall, Verdict
 from swarmx.core.errors import ConfigError
 from swarmx.tools.guard import Guard, GuardSettings
 from swarmx.tools.ledger import Ledger
@@ -217,6 +217,9 @@ def test_nobody_goes_over_the_cost_budget() -> None:
     assert rule(SCALE, OPERATOR, max_cost_rate=6 * WEIGHT) == "allowed"
     raised = call("set_replica_bounds", model="coder", min_replicas=3, max_replicas=4)
     assert rule(raised, OPERATOR, max_cost_rate=5 * WEIGHT) == "cost_budget"
+    allowed = call("set_replica_bounds", model="coder", min_replicas=1, max_replicas=6)
+    assert rule(allowed, OPERATOR, max_cost_rate=8 * WEIGHT) == "cost_budget"
+    assert rule(allowed, OPERATOR, max_cost_rate=9 * WEIGHT) == "allowed"
 
 
 def test_a_fleet_that_costs_too_much_may_still_shrink() -> None:
@@ -274,15 +277,16 @@ def test_a_change_is_counted_once_however_often_it_is_noted() -> None:
     assert used.count(["coordinator"], now_s=1000.0) == 1
 
 
-def test_a_machine_does_not_pile_up_proposals() -> None:
+@pytest.mark.parametrize("state", ["open", "suggested"])
+def test_a_machine_does_not_pile_up_proposals(state: ProposalState) -> None:
     guard = Guard(GuardSettings(max_open=2))
     open_call = REGISTRY.understand(SCALE).call
-    waiting = ledger(made(1, SCALE, state="open"))
+    waiting = ledger(made(1, SCALE, state=state))
     assert guard.may_wait(open_call, COORDINATOR, waiting).rule == "duplicate"
     assert guard.may_wait(open_call, OPERATOR, waiting).allowed
     other = REGISTRY.understand(call("scale_model", model="writer", replicas=3)).call
     assert guard.may_wait(other, COORDINATOR, waiting).allowed
-    waiting = ledger(made(1, SCALE, state="open"), made(2, call("set_routing_policy", policy="sticky"), state="open"))
+    waiting = ledger(made(1, SCALE, state="open"), made(2, call("set_routing_policy", policy="sticky"), state=state))
     assert guard.may_wait(other, COORDINATOR, waiting).rule == "pending"
     waiting.note(made(2, SCALE, state="denied"), 1000.0)
     assert guard.may_wait(other, COORDINATOR, waiting).allowed

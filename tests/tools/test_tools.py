@@ -281,10 +281,17 @@ def test_a_dry_run_predicts_cost_load_and_time() -> None:
     assert predicted == {"cost_rate": 7 * WEIGHT, "calls_per_replica": 1.0, "ready_in_s": 5.0}
 
 
-def test_raising_the_least_number_of_replicas_predicts_its_cost() -> None:
-    found = understood(call("set_replica_bounds", model="coder", min_replicas=4, max_replicas=6))
+@pytest.mark.parametrize(
+    ("low", "high", "replicas_paid", "replicas"),
+    [(4, 6, 9, 4), (1, 6, 9, 2), (4, 4, 7, 4), (1, 3, 5, 2), (0, 1, 4, 1)],
+    ids=["both raised", "most raised", "least raised", "most lowered", "most lowered below"],
+)
+def test_bounds_predict_the_cost_of_what_they_newly_allow(
+    low: int, high: int, replicas_paid: int, replicas: int
+) -> None:
+    found = understood(call("set_replica_bounds", model="coder", min_replicas=low, max_replicas=high))
     predicted = {line.metric: line.value for line in found.tool.diff(found.args, World().view()).predicted}
-    assert predicted == {"cost_rate": 7 * WEIGHT, "replicas": 4}
+    assert predicted == {"cost_rate": replicas_paid * WEIGHT, "replicas": replicas}
 
 
 def test_reading_shows_the_cluster_a_model_and_a_decision() -> None:

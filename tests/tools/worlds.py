@@ -180,7 +180,6 @@ class World:
             p50_s=None if load.p95_s is None else load.p95_s / 2,
             p95_s=load.p95_s,
             wait_p95_s=0.1,
-            tokens_per_s=100.0,
             cost_rate=WEIGHT * len(alive),
             next_cost=WEIGHT,
             min_replicas=low,

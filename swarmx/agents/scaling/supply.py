@@ -16,6 +16,7 @@ Event = Literal["started", "failed", "lost"]
 
 _MOST_STARTUPS = 20
 _MOST_GONE = 256
+_UNHEEDED_S = 10.0  # a drain that is heard of is so within a moment
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,6 +30,7 @@ class Held:
     since_s: float
     is_heard_of: bool = True
     is_leaving: bool = False
+    drained_at_s: float = -math.inf  # when it was last asked to go
 
     @property
     def counts(self) -> bool:
@@ -159,14 +161,24 @@ class Supply:
         return sorted(ours, key=lambda held: (held.state != "starting", -measure.price(held.profile), -held.since_s))
 
     def overdue(self, now_s: float, *, patience: float, floor_s: float) -> list[Held]:
-        """Starts of ours that took longer than they may, also of those that nobody began before they were to end."""
+        """Starts that took longer than they may, also of those that nobody began before they were to end.
+
+        Somebody else's replica that is still silent is among them: it counts once it answers.
+        """
         return [
             held
             for held in self.held.values()
-            if held.group is not None
-            and held.state == "starting"
+            if held.state == "starting"
             and not (held.is_leaving and held.is_heard_of)
-            and now_s - held.since_s > max(floor_s, patience * self.startup_s(held.group))
+            and now_s - held.since_s > max(floor_s, patience * self.startup_s(held.group) if held.group else 0.0)
+        ]
+
+    def unheeded(self, now_s: float) -> list[Held]:
+        """Ours that were to go a while ago and still serve: the audit log could not be written, say."""
+        return [
+            held
+            for held in self.held.values()
+            if held.is_leaving and held.state in ("ready", "cordoned") and now_s - held.drained_at_s > _UNHEEDED_S
         ]
 
     def startup_s(self, group: ReplicaGroup) -> float:
