@@ -160,7 +160,8 @@ class Coordinator:
         async with self._turning:
             turn = await self._turn(trigger)
         stood_in = f" ({turn.fallback})" if turn.fallback else ""
-        asked = f" after {turn.replies} replies in {turn.model_s:.3g} s" if turn.replies else ""
+        tokens = f"{turn.prompt_tokens} + {turn.output_tokens} tokens"
+        asked = f" after {turn.replies} replies, {tokens}, {turn.model_s:.3g} s" if turn.replies else ""
         done = f"{turn.call.tool} by {turn.source}{stood_in}{asked}"
         log.info("coordinator, woken by %s: %s: %s", turn.trigger, done, turn.outcome)
         if self._on_turn is not None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from swarmx.core.forecast import LEVELS, Forecast, from_samples, point
 
 values = st.lists(st.floats(0.0, 1e6), min_size=2, max_size=9).map(sorted)
-levels = st.lists(st.floats(0.001, 0.999), min_size=9, max_size=9, unique=True).map(sorted)
+# A thousandth apart at least: between neighbouring floats there is no level to interpolate at.
+levels = st.lists(st.integers(1, 999), min_size=9, max_size=9, unique=True).map(lambda n: [i / 1000 for i in sorted(n)])
 
 
 @st.composite
