@@ -31,14 +31,20 @@ class FleetBook:
     """Keeps the books; observes the switchboard and is told of every attempt.
 
     `elastic` tells whether SwarmX started a replica itself. Such replicas come and go under ever new names: the book
-    forgets one ten minutes after it is gone.
+    forgets one ten minutes after it is gone. `models` can be had on demand, and may have no replica yet.
     """
 
-    def __init__(self, clock: Clock, *, elastic: Callable[[str], bool] = lambda replica_id: False) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        elastic: Callable[[str], bool] = lambda replica_id: False,
+        models: Mapping[str, CallKind] | None = None,
+    ) -> None:
         self._clock = clock
         self._elastic = elastic
         self._entries: dict[str, _Entry] = {}
-        self._models: dict[str, CallKind] = {}
+        self._models: dict[str, CallKind] = dict(models or {})
 
     def observe(self, message: Message, now_s: float) -> None:
         """Follow states and signals."""

@@ -77,14 +77,15 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
         elastic = groups(settings)
         emulated = emulated_provider(settings)
         providers = elastic_providers(settings, emulated, state_dir / "logs")
-        book = FleetBook(clock, elastic=lambda replica_id: fleet.is_elastic(replica_id))
-        figures = Figures(models={group.model: group.kind for group in elastic})
+        on_demand = {group.model: group.kind for group in elastic}
+        book = FleetBook(clock, elastic=lambda replica_id: fleet.is_elastic(replica_id), models=on_demand)
+        figures = Figures(models=on_demand)
         telemetry = Telemetry(book, faults=lambda: switchboard.faults)
         background = Background(telemetry)
         stack.push_async_callback(background.flush)
         await stack.enter_async_context(running_task(background.run(), name="records"))
 
-        router = RouterAgent(settings.router.settings(sorted({group.model for group in elastic})))
+        router = RouterAgent(settings.router.settings(sorted(on_demand)))
         scaler = ScalerAgent(settings.scaler.settings(elastic, await control.startups()))
         agents = (router, scaler)
         switchboard = Switchboard(agents, epoch=int(clock.now_s()), journal=await _journal(settings, agents, stack))

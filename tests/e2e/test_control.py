@@ -82,6 +82,16 @@ async def test_replicas_are_started_and_drained_under_load_and_no_call_is_lost(t
     assert all("no call was left" in e.detail for e in entries if e.kind == "outcome" and e.tool == "drain")
 
 
+async def test_a_call_for_a_model_without_a_replica_waits_for_the_one_that_it_brings_up(tmp_path: Path) -> None:
+    scaler = {**ELASTIC["scaler"], "policy": "target_tracking"}
+    idle = {**ELASTIC, "scaler": scaler, "router": {"demand_every_s": 0.2}, "elastic": [{**GROUP, "min": 0}]}
+    with serving(idle, tmp_path) as server:
+        async with server.http() as http:
+            assert await states(http) == []
+            assert await asked(http, 1) == 200
+            assert await states(http) == ["ready"]
+
+
 async def test_orders_beyond_role_bounds_and_limit_change_nothing_and_say_why(tmp_path: Path) -> None:
     with serving(ELASTIC, tmp_path) as server:
         viewer = server.key("watcher", "viewer")
