@@ -69,6 +69,13 @@ async def test_a_real_server_is_started_for_a_call_and_drained_without_losing_on
             assert answer.usage is not None
             assert answer.usage.completion_tokens > 8
             await until(states, lambda found: not found)
+
+            async def ended() -> list[str]:
+                records = (await api.get("/api/v1/audit", limit=20))["records"]
+                return [r["entry"]["tool"] for r in records if r["entry"]["kind"] == "outcome"]
+
+            # It is out of rotation before its process has ended, which takes vLLM some seconds.
+            await until(ended, lambda tools: "drain" in tools)
     assert verify_files(tmp_path / "state").sound
     entries = [record.entry for record in read_log(tmp_path / "state" / LOG_NAME)]
     done = [(e.tool, e.outcome) for e in entries if e.kind == "outcome" and e.tool in ("deploy", "drain")]
