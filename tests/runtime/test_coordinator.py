@@ -262,7 +262,8 @@ async def test_the_log_tells_why_the_rules_stood_in(caplog: pytest.LogCaptureFix
         turn = await office.coordinator.turn("at_max")
     assert turn.fallback
     (line,) = [record.getMessage() for record in caplog.records if record.name == "swarmx.runtime.coordinator"]
-    assert line == f"coordinator, woken by at_max: no_op by rules ({turn.fallback}) after 2 replies in 0 s: no_op"
+    asked = f"2 replies, {turn.prompt_tokens} + {turn.output_tokens} tokens, 0 s"
+    assert line == f"coordinator, woken by at_max: no_op by rules ({turn.fallback}) after {asked}: no_op"
 
 
 # The breaker
