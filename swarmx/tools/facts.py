@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 
 from swarmx.core.control import Change, ControlView, Diff, Evidence, ModelStatus, ReplicaStatus, Scalar
 from swarmx.core.errors import Refused
+from swarmx.core.words import near
 
 FLEET = "fleet"  # the subject of figures that are about all models together
 
@@ -104,9 +104,3 @@ def listed(names: Iterable[str]) -> str:
     known = sorted(names)
     more = f" and {len(known) - 10} more" if len(known) > 10 else ""
     return (", ".join(known[:10]) or "none") + more
-
-
-def near(word: str, known: Iterable[str]) -> str:
-    """A hint at the nearest name, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""

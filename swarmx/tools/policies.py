@@ -10,9 +10,10 @@ from pydantic import BaseModel, Field
 from swarmx.core.control import Change, ControlView, Diff, PolicyStatus, Scalar, ToolCall
 from swarmx.core.errors import ConfigError, Refused
 from swarmx.core.messages import PolicyChanged, ScalingPolicyChanged
+from swarmx.core.words import near
 from swarmx.tools import figures
 from swarmx.tools.catalogue import Catalogue, PolicyKind
-from swarmx.tools.facts import changes, listed, near
+from swarmx.tools.facts import changes, listed
 from swarmx.tools.figures import Figures
 from swarmx.tools.tool import STRICT, ControlTool, ParameterName, RoutingPolicyName, ScalingPolicyName, Verification
 

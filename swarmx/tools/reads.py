@@ -9,8 +9,9 @@ from pydantic import BaseModel
 
 from swarmx.core.control import ControlView
 from swarmx.core.errors import NotFound
+from swarmx.core.words import near
 from swarmx.tools.catalogue import Catalogue
-from swarmx.tools.facts import cost_rate, listed, near
+from swarmx.tools.facts import cost_rate, listed
 from swarmx.tools.tool import STRICT, CallId, ModelName, ReadTool
 
 _LAST = 10

@@ -12,10 +12,11 @@ from swarmx.core.actions import Action
 from swarmx.core.control import ControlView, Diff, Proposal, ToolCall
 from swarmx.core.errors import ConfigError, Refused
 from swarmx.core.messages import Message
+from swarmx.core.words import near
 from swarmx.tools import figures
 from swarmx.tools.capacity import SCALE_MODEL, SET_REPLICA_BOUNDS
 from swarmx.tools.catalogue import Catalogue
-from swarmx.tools.facts import in_force, near
+from swarmx.tools.facts import in_force
 from swarmx.tools.policies import policy_tools
 from swarmx.tools.reads import read_tools
 from swarmx.tools.replicas import CORDON_REPLICA, DRAIN_REPLICA

@@ -15,6 +15,7 @@ from swarmx.core.control import Actor, CoordinatorStatus, Via
 from swarmx.core.errors import ConfigError
 from swarmx.core.messages import Message
 from swarmx.core.ports import LanguageModel
+from swarmx.core.words import near
 from swarmx.gateway.telemetry import Telemetry
 from swarmx.llm_coordinator.prompt import Prompts, templates_folder
 from swarmx.llm_coordinator.situation import DIMENSION
@@ -33,7 +34,6 @@ from swarmx.runtime.model import OpenAiModel
 from swarmx.runtime.overview import Overview
 from swarmx.runtime.sentence_reader import SentenceReader
 from swarmx.runtime.switchboard import Observer
-from swarmx.tools.facts import near
 from swarmx.tools.guard import Guard
 from swarmx.tools.registry import Registry, make_registry
 from swarmx.wiring.catalogue import catalogue

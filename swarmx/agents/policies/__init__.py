@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from swarmx.agents.policies.least_outstanding import LeastOutstanding
 from swarmx.agents.policies.least_work import LeastWork
@@ -13,6 +12,7 @@ from swarmx.agents.policies.random import Random
 from swarmx.agents.policies.round_robin import RoundRobin
 from swarmx.core.errors import ConfigError
 from swarmx.core.ports import Policy
+from swarmx.core.words import near
 
 POLICIES: Mapping[str, Callable[..., Policy]] = {
     "random": Random,
@@ -27,12 +27,12 @@ DEFAULT_POLICY = "least_work"
 def make_policy(name: str, parameters: Mapping[str, float] | None = None) -> Policy:
     """The policy of that name. Raises ConfigError for an unknown name or parameter, naming the nearest."""
     if name not in POLICIES:
-        raise ConfigError(f"unknown policy {name!r}; there are {', '.join(POLICIES)}.{_nearest(name, POLICIES)}")
+        raise ConfigError(f"unknown policy {name!r}; there are {', '.join(POLICIES)}.{near(name, POLICIES)}")
     known = parameters_of(name)
     for key in parameters or {}:
         if key not in known:
             raise ConfigError(
-                f"policy {name!r} has no parameter {key!r}; it has {', '.join(known) or 'none'}.{_nearest(key, known)}"
+                f"policy {name!r} has no parameter {key!r}; it has {', '.join(known) or 'none'}.{near(key, known)}"
             )
     return POLICIES[name](**dict(parameters or {}))
 
@@ -40,11 +40,6 @@ def make_policy(name: str, parameters: Mapping[str, float] | None = None) -> Pol
 def parameters_of(name: str) -> dict[str, float]:
     """The parameters of a policy with their defaults."""
     return {f.name: float(f.default) for f in dataclasses.fields(POLICIES[name])}  # type: ignore[arg-type]
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def describe(name: str) -> str:

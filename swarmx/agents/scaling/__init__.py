@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from swarmx.agents.scaling.demand_forecast import DemandForecast
 from swarmx.agents.scaling.static import Static
 from swarmx.agents.scaling.target_tracking import TargetTracking
 from swarmx.core.errors import ConfigError
 from swarmx.core.ports import ScalingPolicy
+from swarmx.core.words import near
 
 SCALING_POLICIES: Mapping[str, Callable[..., ScalingPolicy]] = {
     "static": Static,
@@ -24,13 +24,13 @@ def make_scaling_policy(name: str, parameters: Mapping[str, float] | None = None
     """The policy of that name. Raises ConfigError for an unknown name or parameter, or a value out of range."""
     if name not in SCALING_POLICIES:
         known = ", ".join(SCALING_POLICIES)
-        raise ConfigError(f"unknown scaling policy {name!r}; there are {known}.{_nearest(name, SCALING_POLICIES)}")
+        raise ConfigError(f"unknown scaling policy {name!r}; there are {known}.{near(name, SCALING_POLICIES)}")
     fields = scaling_parameters_of(name)
     for key in parameters or {}:
         if key not in fields:
             raise ConfigError(
                 f"scaling policy {name!r} has no parameter {key!r}; it has {', '.join(fields) or 'none'}."
-                f"{_nearest(key, fields)}"
+                f"{near(key, fields)}"
             )
     return SCALING_POLICIES[name](**dict(parameters or {}))
 
@@ -43,8 +43,3 @@ def scaling_parameters_of(name: str) -> dict[str, float]:
 def describe_scaling(name: str) -> str:
     """First line of a policy's docstring."""
     return (SCALING_POLICIES[name].__doc__ or "").strip().splitlines()[0]
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
