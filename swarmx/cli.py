@@ -15,10 +15,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from swarmx import commands
+from swarmx import commands, predictor_commands
 from swarmx.client import Api
 from swarmx.core.errors import SwarmXError
-from swarmx.tables import columns, print_decision, print_replicas
+from swarmx.tables import columns, print_calls, print_decision, print_remaining, print_replicas
 from swarmx.terminal import Group, ask, show
 
 DEFAULT_URL = "http://127.0.0.1:8100"
@@ -40,7 +40,7 @@ DEFAULT_URL = "http://127.0.0.1:8100"
 def main(ctx: click.Context, url: str, state_dir: Path, as_json: bool) -> None:
     """SwarmX: scheduler agents for agentic workflows.
 
-    Every command talks to a running server (`swarmx up`), but for up, demo, replay, config and keys.
+    Every command talks to a running server (`swarmx up`), but for up, demo, replay, config, keys, predictor and train.
     """
     ctx.obj = {"url": url, "state_dir": state_dir, "json": as_json}
 
@@ -403,18 +403,16 @@ def _print_workflow(console: Console, row: dict[str, Any]) -> None:
             table.add_row(node["path"], node["kind"], node["state"], seconds)
         console.print(table)
     if row.get("calls"):
-        table = columns("call", "node", "model", "replica", "state", "seconds")
-        for call in row["calls"]:
-            seconds = f"{call['ended_at_s'] - call['ready_at_s']:.2f}"
-            table.add_row(call["call_id"], call["node"], call["model"], call["replica_id"], call["state"], seconds)
-        console.print(table)
+        print_calls(console, row["calls"])
+    if row.get("remaining"):
+        print_remaining(console, row["remaining"])
     if row.get("error"):
         console.print(f"Failed at {row.get('error_node') or 'the workflow'}: {row['error']}", highlight=False)
     if row.get("outputs") is not None:
         console.print_json(data=row["outputs"])
 
 
-for command in commands.COMMANDS:
+for command in (*commands.COMMANDS, *predictor_commands.COMMANDS):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -102,6 +102,44 @@ class ScalerSection(_Section):
         return ScalerSettings(groups=groups, startups=startups, **self.model_dump())
 
 
+class PredictorSection(_Section):
+    """Who forecasts the work of a call before it is sent."""
+
+    engine: Literal["neural", "empirical"] = Field(
+        "neural",
+        description="Trained networks that read the prompt, or plain statistics of calls that are alike. The latter "
+        "stand in for the former as well, where these are missing, slow or wrong.",
+    )
+    encoder: Literal["hashed", "sentence", "isomorphic"] = Field(
+        "hashed",
+        description="What reads the prompt: within the call's way (hashed), or a slower one beside it whose word "
+        "replaces the first forecast while the call waits or runs.",
+    )
+    weights: Path | None = Field(None, description="Folder of trained weights; none for those that ship.")
+    encoder_weights: Path | None = Field(
+        None,
+        description="Folder that `swarmx train length --encoder` wrote for the slower encoder; none ships.",
+    )
+    budget_ms: float = Field(
+        2.0,
+        gt=0.0,
+        le=1000.0,
+        description="CPU time that a forecast may take; one that often takes more is replaced for a while.",
+    )
+    rest_s: Seconds = Field(30.0, description="How long a predictor that fails or is too slow rests.")
+    refine_within_s: Seconds = Field(
+        5.0, description="After this long a slower encoder does not read a prompt any more."
+    )
+    adapt: bool = Field(
+        True, description="Learn from what calls come to, as they end; else forecasts rest on the weights alone."
+    )
+    retrain: bool = Field(True, description="Train again, in another process, when forecasts have drifted.")
+    curves_every_s: Seconds = Field(
+        1.0,
+        description="How often at most a replica's service curve is computed anew; it is when its load has changed.",
+    )
+
+
 class GuardSection(_Section):
     """What operators and the coordinator may change at most, and how long a proposal waits."""
 
@@ -260,6 +298,7 @@ class Settings(_Section):
     state: StateSection = StateSection()
     router: RouterSection = RouterSection()
     scaler: ScalerSection = ScalerSection()
+    predictor: PredictorSection = PredictorSection()
     guard: GuardSection = GuardSection()
     coordinator: CoordinatorSection = CoordinatorSection()
     watch: WatchSection = WatchSection()

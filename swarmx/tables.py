@@ -37,15 +37,41 @@ def print_decision(console: Console, item: dict[str, Any]) -> None:
     console.print(table)
 
 
+def print_calls(console: Console, rows: list[dict[str, Any]]) -> None:
+    """One line a call that has ended, with the work that it came to and what had been forecast."""
+    table = columns("call", "node", "model", "replica", "state", "seconds", "work", "P50..P90", "forecast by")
+    for row in rows:
+        seconds = f"{row['ended_at_s'] - row['ready_at_s']:.2f}"
+        expected = f"{row['forecast_p50']:.0f}..{row['forecast_p90']:.0f}"
+        told = row["call_id"], row["node"], row["model"], row["replica_id"], row["state"], seconds
+        table.add_row(*told, f"{row['work_done']:.0f}", expected, row["forecast_version"] or row["forecast_source"])
+    console.print(table)
+
+
 def print_replicas(console: Console, rows: list[dict[str, Any]]) -> None:
     """One line a replica."""
-    table = columns("replica", "model", "device", "state", "in flight", "calls", "busy", "provider")
+    table = columns("replica", "model", "device", "state", "in flight", "calls", "busy", "call now", "provider")
     for row in rows:
+        curve = row.get("service_curve")
+        now = f"{_short(curve['p50_s'])}..{_short(curve['p90_s'])} s" if curve else ""
         provider = "emulated" if row["emulated"] else row["provider"]
         busy = f"{row['utilisation']:.0%}"
         numbers = (str(row["in_flight"]), str(row["calls"]), busy)
-        table.add_row(row["replica_id"], row["model"], row["device"], row["state"], *numbers, provider)
+        table.add_row(row["replica_id"], row["model"], row["device"], row["state"], *numbers, now, provider)
     console.print(table)
+
+
+def print_remaining(console: Console, remaining: dict[str, Any]) -> None:
+    """What a running workflow is still expected to do, at the median and at P90."""
+    parts = ((remaining["calls"], "calls"), (remaining["work"], "output tokens"), (remaining["path"], "s to the end"))
+    told = ", ".join(f"{_at(forecast, 0.5):.3g} {what} (P90 {_at(forecast, 0.9):.3g})" for forecast, what in parts)
+    console.print(f"Still to come: {told}.", highlight=False)
+
+
+def _at(forecast: dict[str, Any], level: float) -> float:
+    """The quantile at the level that is nearest."""
+    levels = forecast["levels"]
+    return float(forecast["quantiles"][min(range(len(levels)), key=lambda i: abs(levels[i] - level))])
 
 
 def _cost(costs: list[float | None], i: int) -> float:

@@ -10,11 +10,13 @@ def explain(decision: Decision) -> list[str]:
     call, seen, forecast = decision.call, decision.candidates, decision.forecast
     chosen = seen.replica_ids.index(decision.replica_id)
     unit = "output tokens" if forecast.unit == "tokens" else "megapixel-steps"
+    by = f"{forecast.source} {forecast.version}".rstrip()
+    low, high, tail = (forecast.quantile(level) for level in (0.5, 0.9, 0.99))
     lines = [
         f"Attempt {decision.attempt} of {call.call_id} ({call.role} on {call.model}) went to {decision.replica_id} "
         f"by {decision.policy}, one of {seen.total} ready replicas.",
-        f"Forecast ({forecast.source}): {forecast.quantile(0.5):.0f} {unit} at the median, "
-        f"{forecast.quantile(0.9):.0f} at P90; the prompt has about {call.prompt_tokens} tokens.",
+        f"Forecast ({by}): {low:.0f} {unit} at the median, {high:.0f} at P90, {tail:.0f} at P99; the prompt has about "
+        f"{call.prompt_tokens} tokens.",
     ]
     if seen.cost_s is None:
         lines.append(

@@ -11,13 +11,13 @@ import numpy as np
 
 from swarmx.agents.breakers import REPLICA_FAULTS, Breakers
 from swarmx.agents.calls import CallState, WaitingCalls
-from swarmx.agents.choice import is_sound, second_of
+from swarmx.agents.choice import second_of
 from swarmx.agents.demand import TIMER, DemandSketch, Load
-from swarmx.agents.policies import DEFAULT_POLICY, make_policy, parameters_of
+from swarmx.agents.objective import Objective, parameters_in
+from swarmx.agents.policies import DEFAULT_POLICY
 from swarmx.agents.pool import Pool
 from swarmx.core.actions import Cancel, Dispatch, RefusalReason, Refuse, StartTimer, StopTimer
-from swarmx.core.errors import ConfigError
-from swarmx.core.fleet import CallView, Choice, FleetView, Ints
+from swarmx.core.fleet import CallView, Ints
 from swarmx.core.messages import (
     AlertRaised,
     BoundsChanged,
@@ -28,12 +28,17 @@ from swarmx.core.messages import (
     DecisionMade,
     DemandReported,
     FirstToken,
+    ForecastRefined,
+    ForecastScored,
     Message,
     PolicyChanged,
+    PredictorReady,
     ReplicaChanged,
+    RetrainEnded,
     ScalePlanned,
     ScaleRequested,
     ScalingPolicyChanged,
+    ServiceCurvePublished,
     SignalReported,
     TimerFired,
     TokensProgressed,
@@ -70,12 +75,9 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
     late_binding: bool = True
 
 
-FALLBACK_POLICY = "least_outstanding"  # needs nothing but this router's own counts, so nothing can make it fail
-
-
 class RouterAgent:
-    """The four parts: forecasts arrive with each call, `_pools` and `_calls` are its memory, `policy` is its
-    objective, and `actions` are its tools.
+    """The four parts: forecasts arrive with each call, `_pools` and `_calls` are its memory, `objective`
+    is its objective, and `actions` are its tools.
 
     Late, duplicate and stale messages are ordinary: an event of an attempt that is not the current one is ignored.
     """
@@ -84,6 +86,7 @@ class RouterAgent:
     listens: frozenset[type] = frozenset(
         {
             CallReady,
+            ForecastRefined,
             FirstToken,
             TokensProgressed,
             CallFinished,
@@ -101,9 +104,7 @@ class RouterAgent:
 
     def __init__(self, settings: RouterSettings | None = None) -> None:
         self.settings = settings or RouterSettings()
-        self.policy: Policy = make_policy(self.settings.policy, self.settings.parameters)
-        self.parameters = _parameters(self.policy)
-        self._fallback = make_policy(FALLBACK_POLICY)
+        self.objective = Objective(self.settings.policy, self.settings.parameters)
         self._rng = np.random.default_rng(self.settings.seed)
         self._pools = {model: Pool(model, late_binding=self.settings.late_binding) for model in self.settings.models}
         self._pool_of: dict[str, Pool] = {}
@@ -119,6 +120,16 @@ class RouterAgent:
         """Rebuild the agent that wrote a journal; `config` is `msgspec.to_builtins(settings)`."""
         return cls(msgspec.convert(config, RouterSettings))
 
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self.objective.policy
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """The parameters of the policy in force."""
+        return self.objective.parameters
+
     def handle(self, message: Message, now_s: float) -> Sequence[Output]:
         outputs = self._answer(message, now_s)
         while self._unsettled:
@@ -131,6 +142,8 @@ class RouterAgent:
         match message:
             case CallReady():
                 return self._ready(message, now_s)
+            case ForecastRefined():
+                return self._refined(message)
             case FirstToken():
                 return self._first_token(message, now_s)
             case TokensProgressed():
@@ -146,7 +159,7 @@ class RouterAgent:
             case SignalReported():
                 return self._signal(message)
             case PolicyChanged():
-                return self._change_policy(message)
+                return self.objective.change(message)
             case WorkflowSubmitted():
                 return self._demand.submitted(message.workflow_id, message.kind, now_s)
             case WorkflowEnded():
@@ -162,6 +175,10 @@ class RouterAgent:
                 | ScaleRequested()
                 | ScalingPolicyChanged()
                 | ScalePlanned()
+                | ServiceCurvePublished()
+                | ForecastScored()
+                | RetrainEnded()
+                | PredictorReady()
             ):
                 return ()
             case _:
@@ -176,6 +193,19 @@ class RouterAgent:
             return self._place(call_id, now_s)
         started = self._demand.arrived(message.call, message.forecast.mean, now_s)
         return [*self._place(call_id, now_s), *started]
+
+    def _refined(self, message: ForecastRefined) -> Sequence[Output]:
+        """Count on the better forecast from now on, where the call is at a replica as well as where it waits."""
+        state = self._calls.get(message.call_id)
+        if state is None:
+            return ()
+        state.forecast = message.forecast
+        if state.replica_id is not None:
+            left = state.forecast.mean_remaining(state.work_done)
+            if (pool := self._pool_of.get(state.replica_id)) is not None:
+                pool.progressed(state.replica_id, left - state.work_left, 0.0)
+            state.work_left = left
+        return ()
 
     def _place(self, call_id: str, now_s: float) -> Sequence[Output]:
         """Dispatch the call, or let it wait for a replica."""
@@ -209,7 +239,8 @@ class RouterAgent:
         """Send the call to the one of the replicas that the policy chooses."""
         call_id = state.call.call_id
         view = pool.view(columns, now_s)
-        choice, policy, alerts = self._choose(CallView(call=state.call, forecast=state.forecast), view)
+        call = CallView(call=state.call, forecast=state.forecast)
+        choice, policy, alerts = self.objective.choose(call, view, self._rng)
         second = second_of(choice)
         replica_id = pool.replicas[columns[choice.index]].replica_id
         self._decisions += 1
@@ -228,7 +259,7 @@ class RouterAgent:
                     attempt=state.attempt,
                     at_s=now_s,
                     policy=policy.name,
-                    parameters=self.parameters if policy is self.policy else _parameters(policy),
+                    parameters=self.parameters if policy is self.policy else parameters_in(policy),
                     replica_id=replica_id,
                     runner_up=None if second is None else pool.replicas[columns[second]].replica_id,
                     forecast=state.forecast,
@@ -238,26 +269,6 @@ class RouterAgent:
             ),
             *alerts,
         ]
-
-    def _choose(self, call: CallView, view: FleetView) -> tuple[Choice, Policy, list[Output]]:
-        """Ask the policy; one that raises or answers nonsense is overruled by `FALLBACK_POLICY`, by name."""
-        try:
-            choice = self.policy.choose(call, view, self._rng)
-            sound = is_sound(choice, len(view))
-        except Exception:  # noqa: BLE001  # a policy is a plug-in: whatever it raises must not stop the data path
-            sound = False
-        if sound:
-            return choice, self.policy, []
-        alert = AlertRaised(kind="policy_failed", subject=self.policy.name)
-        return self._fallback.choose(call, view, self._rng), self._fallback, [alert]
-
-    def _change_policy(self, message: PolicyChanged) -> Sequence[Output]:
-        try:
-            policy = make_policy(message.policy, message.parameters)
-        except ConfigError:  # from a newer version, say: the policy in force stays
-            return (AlertRaised(kind="policy_failed", subject=message.policy),)
-        self.policy, self.parameters = policy, _parameters(policy)
-        return ()
 
     def _first_token(self, message: FirstToken, now_s: float) -> Sequence[Output]:
         state = self._current(message.call_id, message.attempt)
@@ -415,7 +426,3 @@ class RouterAgent:
             pool = self._pools[model]
             assert not any(len(pool.open(tried)) for tried in calls.lines()), f"a call for {model} waits for nothing"
             assert not calls.untimed or len(pool.eligible(_NOBODY)), f"a call for {model} waits for ever"
-
-
-def _parameters(policy: Policy) -> dict[str, float]:
-    return {name: float(getattr(policy, name)) for name in parameters_of(policy.name)}

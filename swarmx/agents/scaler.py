@@ -27,12 +27,17 @@ from swarmx.core.messages import (
     DecisionMade,
     DemandReported,
     FirstToken,
+    ForecastRefined,
+    ForecastScored,
     Message,
     PolicyChanged,
+    PredictorReady,
     ReplicaChanged,
+    RetrainEnded,
     ScalePlanned,
     ScaleRequested,
     ScalingPolicyChanged,
+    ServiceCurvePublished,
     SignalReported,
     TimerFired,
     TokensProgressed,
@@ -181,6 +186,11 @@ class ScalerAgent:
                 | WorkflowSubmitted()
                 | WorkflowEnded()
                 | ScalePlanned()
+                | ForecastRefined()
+                | ServiceCurvePublished()
+                | ForecastScored()
+                | RetrainEnded()
+                | PredictorReady()
                 | DecisionMade()
                 | AlertRaised()
             ):

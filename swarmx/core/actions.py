@@ -73,4 +73,19 @@ class Cordon(_Action, frozen=True, kw_only=True):
     cordoned: bool
 
 
-Action = Dispatch | Cancel | Refuse | StartTimer | StopTimer | Deploy | Drain | Cordon
+class Retrain(_Action, frozen=True, kw_only=True):
+    """Train the head again on what memory holds of these (prompt class, device) pairs; RetrainEnded tells the end."""
+
+    retrain_id: str
+    head: str
+    keys: tuple[tuple[str, str], ...]
+
+
+class UsePredictor(_Action, frozen=True, kw_only=True):
+    """Put these weights of the head in force, new ones or, to roll back, old ones; PredictorReady says when."""
+
+    head: str
+    version: str
+
+
+Action = Dispatch | Cancel | Refuse | StartTimer | StopTimer | Deploy | Drain | Cordon | Retrain | UsePredictor

@@ -129,6 +129,18 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True):
     objective_after: float | None = None
 
 
+class CurveStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica's service curve in short: the completion time of a call with `work` output tokens (megapixel-steps) and
+    `uncached` prompt tokens, if it came now; said `age_s` ago by the predictor `version`."""
+
+    age_s: float
+    version: str
+    work: float
+    uncached: float
+    p50_s: float
+    p90_s: float
+
+
 class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the list of replicas. `utilisation` is the share of the time since it was first
     seen with a call in flight; `elastic` tells whether SwarmX itself can start and stop it."""
@@ -149,6 +161,7 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     kv_usage: float | None
     signal_age_s: float | None
     elastic: bool = False
+    service_curve: CurveStatus | None = None
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):

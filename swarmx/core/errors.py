@@ -55,3 +55,7 @@ class StoreError(SwarmXError):
 
 class ReplicaError(SwarmXError):
     """A replica did not start, hung, closed the connection or answered outside its protocol."""
+
+
+class PredictorError(SwarmXError):
+    """Weights, a feature spec or training data cannot be used: damaged, tampered with, or made for something else."""

@@ -14,7 +14,7 @@ import msgspec
 Unit = Literal["tokens", "work", "s", "calls"]
 Source = Literal["neural", "empirical", "prior"]
 
-LEVELS: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+LEVELS: tuple[float, ...] = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -92,6 +92,22 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         if produced < q[0]:
             total += p[0] * (q[0] - produced)
         return total / (1.0 - below)
+
+    def given(self, produced: float) -> Forecast:
+        """The distribution of X given X > `produced`, in `unit` and at the same levels: what is known while it runs.
+
+        From the highest quantile on nothing is known: the tenth of what was produced that `mean_remaining` assumes
+        is then the mean of an exponential rest.
+        """
+        if produced < self.quantiles[0]:
+            return self
+        below = self.cdf(produced)
+        if produced >= self.quantiles[-1] or below >= self.levels[-1]:
+            rest = max(1.0, 0.1 * produced)
+            quantiles = tuple(produced - rest * math.log1p(-level) for level in self.levels)
+        else:
+            quantiles = tuple(max(produced, self.quantile(below + level * (1.0 - below))) for level in self.levels)
+        return msgspec.structs.replace(self, quantiles=quantiles)
 
 
 def from_samples(

@@ -10,7 +10,16 @@ from swarmx.core.forecast import Forecast
 from swarmx.core.nouns import Call, Decision, FailureReason, Replica, ReplicaState
 from swarmx.core.scaling import ScalePlan
 
-AlertKind = Literal["breaker_opened", "breaker_closed", "policy_failed", "at_max", "replica_failed"]
+AlertKind = Literal[
+    "breaker_opened",
+    "breaker_closed",
+    "policy_failed",
+    "at_max",
+    "replica_failed",
+    "predictor_fallback",
+    "forecast_drift",
+]
+RetrainOutcome = Literal["better", "worse", "failed"]
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag=True, gc=False):
@@ -21,6 +30,13 @@ class CallReady(_Event, frozen=True, kw_only=True):
     """A call wants a replica. The forecast of its work comes along: a replay never runs a predictor."""
 
     call: Call
+    forecast: Forecast
+
+
+class ForecastRefined(_Event, frozen=True, kw_only=True):
+    """A slower predictor's word on a call that is waiting or running; it replaces the first forecast."""
+
+    call_id: str
     forecast: Forecast
 
 
@@ -79,6 +95,61 @@ class SignalReported(_Event, frozen=True, kw_only=True):
     waiting: int
     kv_usage: float
     measured_at_s: float
+
+
+class ServiceCurvePublished(_Event, frozen=True, kw_only=True):
+    """What a call would take on this replica now, said by the predictor beside it.
+
+    `completion_s` and `ttft_s` are quantiles, flattened: [work, uncached, levels] and [uncached, levels]; `work` are
+    output tokens (or megapixel-steps), `uncached` prompt tokens that no cache holds. Between the points, interpolate.
+    """
+
+    replica_id: str
+    work: tuple[float, ...]
+    uncached: tuple[float, ...]
+    levels: tuple[float, ...]
+    completion_s: tuple[float, ...]
+    ttft_s: tuple[float, ...]
+    measured_at_s: float
+    version: str
+
+
+class ForecastScored(_Event, frozen=True, kw_only=True):
+    """How the forecast of one call did: the news that adaptation lives on.
+
+    `head` names the predictor, `version` its weights; the outcome belongs to `prompt_class` and `device` ("" for
+    heads that know no device). `loss` is the tail pinball loss at level 0.9 of the logarithm (a relative error),
+    `covered` whether the outcome was at or below the 90 % quantile.
+    """
+
+    head: str
+    version: str
+    prompt_class: str
+    device: str
+    loss: float
+    covered: bool
+
+
+class RetrainEnded(_Event, frozen=True, kw_only=True):
+    """A retraining that was asked for has come to its end; losses are those of held-back records, before and after.
+
+    Only "better" has a `version` that can be put in force.
+    """
+
+    retrain_id: str
+    head: str
+    outcome: RetrainOutcome
+    version: str
+    loss_before: float
+    loss_after: float
+
+
+class PredictorReady(_Event, frozen=True, kw_only=True):
+    """These weights of the head are in force from now on; `previous` were until now."""
+
+    head: str
+    version: str
+    previous: str
 
 
 class PolicyChanged(_Event, frozen=True, kw_only=True):
@@ -181,6 +252,7 @@ class AlertRaised(_Event, frozen=True, kw_only=True):
 
 Message = (
     CallReady
+    | ForecastRefined
     | FirstToken
     | TokensProgressed
     | CallFinished
@@ -188,6 +260,10 @@ Message = (
     | CallCancelled
     | ReplicaChanged
     | SignalReported
+    | ServiceCurvePublished
+    | ForecastScored
+    | RetrainEnded
+    | PredictorReady
     | PolicyChanged
     | WorkflowSubmitted
     | WorkflowEnded

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from swarmx.core.actions import Action
 from swarmx.core.audit import AuditEntry, AuditRecord
@@ -14,6 +15,7 @@ from swarmx.core.fleet import CallView, Choice, FleetView
 from swarmx.core.forecast import Forecast
 from swarmx.core.messages import Message
 from swarmx.core.nouns import Call, Decision, Replica, ReplicaGroup
+from swarmx.core.prompts import Encoding, PromptText
 from swarmx.core.records import (
     CallRecord,
     ModelRequest,
@@ -60,11 +62,31 @@ class ScalingPolicy(Protocol):
     def target(self, view: ScaleView) -> Target: ...
 
 
-class Forecaster(Protocol):
-    """Forecasts the work of a call and learns from what it came to."""
+class Encoder(Protocol):
+    """Turns prompts into vectors. `version` changes with every change of the weights; the same text and version give
+    the same vector. A `slow` one (above a millisecond) is called off the loop, with several prompts at once.
+    """
 
-    def forecast(self, call: Call) -> Forecast: ...
-    def observe(self, call: Call, work_done: float) -> None: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def dimension(self) -> int: ...
+    @property
+    def slow(self) -> bool: ...
+    def encode(self, prompts: Sequence[PromptText]) -> NDArray[np.float32]: ...
+
+
+class Forecaster(Protocol):
+    """Forecasts the work of a call and learns from what it came to.
+
+    The prompt is read once, by `encode`; what comes of it is handed in again by whoever keeps the call.
+    """
+
+    def encode(self, call: Call, prompt: PromptText) -> Encoding: ...
+    def forecast(self, call: Call, encoding: Encoding) -> Forecast: ...
+    def observe(self, call: Call, encoding: Encoding, work_done: float) -> None: ...
 
 
 class Provider(Protocol):

@@ -55,7 +55,8 @@ class CallRecord(msgspec.Struct, frozen=True, kw_only=True):
     `policy`, `ahead`, `expected_s` and `kv_usage` are what was known when the last attempt was sent: who decided, how
     many calls the replica had already, what the policy expected it to cost there (None where it weighs no costs), and
     how full the replica's KV cache was by its own last word. `position` counts the calls of the workflow in order of
-    arrival, from 1; 0 for a call without a workflow.
+    arrival, from 1; 0 for a call without a workflow. `encoding` is the prompt as its `encoder` saw it, float16
+    numbers that the text cannot be read from; predictors are trained again on it.
     """
 
     call_id: str
@@ -87,6 +88,11 @@ class CallRecord(msgspec.Struct, frozen=True, kw_only=True):
     expected_s: float | None = None
     kv_usage: float | None = None
     position: int = 0
+    encoder: str = ""
+    encoding: bytes = b""
+    cached_tokens: int = 0
+    forecast_version: str = ""
+    work_limit: float | None = None
     schema_version: int = SCHEMA_VERSION
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 import swarmx.gateway.openai as openai_front
-from swarmx.gateway import operators, rest, web
+from swarmx.gateway import operators, predictors, rest, web
 from swarmx.gateway.context import Context
 from swarmx.gateway.limits import BodyLimit
 from swarmx.gateway.problems import install
@@ -27,5 +27,6 @@ def create_app(context: Context, *, max_body_bytes: int) -> FastAPI:
     app.include_router(rest.router(context))
     app.include_router(rest.health(context))
     app.include_router(operators.router(context))
+    app.include_router(predictors.router(context))
     app.include_router(web.router(context))
     return app

@@ -13,11 +13,13 @@ from swarmx.gateway.recent import RecentDecisions
 from swarmx.gateway.telemetry import Telemetry
 from swarmx.gateway.transparent import TransparentWorkflows
 from swarmx.memory.audit import AuditLog
+from swarmx.neural.structure_live import Remaining
 from swarmx.runtime.calls import CallService
 from swarmx.runtime.clock import Clock
 from swarmx.runtime.console import Console
 from swarmx.runtime.desk import Desk
 from swarmx.runtime.fleet_book import FleetBook
+from swarmx.runtime.forecast_book import ForecastBook
 from swarmx.runtime.overview import Overview
 from swarmx.runtime.workflows import WorkflowRunner
 
@@ -26,7 +28,8 @@ from swarmx.runtime.workflows import WorkflowRunner
 class Context:
     """One running SwarmX, seen from its front door.
 
-    `flush` returns once the records of all ended calls can be read; `routing` tells the routing policy in force.
+    `flush` returns once the records of all ended calls can be read; `routing` tells the routing policy in force;
+    `remaining` what a running workflow is still expected to do, None where nobody can say.
     """
 
     clock: Clock
@@ -47,3 +50,5 @@ class Context:
     audit: AuditLog
     control: ControlStore
     check_audit: Callable[[], Awaitable[Report]]
+    remaining: Callable[[str], Remaining | None]
+    forecasts: ForecastBook

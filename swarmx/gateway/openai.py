@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from swarmx.core.errors import NotFound
 from swarmx.core.nouns import Call, CallKind
+from swarmx.core.prompts import PromptText
 from swarmx.core.records import ModelRequest
 from swarmx.gateway.context import Context
 from swarmx.gateway.keys import Key
@@ -46,13 +47,13 @@ async def _answer(context: Context, request: Request, kind: CallKind) -> Respons
     key = context.keys.check(request.headers.get("authorization"))
     key.require("submit")
     raw = await request.body()
-    call, identity = _call(context, request, key, kind, raw)
+    call, prompt, identity = _call(context, request, key, kind, raw)
     if identity is not None:
         await context.transparent.touch(identity, key.tenant)
     try:
         if call.stream:
-            return await _streamed(context, request, call, raw, identity)
-        task = asyncio.ensure_future(context.calls.answer(call, raw))
+            return await _streamed(context, request, call, prompt, raw, identity)
+        task = asyncio.ensure_future(context.calls.answer(call, prompt, raw))
         if not await _done_before_disconnect(request, task):
             return Response(status_code=499)
         answer = task.result()
@@ -67,7 +68,9 @@ async def _answer(context: Context, request: Request, kind: CallKind) -> Respons
             await context.transparent.release(identity, key.tenant)
 
 
-def _call(context: Context, request: Request, key: Key, kind: CallKind, raw: bytes) -> tuple[Call, Identity | None]:
+def _call(
+    context: Context, request: Request, key: Key, kind: CallKind, raw: bytes
+) -> tuple[Call, PromptText, Identity | None]:
     try:
         body: Any = msgspec.json.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -94,11 +97,13 @@ def _call(context: Context, request: Request, key: Key, kind: CallKind, raw: byt
         model=model,
         body=body,
     )
-    return call_of(request_, context.clock.now_s()), identity
+    return *call_of(request_), identity
 
 
-async def _streamed(context: Context, request: Request, call: Call, raw: bytes, identity: Identity | None) -> Response:
-    stream = context.calls.stream(call, raw)
+async def _streamed(
+    context: Context, request: Request, call: Call, prompt: PromptText, raw: bytes, identity: Identity | None
+) -> Response:
+    stream = context.calls.stream(call, prompt, raw)
 
     async def leave() -> None:
         await stream.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -15,6 +16,7 @@ from swarmx.agents.explain import explain
 from swarmx.agents.policies import POLICIES, describe, make_policy, parameters_of
 from swarmx.core.control import ToolCall
 from swarmx.core.errors import NotFound, Refused, WorkflowError
+from swarmx.core.messages import ServiceCurvePublished
 from swarmx.core.records import CallRecord, WorkflowRecord, WorkflowState
 from swarmx.gateway.context import Context
 from swarmx.gateway.keys import Key
@@ -70,7 +72,8 @@ def router(context: Context) -> APIRouter:
         await context.flush()
         row = await context.workflows.describe(workflow_id, key.sees)
         calls = [_call(call) for call in await context.store.calls(workflow_id, tenant=key.sees)]
-        return JSONResponse({**row, "calls": calls})
+        remaining = context.remaining(workflow_id) if row["state"] == "running" else None
+        return JSONResponse({**row, "calls": calls, "remaining": msgspec.to_builtins(remaining)})
 
     @routes.post("/workflows/{workflow_id}/cancel", status_code=202, tags=["workflows"], summary="Cancel a workflow")
     async def cancel(workflow_id: str, key: Caller) -> Response:
@@ -100,6 +103,11 @@ def router(context: Context) -> APIRouter:
     async def replicas(key: Caller) -> Response:
         key.require("read_all")
         return JSONResponse({"replicas": msgspec.to_builtins(context.book.statuses())})
+
+    @routes.get("/replicas/{replica_id}/service_curve", tags=["operators"], summary="What a call would take there now")
+    async def service_curve(replica_id: str, key: Caller) -> Response:
+        key.require("read_all")
+        return JSONResponse(_curve(context.book.service_curve(replica_id), context.clock.now_s()))
 
     @routes.get("/policies", tags=["operators"], summary="Routing policies and the one in force")
     async def policies(key: Caller) -> Response:
@@ -188,6 +196,20 @@ def _summary(record: WorkflowRecord) -> dict[str, Any]:
     return row
 
 
+def _curve(curve: ServiceCurvePublished, now_s: float) -> dict[str, Any]:
+    """The curve with its numbers nested: completion_s [work][uncached][levels], ttft_s [uncached][levels]."""
+    ttft_s = _rows(curve.ttft_s, len(curve.levels))
+    completion_s = _rows(_rows(curve.completion_s, len(curve.levels)), len(curve.uncached))
+    row: dict[str, Any] = msgspec.to_builtins(curve)
+    return row | {"age_s": now_s - curve.measured_at_s, "completion_s": completion_s, "ttft_s": ttft_s}
+
+
+def _rows(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [values[i : i + size] for i in range(0, len(values), size)]
+
+
 def _call(record: CallRecord) -> dict[str, Any]:
+    """All of the record but the encoding of its prompt, which is for predictors only."""
     row: dict[str, Any] = msgspec.to_builtins(record)
+    del row["encoding"]
     return row

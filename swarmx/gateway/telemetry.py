@@ -10,6 +10,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from swarmx.core.control import Proposal
 from swarmx.core.messages import AlertRaised, DecisionMade, DemandReported, Message, ScalePlanned
 from swarmx.core.records import CallRecord
+from swarmx.gateway.predictor_metrics import PredictorMetrics
 from swarmx.runtime.fleet_book import FleetBook
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -49,10 +50,12 @@ class Telemetry:
             "swarmx_coordinator_tokens", "Tokens of the coordinator's model.", ["direction"], registry=self._registry
         )
         self._lost = Counter("swarmx_records_lost", "Records that could not be stored.", registry=self._registry)
+        self.predictor = PredictorMetrics(self._registry)
         self._registry.register(self)
 
     def observe(self, message: Message, now_s: float) -> None:
         """Follow decisions, alerts, demand and plans; register as an observer of the switchboard."""
+        self.predictor.observe(message)
         if isinstance(message, DecisionMade):
             self._decisions.labels(message.decision.policy).inc()
         elif isinstance(message, AlertRaised):
@@ -78,6 +81,7 @@ class Telemetry:
         model = record.model if record.model in self._book.models() else "unknown"
         self._calls.labels(model, record.state).inc()
         self._call_s.labels(model).observe(max(0.0, record.ended_at_s - record.ready_at_s))
+        self.predictor.call_ended(record)
 
     def record_lost(self) -> None:
         self._lost.inc()

@@ -64,6 +64,7 @@ def router(context: Context) -> APIRouter:
     for method, path, handler in (
         ("GET", "/", page.index),
         ("GET", "/fragment", page.fragment),
+        ("GET", "/predictor", page.predictor),
         ("GET", "/login", page.login_form),
         ("POST", "/login", page.login),
         ("POST", "/logout", page.logout),
@@ -112,7 +113,7 @@ class _Page:
             try:
                 response = await handler(request)
             except Unauthorized as error:
-                if request.method == "GET" and request.url.path == "/":
+                if request.method == "GET" and request.url.path in ("/", "/predictor"):
                     response = RedirectResponse("/login", 303)
                 else:
                     response = self._message(request, 401, str(error))
@@ -140,6 +141,13 @@ class _Page:
         """The sections that change, for a page that is open already."""
         session, key = self._seen(request)
         return self._html("sections.html", **await self._sections(session, key))
+
+    async def predictor(self, request: Request) -> Response:
+        """Who forecasts, how well of late, and what adaptation did; reload it to see it anew."""
+        session, key = self._seen(request)
+        now_s, found = self._context.clock.now_s(), self._context.forecasts.status()
+        common = self._common(session, key)
+        return self._html("predictor.html", predictor=found, ago=lambda at_s: ago(now_s - at_s), **common)
 
     async def login_form(self, request: Request) -> Response:
         """Where a token is typed in."""
@@ -241,7 +249,7 @@ class _Page:
         return {
             "view": view,
             "replicas": [r for r in view.replicas.values() if r.state != "gone"],
-            "workflows": workflows.workflows,
+            "workflows": [(workflow, context.remaining(workflow.workflow_id)) for workflow in workflows.workflows],
             "decisions": context.recent.newest(15),
             "open": await context.desk.proposals(states=("open",), limit=_MOST_OPEN),
             "decided": await context.desk.proposals(states=_DECIDED, limit=8),

@@ -6,13 +6,17 @@ import math
 from collections import deque
 
 import msgspec
+import numpy as np
 
 from swarmx.core.forecast import LEVELS, Forecast, from_samples, point
 from swarmx.core.nouns import Call
+from swarmx.core.prompts import Encoding, PromptText
 
 _WINDOW = 256
 _ENOUGH = 8
 _REFRESH = 8
+
+_UNREAD = Encoding(encoder="", vector=np.zeros(0, dtype=np.float32))
 
 _Group = tuple[str, ...]
 
@@ -25,6 +29,7 @@ class EmpiricalForecaster:
     own limit. The work of an image is known from its request. Quantiles are recomputed every 8 observations.
     """
 
+    name = "empirical"
     version = "empirical-1"
 
     def __init__(self) -> None:
@@ -32,8 +37,12 @@ class EmpiricalForecaster:
         self._cached: dict[_Group, Forecast] = {}
         self._fresh: dict[_Group, int] = {}
 
-    def forecast(self, call: Call) -> Forecast:
-        """Shape [7]: the quantiles at `core.forecast.LEVELS`, in output tokens or megapixel-steps."""
+    def encode(self, call: Call, prompt: PromptText) -> Encoding:
+        """Nothing, by no encoder: the prompt is not read."""
+        return _UNREAD
+
+    def forecast(self, call: Call, encoding: Encoding) -> Forecast:
+        """Shape [8]: the quantiles at `core.forecast.LEVELS`, in output tokens or megapixel-steps."""
         if call.kind == "image":
             return point(call.work_limit, unit="work")
         for group in _groups(call):
@@ -42,7 +51,7 @@ class EmpiricalForecaster:
                 return _capped(cached, call.work_limit)
         return _prior(call.work_limit)
 
-    def observe(self, call: Call, work_done: float) -> None:
+    def observe(self, call: Call, encoding: Encoding, work_done: float) -> None:
         """Remember what the call came to; a number that cannot be an amount of work is not learned from."""
         if call.kind == "image" or not (math.isfinite(work_done) and work_done >= 0.0):
             return
@@ -67,5 +76,5 @@ def _capped(forecast: Forecast, limit: float) -> Forecast:
 
 def _prior(limit: float) -> Forecast:
     # A guess, and wide on purpose: from a short reply to a long one. Eight observations replace it.
-    wide = (20.0, 80.0, 220.0, 450.0, 900.0, 1300.0, 2500.0)
+    wide = (10.0, 20.0, 80.0, 220.0, 450.0, 900.0, 1300.0, 2500.0)
     return Forecast(levels=LEVELS, quantiles=tuple(min(q, limit) for q in wide), unit="tokens", source="prior")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import aiohttp
@@ -22,20 +21,25 @@ from swarmx.core.messages import (
     CallReady,
     DecisionMade,
     FirstToken,
+    ForecastRefined,
     Message,
     ReplicaChanged,
     SignalReported,
     TokensProgressed,
     WorkflowEnded,
 )
-from swarmx.core.nouns import Call, Decision, Replica
+from swarmx.core.nouns import Call, Replica
 from swarmx.core.ports import Forecaster
+from swarmx.core.prompts import Encoding, PromptText
 from swarmx.core.records import CallRecord, CallState, ModelRequest, ModelResult
 from swarmx.runtime.clock import Clock
 from swarmx.runtime.event_stream import begins_events, error_event, rest_of, usage_in
-from swarmx.runtime.experience import Positions, Sent
+from swarmx.runtime.experience import Positions
 from swarmx.runtime.fleet_book import FleetBook
+from swarmx.runtime.pending import PendingCall
+from swarmx.runtime.refining import Refiner
 from swarmx.runtime.requests import ENDPOINTS, call_of
+from swarmx.runtime.scoring import LENGTH_HEAD, PromptClasses, scored
 from swarmx.runtime.upstream import AttemptFailed, Upstream, Usage, hang_up
 
 log = logging.getLogger(__name__)
@@ -68,34 +72,13 @@ class CallRefused(Exception):
         self.body = failure.body if failure else b""
 
 
-@dataclass(slots=True, kw_only=True)
-class _Pending:
-    """A call between its acceptance and its end."""
-
-    call: Call
-    forecast: Forecast
-    body: bytes
-    ready_at_s: float
-    position: int
-    decisions: dict[int, Decision] = field(default_factory=dict)
-    verdicts: deque[Dispatch | Refuse] = field(default_factory=deque)
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    scope: asyncio.Timeout | None = None
-    attempt: int = 0
-    aborted: int = 0
-    failure: AttemptFailed | None = None
-    replica: Replica | None = None
-    kv_usage: float | None = None
-    dispatched_at_s: float | None = None
-    first_token_at_s: float | None = None
-    done: bool = False
-
-
 class CallService:
     """Implements `core.ports.Caller`; also answers the OpenAI front, streamed or not.
 
     `post` hands messages to the shell; the shell calls `perform_dispatch`, `perform_cancel` and `perform_refuse`.
-    `on_record` is given the record of every call, exactly once, when it has ended.
+    `on_record` is given the record of every call, exactly once, when it has ended. `refiner` is asked for a second
+    forecast of every call, and answers to `refined`. `on_prompt` is shown the prompt of a call of a workflow, after the
+    call was handed to the router.
     """
 
     def __init__(
@@ -107,6 +90,8 @@ class CallService:
         upstream: Upstream,
         book: FleetBook,
         on_record: Callable[[CallRecord], None],
+        refiner: Refiner | None = None,
+        on_prompt: Callable[[Call, PromptText], None] | None = None,
     ) -> None:
         self._post = post
         self._clock = clock
@@ -114,10 +99,13 @@ class CallService:
         self._upstream = upstream
         self._book = book
         self._on_record = on_record
-        self._pending: dict[str, _Pending] = {}
+        self._refiner = refiner
+        self._on_prompt = on_prompt
+        self._pending: dict[str, PendingCall] = {}
         self._replicas: dict[str, Replica] = {}
         self._kv_usage: dict[str, float] = {}
         self._positions = Positions()
+        self._classes = PromptClasses()
 
     @property
     def in_flight(self) -> int:
@@ -162,11 +150,18 @@ class CallService:
             if pending.scope is not None:
                 pending.scope.reschedule(asyncio.get_running_loop().time())
 
+    def refined(self, call_id: str, encoding: Encoding, forecast: Forecast) -> None:
+        """A slower predictor's word; of a call that has ended, nobody needs it."""
+        pending = self._pending.get(call_id)
+        if pending is not None and not pending.done:
+            pending.refine(encoding, forecast)
+            self._post(ForecastRefined(call_id=call_id, forecast=forecast))
+
     async def complete(self, request: ModelRequest) -> ModelResult:
         """Have a workflow's call answered; cancelling the awaiting task cancels the call down to the engine."""
-        call = call_of(request, self._clock.now_s())
+        call, prompt = call_of(request)
         try:
-            answer = await self.answer(call, msgspec.json.encode(request.body))
+            answer = await self.answer(call, prompt, msgspec.json.encode(request.body))
         except CallRefused as refused:
             return ModelResult(
                 call_id=call.call_id, replica_id=None, attempts=refused.attempts, error=_explain(refused)
@@ -175,9 +170,9 @@ class CallService:
             call_id=call.call_id, replica_id=answer.replica_id, attempts=answer.attempts, answer=answer.decoded
         )
 
-    async def answer(self, call: Call, body: bytes) -> Answer:
+    async def answer(self, call: Call, prompt: PromptText, body: bytes) -> Answer:
         """The whole answer to a call. Raises CallRefused."""
-        pending = self._accept(call, body)
+        pending = self._accept(call, prompt, body)
         try:
             while True:
                 replica = await self._assignment(pending)
@@ -201,13 +196,13 @@ class CallService:
         finally:
             self._leave(pending)
 
-    async def stream(self, call: Call, body: bytes) -> AsyncGenerator[bytes, None]:
+    async def stream(self, call: Call, prompt: PromptText, body: bytes) -> AsyncGenerator[bytes, None]:
         """The answer as the replica's own server-sent events.
 
         Nothing is yielded before a replica began to answer, so CallRefused comes out of the first step or not at all
         for a failure that another replica could mend. A stream that breaks later ends with an error event.
         """
-        pending = self._accept(call, body)
+        pending = self._accept(call, prompt, body)
         try:
             while True:
                 replica = await self._assignment(pending)
@@ -229,7 +224,7 @@ class CallService:
         finally:
             self._leave(pending)
 
-    async def _relay(self, pending: _Pending, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+    async def _relay(self, pending: PendingCall, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
         """Pass the events on, count them, and close the books at [DONE]."""
         call_id, attempt = pending.call.call_id, pending.attempt
         events, reported_at_s, tail = 0, 0.0, b""
@@ -257,7 +252,7 @@ class CallService:
         finally:
             hang_up(response)
 
-    def _begin_stream(self, pending: _Pending, head: bytes) -> None:
+    def _begin_stream(self, pending: PendingCall, head: bytes) -> None:
         """From the first bytes on the call is bound to this replica. Raises AttemptFailed while it is not."""
         if pending.aborted == pending.attempt:
             raise AttemptFailed("timeout", "the replica answered too late", retryable=True, status=504)
@@ -266,15 +261,28 @@ class CallService:
         pending.first_token_at_s = self._clock.now_s()
         self._post(FirstToken(call_id=pending.call.call_id, attempt=pending.attempt))
 
-    def _accept(self, call: Call, body: bytes) -> _Pending:
-        forecast = self._forecaster.forecast(call)
-        position = self._positions.next(call.workflow_id)
-        pending = _Pending(call=call, forecast=forecast, body=body, ready_at_s=self._clock.now_s(), position=position)
+    def _accept(self, call: Call, prompt: PromptText, body: bytes) -> PendingCall:
+        """The prompt is read once, here; only its encoding is kept."""
+        encoding = self._forecaster.encode(call, prompt)
+        forecast = self._forecaster.forecast(call, encoding)
+        pending = PendingCall(
+            call=call,
+            first_encoding=encoding,
+            encoding=encoding,
+            forecast=forecast,
+            body=body,
+            ready_at_s=self._clock.now_s(),
+            position=self._positions.next(call.workflow_id),
+        )
         self._pending[call.call_id] = pending
         self._post(CallReady(call=call, forecast=forecast))
+        if self._refiner is not None and call.kind == "llm":
+            self._refiner.ask(call, prompt)
+        if self._on_prompt is not None and call.workflow_id:
+            asyncio.get_running_loop().call_soon(self._on_prompt, call, prompt)
         return pending
 
-    async def _assignment(self, pending: _Pending) -> Replica:
+    async def _assignment(self, pending: PendingCall) -> Replica:
         """Wait for the router's word. Raises CallRefused."""
         while True:
             while not pending.verdicts:
@@ -292,11 +300,11 @@ class CallService:
                 return pending.replica
             self._attempt_failed(pending, AttemptFailed("replica_gone", "the replica is gone", retryable=True))
 
-    async def _open(self, pending: _Pending, replica: Replica) -> aiohttp.ClientResponse:
+    async def _open(self, pending: PendingCall, replica: Replica) -> aiohttp.ClientResponse:
         url = replica.url + ENDPOINTS[pending.call.kind]
         return await self._guard(pending, self._upstream.open(url, pending.body))
 
-    async def _guard(self, pending: _Pending, step: Awaitable[_T]) -> _T:
+    async def _guard(self, pending: PendingCall, step: Awaitable[_T]) -> _T:
         """Await one step of the attempt so that the router's Cancel can interrupt it."""
         try:
             async with asyncio.timeout(None) as scope:
@@ -309,7 +317,7 @@ class CallService:
         finally:
             pending.scope = None
 
-    def _attempt_failed(self, pending: _Pending, failure: AttemptFailed) -> None:
+    def _attempt_failed(self, pending: PendingCall, failure: AttemptFailed) -> None:
         pending.failure = failure
         if pending.first_token_at_s is not None:
             self._record(pending, "failed", error=f"{failure.reason}: {failure.detail}")
@@ -324,7 +332,7 @@ class CallService:
             )
         )
 
-    def _finish(self, pending: _Pending, usage: Usage, *, work_done: float | None) -> None:
+    def _finish(self, pending: PendingCall, usage: Usage, *, work_done: float | None) -> None:
         call = pending.call
         if call.kind == "image":
             work_done = call.work_limit
@@ -338,10 +346,20 @@ class CallService:
             )
         )
         if work_done is not None:
-            self._forecaster.observe(call, work_done)
+            self._learn(pending, work_done)
         self._record(pending, "finished", usage=usage, work_done=work_done or 0.0)
 
-    def _leave(self, pending: _Pending) -> None:
+    def _learn(self, pending: PendingCall, work_done: float) -> None:
+        call = pending.call
+        self._forecaster.observe(call, pending.first_encoding, work_done)
+        if pending.refined and self._refiner is not None:
+            self._refiner.observe(call, pending.encoding, work_done)
+        counts = pending.refined or self._refiner is None  # one version at a time, or its drift could not be seen
+        if pending.forecast.source == "neural" and call.kind == "llm" and counts:
+            prompt_class = self._classes.of(call)
+            self._post(scored(pending.forecast, work_done, head=LENGTH_HEAD, prompt_class=prompt_class))
+
+    def _leave(self, pending: PendingCall) -> None:
         """The client's side is over; a call that has not ended by now was cancelled by it.
 
         So is what the router still wants of a call that a late answer ended, of an attempt that it had given up.
@@ -354,7 +372,7 @@ class CallService:
 
     def _record(
         self,
-        pending: _Pending,
+        pending: PendingCall,
         state: CallState,
         *,
         usage: Usage | None = None,
@@ -364,40 +382,10 @@ class CallService:
         if pending.done:
             return
         pending.done = True
-        call, sent = pending.call, Sent.by(pending.decisions.get(pending.attempt))
-        self._on_record(
-            CallRecord(
-                call_id=call.call_id,
-                tenant=call.tenant,
-                workflow_id=call.workflow_id,
-                workflow_kind=call.workflow_kind,
-                node=call.node,
-                role=call.role,
-                kind=call.kind,
-                model=call.model,
-                state=state,
-                attempts=pending.attempt,
-                replica_id=pending.replica.replica_id if pending.replica else None,
-                device=pending.replica.device if pending.replica else None,
-                prompt_key=call.prompt_key,
-                prompt_bytes=call.prompt_bytes,
-                prompt_tokens=(usage.prompt_tokens if usage else 0) or call.prompt_tokens,
-                work_done=work_done,
-                forecast_p50=pending.forecast.quantile(0.5),
-                forecast_p90=pending.forecast.quantile(0.9),
-                forecast_source=pending.forecast.source,
-                ready_at_s=pending.ready_at_s,
-                dispatched_at_s=pending.dispatched_at_s,
-                first_token_at_s=pending.first_token_at_s,
-                ended_at_s=self._clock.now_s(),
-                error=error,
-                policy=sent.policy,
-                ahead=sent.ahead,
-                expected_s=sent.expected_s,
-                kv_usage=pending.kv_usage,
-                position=pending.position,
-            )
-        )
+        if self._refiner is not None:
+            self._refiner.forget(pending.call.call_id)
+        ended_at_s = self._clock.now_s()
+        self._on_record(pending.record(state, ended_at_s, usage=usage, work_done=work_done, error=error))
 
     def _verdict(self, verdict: Dispatch | Refuse) -> None:
         pending = self._pending.get(verdict.call_id)

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from swarmx.core.control import ReplicaStatus
-from swarmx.core.messages import Message, ReplicaChanged, SignalReported
+from swarmx.core.errors import NotFound
+from swarmx.core.messages import Message, ReplicaChanged, ServiceCurvePublished, SignalReported
 from swarmx.core.nouns import CallKind, Replica, ReplicaState
 from swarmx.runtime.clock import Clock
+from swarmx.runtime.curves import curve_status
 
 _REMEMBERED_S = 600.0
 
@@ -25,6 +27,7 @@ class _Entry:
     busy_s: float = 0.0
     busy_since_s: float = 0.0
     signal: SignalReported | None = None
+    curve: ServiceCurvePublished | None = None
 
 
 class FleetBook:
@@ -47,11 +50,13 @@ class FleetBook:
         self._models: dict[str, CallKind] = dict(models or {})
 
     def observe(self, message: Message, now_s: float) -> None:
-        """Follow states and signals."""
+        """Follow states, signals and service curves."""
         if isinstance(message, ReplicaChanged):
             self._changed(message, now_s)
         elif isinstance(message, SignalReported) and message.replica_id in self._entries:
             self._entries[message.replica_id].signal = message
+        elif isinstance(message, ServiceCurvePublished) and message.replica_id in self._entries:
+            self._entries[message.replica_id].curve = message
 
     def _changed(self, message: ReplicaChanged, now_s: float) -> None:
         replica, state = message.replica, message.state
@@ -62,6 +67,8 @@ class FleetBook:
             entry = self._entries[replica.replica_id] = _Entry(replica, state, now_s, elastic)
         entry.replica, entry.state = replica, state
         entry.gone_at_s = now_s if state == "gone" else None
+        if state == "gone":
+            entry.curve = None
         self._forget(now_s)
 
     def _forget(self, now_s: float) -> None:
@@ -98,6 +105,14 @@ class FleetBook:
         rows = [self._status(entry, now_s) for entry in self._entries.values()]
         return sorted(rows, key=lambda row: (row.model, row.replica_id))
 
+    def service_curve(self, replica_id: str) -> ServiceCurvePublished:
+        """The last one of a replica. Raises NotFound."""
+        entry = self._entries.get(replica_id)
+        if entry is None or entry.curve is None:
+            what = "replica" if entry is None else "service curve of the replica"
+            raise NotFound(f"there is no {what} {replica_id!r}; GET /api/v1/replicas lists both.")
+        return entry.curve
+
     def _status(self, entry: _Entry, now_s: float) -> ReplicaStatus:
         busy_s = entry.busy_s + (now_s - entry.busy_since_s if entry.in_flight else 0.0)
         signal = entry.signal
@@ -118,4 +133,5 @@ class FleetBook:
             kv_usage=signal.kv_usage if signal else None,
             signal_age_s=now_s - signal.measured_at_s if signal else None,
             elastic=entry.elastic,
+            service_curve=curve_status(entry.curve, entry.replica.kind, now_s) if entry.curve else None,
         )

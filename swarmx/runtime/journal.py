@@ -11,6 +11,7 @@ from typing import IO, Any, Protocol, get_args
 
 import msgspec
 
+from swarmx.agents.learner import LearnerAgent
 from swarmx.agents.router import RouterAgent
 from swarmx.agents.scaler import ScalerAgent
 from swarmx.core.actions import Action, Dispatch
@@ -23,7 +24,11 @@ VERSION = 1
 _OUTPUTS = frozenset(get_args(Message) + get_args(Action))
 
 AgentFactory = Callable[[dict[str, Any]], SchedulerAgent]
-AGENT_FACTORIES: Mapping[str, AgentFactory] = {"router": RouterAgent.from_config, "scaler": ScalerAgent.from_config}
+AGENT_FACTORIES: Mapping[str, AgentFactory] = {
+    "router": RouterAgent.from_config,
+    "scaler": ScalerAgent.from_config,
+    "learner": LearnerAgent.from_config,
+}
 
 
 def load_factory(text: str) -> tuple[str, AgentFactory]:

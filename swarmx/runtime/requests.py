@@ -8,6 +8,7 @@ from typing import Any
 
 from swarmx.core.nouns import Call, CallKind
 from swarmx.core.prompt_key import prompt_key
+from swarmx.core.prompts import HEAD_BYTES, TAIL_BYTES, PromptText
 from swarmx.core.records import ModelRequest
 
 ENDPOINTS: dict[CallKind, str] = {"llm": "/v1/chat/completions", "image": "/v1/images/generations"}
@@ -26,10 +27,15 @@ class BadRequest(Exception):
         self.param = param
 
 
-def call_of(request: ModelRequest, now_s: float) -> Call:
-    """The call of a workflow node. Raises BadRequest for a body that no engine would take."""
-    system, user, size = _prompt(request.kind, request.body)
-    return Call(
+def call_of(request: ModelRequest) -> tuple[Call, PromptText]:
+    """The call of a workflow node, and its prompt for the predictor. Raises BadRequest for what no engine would take.
+
+    `prompt_bytes` counts the texts alone, without the line ends between them.
+    """
+    system, user, texts = _prompt(request.kind, request.body)
+    sizes = [len(text) if text.isascii() else len(text.encode()) for text in texts]
+    size = sum(sizes)
+    call = Call(
         call_id=new_id("call"),
         tenant=request.tenant,
         kind=request.kind,
@@ -45,6 +51,8 @@ def call_of(request: ModelRequest, now_s: float) -> Call:
         stream=request.kind == "llm" and bool(request.body.get("stream", False)),
         deadline_at_s=request.deadline_at_s,
     )
+    tools = request.body.get("tools")
+    return call, _prompt_text(texts, size + len(texts) - 1, tools=len(tools) if isinstance(tools, list) else 0)
 
 
 def new_id(kind: str) -> str:
@@ -52,28 +60,55 @@ def new_id(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(12)}"
 
 
-def _prompt(kind: CallKind, body: dict[str, Any]) -> tuple[str, str, int]:
-    """System text, first user text, and the size of all text in bytes."""
+def _prompt_text(texts: list[str], total_bytes: int, *, tools: int) -> PromptText:
+    """The same as `core.prompts.cut` of the texts joined by line ends, without joining them where they are long."""
+    if total_bytes <= HEAD_BYTES + TAIL_BYTES:
+        text = "\n".join(texts).encode()
+    else:
+        text = _first(texts, HEAD_BYTES) + _last(texts, TAIL_BYTES)
+    return PromptText(text=text, total_bytes=total_bytes, messages=len(texts), tools=tools)
+
+
+def _first(texts: list[str], count: int) -> bytes:
+    found = b""
+    for text in texts:
+        found += text[:count].encode() + b"\n"  # as many characters are as many bytes at least
+        if len(found) > count:
+            break
+    return found[:count]
+
+
+def _last(texts: list[str], count: int) -> bytes:
+    found = b""
+    for text in reversed(texts):
+        found = b"\n" + text[-count:].encode() + found
+        if len(found) > count:
+            break
+    return found[-count:]
+
+
+def _prompt(kind: CallKind, body: dict[str, Any]) -> tuple[str, str, list[str]]:
+    """System text, first user text, and the texts of all messages."""
     if kind == "image":
         prompt = body.get("prompt")
         if not isinstance(prompt, str) or not prompt:
             raise BadRequest("`prompt` must be a text that is not empty.", param="prompt")
-        return "", prompt, len(prompt.encode())
+        return "", prompt, [prompt]
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadRequest("`messages` must be a list with at least one message.", param="messages")
     system = user = ""
-    size = 0
+    texts: list[str] = []
     for position, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise BadRequest(f"`messages[{position}]` must be an object with a `role`.", param="messages")
         text = _text(message.get("content"))
-        size += len(text.encode())
+        texts.append(text)
         if message["role"] == "system" and not system:
             system = text
         elif message["role"] == "user" and not user:
             user = text
-    return system, user, size
+    return system, user, texts
 
 
 def _text(content: object) -> str:

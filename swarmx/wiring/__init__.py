@@ -9,8 +9,9 @@ import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import msgspec
 from fastapi import FastAPI
@@ -23,7 +24,9 @@ from swarmx.core.audit import Head, Report
 from swarmx.core.control import PolicyStatus, Proposal
 from swarmx.core.errors import ConfigError
 from swarmx.core.messages import DecisionMade, Message, TimerFired
-from swarmx.core.nouns import Decision
+from swarmx.core.nouns import Call, Decision
+from swarmx.core.ports import SchedulerAgent
+from swarmx.core.prompts import PromptText
 from swarmx.core.records import CallRecord
 from swarmx.gateway.app import create_app
 from swarmx.gateway.context import Context
@@ -33,8 +36,8 @@ from swarmx.gateway.telemetry import Telemetry
 from swarmx.gateway.transparent import TransparentWorkflows
 from swarmx.memory.audit import AuditLog, verify_files
 from swarmx.memory.control import SqliteControl
+from swarmx.memory.finished import newest_finished
 from swarmx.memory.sqlite import SqliteStore
-from swarmx.neural.empirical import EmpiricalForecaster
 from swarmx.runtime.calls import CallService
 from swarmx.runtime.clock import WallClock
 from swarmx.runtime.figures import Figures
@@ -47,8 +50,12 @@ from swarmx.runtime.switchboard import Switchboard
 from swarmx.runtime.upstream import Upstream
 from swarmx.runtime.watch import Watch
 from swarmx.runtime.workflows import WorkflowRunner
+from swarmx.wiring.adaptation import adaptation, remember
 from swarmx.wiring.control import control_plane
+from swarmx.wiring.curves import curves
 from swarmx.wiring.fleet import elastic_providers, emulated_provider, fixed_providers, groups
+from swarmx.wiring.forecast_book import forecast_book
+from swarmx.wiring.predictors import forecasters, refiner, workflow_forecasts
 from swarmx.wiring.records import Background
 from swarmx.wiring.tasks import flushed, running_task
 
@@ -85,9 +92,29 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
         stack.push_async_callback(background.flush)
         await stack.enter_async_context(running_task(background.run(), name="records"))
 
+        def post(message: Message) -> None:
+            shell.post(message)
+
+        newest = partial(newest_finished, store)
+        metrics = telemetry.predictor
+        found = await forecasters(settings.predictor, clock=clock, post=post, metrics=metrics)
+        learning = adaptation(
+            settings.predictor,
+            found,
+            stack,
+            newest=newest,
+            folder=state_dir / "predictors",
+            post=post,
+        )
+        await remember(settings.predictor, found, newest=newest, folder=state_dir / "predictors")
+        coming, reads = workflow_forecasts(settings.predictor)
+
+        def prompt_read(call: Call, prompt: PromptText) -> None:
+            coming.prompt_read(call.workflow_id, prompt.text)
+
         router = RouterAgent(settings.router.settings(sorted(on_demand)))
         scaler = ScalerAgent(settings.scaler.settings(elastic, await control.startups()))
-        agents = (router, scaler)
+        agents: Sequence[SchedulerAgent] = (router, scaler, *learning.agents)
         switchboard = Switchboard(agents, epoch=int(clock.now_s()), journal=await _journal(settings, agents, stack))
         upstream = Upstream()
         stack.push_async_callback(upstream.close)
@@ -100,9 +127,6 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
         def log_decision(message: Message, now_s: float) -> None:
             if isinstance(message, DecisionMade):
                 background.add(store.record_decision(message.decision))
-
-        def post(message: Message) -> None:
-            shell.post(message)
 
         async def decisions(call_id: str) -> Sequence[Decision]:
             await background.flush()
@@ -128,10 +152,20 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
         calls = CallService(
             post=post,
             clock=clock,
-            forecaster=EmpiricalForecaster(),
+            forecaster=found.first,
             upstream=upstream,
             book=book,
             on_record=record_call,
+            refiner=await refiner(
+                found,
+                settings.predictor,
+                stack,
+                clock=clock,
+                post=post,
+                metrics=metrics,
+                on_refined=lambda *refined: calls.refined(*refined),
+            ),
+            on_prompt=prompt_read if reads else None,
         )
         watch = Watch(
             post,
@@ -161,19 +195,26 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
                 Refuse: calls.perform_refuse,
                 Deploy: fleet.perform_deploy,
                 Drain: fleet.perform_drain,
+                **learning.performers,
             },
         )
         stack.callback(shell.close)
         recent = RecentDecisions()
+        forecasts = forecast_book(settings.predictor, found)
         switchboard.observers += [
             book.observe,
             calls.observe,
             fleet.observe,
             figures.observe,
+            coming.hear,
             telemetry.observe,
             recent.observe,
+            forecasts.observe,
             log_decision,
         ]
+        publisher = await curves(settings.predictor, stack, clock=clock, post=post)
+        if publisher is not None:
+            switchboard.observers.append(publisher.observe)
         for provider in providers.values():
             stack.push_async_callback(provider.stop)
         stack.push_async_callback(fleet.close)  # first: it calls off the starts that are going on
@@ -223,6 +264,7 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
             post=post,
             observers=switchboard.observers,
         )
+        found.announce(post, metrics)
         if elastic:
             shell.post(TimerFired(key=TIMER), to=scaler.name)
         await workflows.recover()
@@ -246,6 +288,8 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
             audit=audit,
             control=control,
             check_audit=check_audit,
+            forecasts=forecasts,
+            remaining=lambda workflow_id: coming.remaining(workflow_id, clock.now_s()),
         )
         yield create_app(context, max_body_bytes=settings.server.max_body_bytes), context
 
@@ -266,9 +310,7 @@ def _lock(folder: Path) -> IO[bytes]:
     return file
 
 
-async def _journal(
-    settings: Settings, agents: Sequence[RouterAgent | ScalerAgent], stack: AsyncExitStack
-) -> FileJournal | MemoryJournal:
+async def _journal(settings: Settings, agents: Sequence[Any], stack: AsyncExitStack) -> FileJournal | MemoryJournal:
     if not settings.state.journal:
         return MemoryJournal(limit=0)
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{time.time_ns() % 1_000_000_000:09d}"

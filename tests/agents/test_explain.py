@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from swarmx.agents.explain import explain
 from swarmx.agents.policies import POLICIES
 from swarmx.agents.router import RouterAgent, RouterSettings
+from swarmx.core.forecast import LEVELS, Forecast
 from swarmx.core.messages import DecisionMade, SignalReported
 from swarmx.core.nouns import Decision
 from tests.agents.worlds import changed, failed, ready
@@ -34,6 +36,18 @@ def test_a_decision_by_cost_names_its_terms_and_its_runner_up() -> None:
     text = " ".join(explain(decide("least_work", 2)))
     for part in ("wait", "prefill", "decode", "Runner-up: r"):
         assert part in text
+
+
+def test_a_decision_tells_whose_forecast_it_had_and_its_quantiles() -> None:
+    forecast = Forecast(
+        levels=LEVELS,
+        quantiles=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0),
+        unit="tokens",
+        source="neural",
+        version="length-5f0c",
+    )
+    line = explain(replace(decide("round_robin", 2), forecast=forecast))[1]
+    assert line.startswith("Forecast (neural length-5f0c): 4 output tokens at the median, 6 at P90, 8 at P99;")
 
 
 def test_a_decision_without_costs_says_so() -> None:

@@ -11,8 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from swarmx.agents.objective import FALLBACK_POLICY
 from swarmx.agents.policies import POLICIES
-from swarmx.agents.router import FALLBACK_POLICY, RouterAgent, RouterSettings
+from swarmx.agents.router import RouterAgent, RouterSettings
 from swarmx.core.actions import Cancel, Dispatch, Refuse, StartTimer, StopTimer
 from swarmx.core.fleet import CallView, Choice, FleetView
 from swarmx.core.messages import (
@@ -555,7 +556,7 @@ def _raises(fleet: FleetView) -> Choice:
 )
 def test_a_policy_that_fails_is_overruled_by_name(answer: Callable[[FleetView], Choice]) -> None:
     agent = a_router("r0", "r1")
-    agent.policy = Broken(answer=answer)
+    agent.objective.policy = Broken(answer=answer)
     outputs = agent.handle(ready("c"), 0.0)
     assert len(dispatches(outputs)) == 1
     assert outputs[-1] == AlertRaised(kind="policy_failed", subject="broken")

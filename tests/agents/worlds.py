@@ -32,6 +32,7 @@ from swarmx.core.messages import (
 )
 from swarmx.core.nouns import Call, CallKind, Replica, ReplicaState
 from swarmx.core.ports import Output
+from swarmx.core.prompts import Encoding, PromptText, cut
 from swarmx.runtime.journal import Journal
 from swarmx.runtime.live import LiveShell
 from swarmx.runtime.switchboard import Switchboard
@@ -51,6 +52,8 @@ FAST = EngineProfile(
     max_batch=8,
 )
 FORECAST = from_samples([40.0, 60.0, 100.0, 150.0, 400.0], unit="tokens")
+PROMPT: PromptText = cut(b"Write a report.")
+UNREAD = Encoding(encoder="", vector=np.zeros(0, dtype=np.float32))
 
 
 def a_profile(*, speed: float = 1.0, **changes: Any) -> EngineProfile:

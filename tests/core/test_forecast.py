@@ -110,7 +110,7 @@ def test_any_samples_make_a_forecast_within_their_range(samples: list[float]) ->
 
 def test_the_quantiles_of_samples_are_those_between_their_order_statistics() -> None:
     forecast = from_samples([float(value) for value in range(101)], unit="tokens")
-    assert forecast.quantiles == pytest.approx((10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0))
+    assert forecast.quantiles == pytest.approx((5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0))
 
 
 def test_no_samples_make_no_forecast() -> None:

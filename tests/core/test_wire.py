@@ -31,6 +31,7 @@ CANDIDATES = Candidates(
 )
 EXAMPLES: list[Message | Action] = [
     messages.CallReady(call=a_call("c"), forecast=FORECAST),
+    messages.ForecastRefined(call_id="c", forecast=FORECAST),
     messages.FirstToken(call_id="c", attempt=1),
     messages.TokensProgressed(call_id="c", attempt=1, work_done=0.1),
     messages.CallFinished(call_id="c", attempt=1, prompt_tokens=3, cached_tokens=1, work_done=2.0),
@@ -38,6 +39,21 @@ EXAMPLES: list[Message | Action] = [
     messages.CallCancelled(call_id="c"),
     messages.ReplicaChanged(replica=a_replica("a"), state="draining"),
     messages.SignalReported(replica_id="a", running=1, waiting=2, kv_usage=0.3, measured_at_s=1e9 / 3),
+    messages.ServiceCurvePublished(
+        replica_id="a",
+        work=(64.0, 256.0),
+        uncached=(0.0,),
+        levels=(0.5, 0.9),
+        completion_s=(1.0, 2.0, 3.0, 1e1 / 3),
+        ttft_s=(0.1, 0.2),
+        measured_at_s=1.5,
+        version="latency-1",
+    ),
+    messages.ForecastScored(head="length", version="v", prompt_class="k/r", device="", loss=0.1, covered=True),
+    messages.RetrainEnded(
+        retrain_id="length-1", head="length", outcome="better", version="w", loss_before=0.2, loss_after=0.1
+    ),
+    messages.PredictorReady(head="length", version="w", previous="v"),
     messages.PolicyChanged(policy="random", parameters={"x": 1.5}),
     messages.WorkflowSubmitted(workflow_id="w", kind="report"),
     messages.WorkflowEnded(workflow_id="w", state="cancelled"),
@@ -100,6 +116,8 @@ EXAMPLES: list[Message | Action] = [
     actions.Deploy(replica_id="g-0", group_id="g"),
     actions.Drain(replica_id="g-0", deadline_at_s=2.5),
     actions.Cordon(replica_id="g-0", cordoned=True),
+    actions.Retrain(retrain_id="length-1", head="length", keys=(("k/r", ""), ("other", "h100"))),
+    actions.UsePredictor(head="length", version="w"),
 ]
 EVERY_TYPE = get_args(Message) + get_args(Action)
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 from fastapi import FastAPI
@@ -41,8 +42,8 @@ class Whole:
 
 
 @asynccontextmanager
-async def whole(folder: Path) -> AsyncIterator[Whole]:
-    """Two replicas of `coder` that are fixed, and a model that can have up to 4 and has none."""
+async def whole(folder: Path, **more: Any) -> AsyncIterator[Whole]:
+    """Two replicas of `coder` that are fixed, and a model that can have up to 4 and has none; `more` are settings."""
     async with peers(one="fine", two="fine") as found:
         settings = Settings.model_validate(
             {
@@ -51,6 +52,7 @@ async def whole(folder: Path) -> AsyncIterator[Whole]:
                 "watch": {"every_s": 0.1},
                 "replicas": [static(f"{MODEL}-{number}", MODEL, peer) for number, peer in enumerate(found.values())],
                 "elastic": [{"model": ELASTIC, "device": "l40s", "min": 0, "max": 2, "limit": 4}],
+                **more,
             }
         )
         async with running(settings) as (app, context):

@@ -9,22 +9,28 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from aiohttp import web
 
 from swarmx.agents.router import RouterAgent, RouterSettings
 from swarmx.core.actions import Cancel, Dispatch, Refuse
+from swarmx.core.forecast import Forecast, point
 from swarmx.core.messages import (
     AlertRaised,
     DecisionMade,
     FirstToken,
+    ForecastRefined,
+    ForecastScored,
     Message,
     SignalReported,
     TimerFired,
     TokensProgressed,
     WorkflowEnded,
 )
-from swarmx.core.nouns import Decision, ReplicaState
+from swarmx.core.nouns import Call, Decision, ReplicaState
+from swarmx.core.ports import Forecaster
+from swarmx.core.prompts import Encoding, PromptText, cut
 from swarmx.core.records import CallRecord, ModelRequest
 from swarmx.neural.empirical import EmpiricalForecaster
 from swarmx.runtime.calls import CallRefused, CallService
@@ -34,7 +40,7 @@ from swarmx.runtime.journal import MemoryJournal
 from swarmx.runtime.live import LiveShell
 from swarmx.runtime.switchboard import Switchboard
 from swarmx.runtime.upstream import Upstream
-from tests.agents.worlds import a_call, changed
+from tests.agents.worlds import PROMPT, UNREAD, a_call, changed
 
 ANSWER = b'{"choices":[{"message":{"content":"42"}}],  "usage":{"prompt_tokens":11,"completion_tokens":5}}'
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":11,"completion_tokens":3}}\n\n'
@@ -63,7 +69,7 @@ class InterruptedUpstream(Upstream):
 class Scene:
     """A router, its live shell and a call service before servers that do what the test says."""
 
-    def __init__(self, stack: AsyncExitStack, settings: RouterSettings) -> None:
+    def __init__(self, stack: AsyncExitStack, settings: RouterSettings, forecaster: Forecaster, **more: Any) -> None:
         self.records: list[CallRecord] = []
         self.heard: list[Message] = []
         self.router = RouterAgent(settings)
@@ -72,7 +78,7 @@ class Scene:
         clock = WallClock()
         self.book = FleetBook(clock)
         self.switchboard = Switchboard([self.router], epoch=1, journal=MemoryJournal(limit=0))
-        self.forecaster = EmpiricalForecaster()
+        self.forecaster = forecaster
         self.upstream = InterruptedUpstream(connect_timeout_s=1.0)
         self.calls = CallService(
             post=lambda message: self.shell.post(message),
@@ -81,6 +87,7 @@ class Scene:
             upstream=self.upstream,
             book=self.book,
             on_record=self.records.append,
+            **more,
         )
         self.shell = LiveShell(
             self.switchboard,
@@ -124,11 +131,11 @@ class Scene:
     def change(self, name: str, state: ReplicaState) -> None:
         self.shell.post(changed(name, state, url=self._urls[name]))
 
-    async def ask(self) -> bytes:
-        return (await self.calls.answer(a_call("c"), b"{}")).body
+    async def ask(self, prompt: PromptText = PROMPT) -> bytes:
+        return (await self.calls.answer(a_call("c"), prompt, b"{}")).body
 
     async def ask_stream(self) -> list[bytes]:
-        return [chunk async for chunk in self.calls.stream(a_call("c", stream=True), b"{}")]
+        return [chunk async for chunk in self.calls.stream(a_call("c", stream=True), PROMPT, b"{}")]
 
     def run_out_of_patience(self) -> None:
         """The router's timer for the answer, sooner than its time."""
@@ -143,7 +150,7 @@ class Scene:
         others = [other for other in self._urls if other != name]
         for other in others:
             self.change(other, "cordoned")
-        task = asyncio.create_task(self.calls.answer(a_call(f"at {name}"), b"{}"))
+        task = asyncio.create_task(self.calls.answer(a_call(f"at {name}"), PROMPT, b"{}"))
         while not self.router.in_flight(name):
             await asyncio.sleep(0)
         for other in others:
@@ -175,8 +182,12 @@ Make = Callable[..., Scene]
 async def scene() -> AsyncIterator[Make]:
     async with AsyncExitStack() as stack:
 
-        def make(**patience: Any) -> Scene:
-            made = Scene(stack, RouterSettings(**{"policy": "round_robin", **patience}))
+        def make(
+            *, forecaster: Forecaster | None = None, refiner: Any = None, on_prompt: Any = None, **patience: Any
+        ) -> Scene:
+            settings = RouterSettings(**{"policy": "round_robin", **patience})
+            plain_or = forecaster or EmpiricalForecaster()
+            made = Scene(stack, settings, plain_or, refiner=refiner, on_prompt=on_prompt)
             stack.push_async_callback(made.upstream.close)
             stack.callback(made.shell.close)
             return made
@@ -302,7 +313,7 @@ async def test_the_router_hears_how_far_a_stream_has_come(scene: Make) -> None:
     s = scene()
     hanging = Hanging(*EVENTS)
     await s.serve("a", hanging)
-    stream = s.calls.stream(a_call("c", stream=True), b"{}")
+    stream = s.calls.stream(a_call("c", stream=True), PROMPT, b"{}")
     await anext(stream)
     assert any(isinstance(message, TokensProgressed) for message in s.heard)
     await stream.aclose()
@@ -430,7 +441,7 @@ async def test_a_stream_that_hangs_in_the_middle_is_given_up(scene: Make) -> Non
     s = scene()
     hanging = Hanging(*EVENTS)
     await s.serve("a", hanging)
-    stream = s.calls.stream(a_call("c", stream=True), b"{}")
+    stream = s.calls.stream(a_call("c", stream=True), PROMPT, b"{}")
     chunks = [await anext(stream)]
     s.run_out_of_patience()
     chunks += [chunk async for chunk in stream]
@@ -457,7 +468,7 @@ async def test_a_client_that_leaves_a_stream_is_followed_down_to_the_server(scen
     s = scene()
     hanging = Hanging(*EVENTS)
     await s.serve("a", hanging)
-    stream = s.calls.stream(a_call("c", stream=True), b"{}")
+    stream = s.calls.stream(a_call("c", stream=True), PROMPT, b"{}")
     await anext(stream)
     await stream.aclose()
     await asyncio.wait_for(hanging.left.wait(), 5.0)
@@ -522,7 +533,7 @@ async def test_many_calls_over_good_and_bad_replicas_are_all_recorded_once(scene
     await s.serve("b", with_status(500), plain, closing, saying(b"?"), plain)
     await s.serve("c", streaming(*STREAM), plain)
     outcomes = await asyncio.gather(
-        *(s.calls.answer(a_call(f"c{i}"), b"{}") for i in range(60)), return_exceptions=True
+        *(s.calls.answer(a_call(f"c{i}"), PROMPT, b"{}") for i in range(60)), return_exceptions=True
     )
     assert [outcome for outcome in outcomes if isinstance(outcome, BaseException)] == []
     assert sorted(record.call_id for record in s.records) == sorted(f"c{i}" for i in range(60))
@@ -535,15 +546,15 @@ async def test_a_usage_that_is_nonsense_says_nothing(scene: Make, usage: bytes) 
     await s.serve("a", saying(b'{"choices":[],"usage":%s}' % usage))
     await s.ask()
     assert s.check_settled("finished").work_done == 0.0
-    assert s.forecaster.forecast(a_call("c")).source == "prior"
+    assert s.forecaster.forecast(a_call("c"), UNREAD).source == "prior"
 
 
 async def test_what_calls_come_to_is_learned(scene: Make) -> None:
     s = scene()
     await s.serve("a", plain)
     for number in range(8):
-        await s.calls.answer(a_call(f"c{number}"), b"{}")
-    assert s.forecaster.forecast(a_call("c")).mean == pytest.approx(5.0)
+        await s.calls.answer(a_call(f"c{number}"), PROMPT, b"{}")
+    assert s.forecaster.forecast(a_call("c"), UNREAD).mean == pytest.approx(5.0)
 
 
 async def test_connections_are_kept_after_answers_and_after_streams(
@@ -560,9 +571,9 @@ async def test_connections_are_kept_after_answers_and_after_streams(
     with caplog.at_level(logging.ERROR):
         for number in range(6):
             if number % 2:
-                assert [c async for c in s.calls.stream(a_call(f"c{number}", stream=True), b"{}")]
+                assert [c async for c in s.calls.stream(a_call(f"c{number}", stream=True), PROMPT, b"{}")]
             else:
-                await s.calls.answer(a_call(f"c{number}"), b"{}")
+                await s.calls.answer(a_call(f"c{number}"), PROMPT, b"{}")
     assert len(ports) == 1
     assert caplog.records == []
 
@@ -639,12 +650,144 @@ async def test_the_calls_of_a_workflow_are_numbered_until_it_ends(scene: Make) -
 
     async def ask(workflow_id: str) -> int:
         call = msgspec.structs.replace(a_call(f"c{len(s.records)}"), workflow_id=workflow_id)
-        await s.calls.answer(call, b"{}")
+        await s.calls.answer(call, PROMPT, b"{}")
         return s.records[-1].position
 
     assert [await ask(workflow_id) for workflow_id in ("w", "v", "w", "", "w", "")] == [1, 1, 2, 0, 3, 0]
     s.shell.post(WorkflowEnded(workflow_id="w", state="finished"))
     assert [await ask(workflow_id) for workflow_id in ("w", "v")] == [1, 2]
+
+
+class Reading:
+    """A forecaster that reads: the vector is the size of the prompt, the forecast is the vector."""
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+        self.read: list[bytes] = []
+        self.learned: list[tuple[str, float]] = []
+
+    def encode(self, call: Call, prompt: PromptText) -> Encoding:
+        self.read.append(prompt.text)
+        return Encoding(encoder=f"encoder-{self.version}", vector=np.array([len(prompt.text), 1e9], dtype=np.float32))
+
+    def forecast(self, call: Call, encoding: Encoding) -> Forecast:
+        known = point(float(encoding.vector[0]), unit="tokens", source="neural")
+        return msgspec.structs.replace(known, version=self.version)
+
+    def observe(self, call: Call, encoding: Encoding, work_done: float) -> None:
+        self.learned.append((encoding.encoder, work_done))
+
+
+class AtOnce(Reading):
+    """A refiner that answers when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__("slow")
+        self.asked: dict[str, PromptText] = {}
+
+    def ask(self, call: Call, prompt: PromptText) -> None:
+        self.asked[call.call_id] = prompt
+
+    def forget(self, call_id: str) -> None:
+        self.asked.pop(call_id)
+
+    def answer(self, s: Scene, call_id: str = "c") -> None:
+        call = a_call(call_id)
+        encoding = self.encode(call, cut(b"x" * 77))
+        s.calls.refined(call_id, encoding, self.forecast(call, encoding))
+
+
+def scores(s: Scene) -> list[ForecastScored]:
+    return [message for message in s.heard if isinstance(message, ForecastScored)]
+
+
+async def test_a_prompt_is_read_once_even_when_its_call_is_retried(scene: Make) -> None:
+    forecaster = Reading("fast")
+    s = scene(forecaster=forecaster)
+    await s.serve("a", with_status(503))
+    await s.serve("b", plain)
+    await s.ask(cut(b"Why?"))
+    assert [decision.forecast.mean for decision in s.decisions()] == [4.0, 4.0]
+    assert forecaster.read == [b"Why?"]
+    assert forecaster.learned == [("encoder-fast", 5.0)]
+
+
+async def test_a_record_keeps_the_encoding_and_never_the_prompt(scene: Make) -> None:
+    s = scene(forecaster=Reading("fast"))
+    await s.serve("a", plain)
+    await s.ask(cut(b"the secret"))
+    record = s.check_settled("finished")
+    assert (record.encoder, record.forecast_version, record.forecast_source) == ("encoder-fast", "fast", "neural")
+    assert np.frombuffer(record.encoding, dtype="<f2").tolist() == [10.0, 65504.0]
+    assert b"secret" not in msgspec.json.encode(record)
+
+
+async def test_a_forecast_is_scored_when_the_outcome_is_known(scene: Make) -> None:
+    s = scene(forecaster=Reading("fast"))
+    await s.serve("a", plain)
+    await s.ask(cut(b"Why?"))
+    (score,) = scores(s)
+    assert (score.head, score.version, score.prompt_class, score.covered) == ("length", "fast", "report/writer", False)
+
+
+async def test_a_forecast_by_plain_statistics_has_no_weights_that_could_be_scored(scene: Make) -> None:
+    s = scene()
+    await s.serve("a", plain)
+    await s.ask()
+    assert scores(s) == []
+
+
+async def test_a_first_forecast_is_not_scored_where_a_second_one_is_to_come(scene: Make) -> None:
+    s = scene(forecaster=Reading("fast"), refiner=AtOnce())
+    await s.serve("a", plain)
+    await s.ask()
+    assert scores(s) == []
+
+
+async def test_a_forecast_of_a_call_without_an_outcome_is_not_scored(scene: Make) -> None:
+    s = scene(forecaster=Reading("fast"))
+    await s.serve("a", with_status(400))
+    with pytest.raises(CallRefused):
+        await s.ask()
+    assert scores(s) == []
+
+
+async def test_a_refined_forecast_is_the_one_that_counts_and_both_predictors_learn(scene: Make) -> None:
+    forecaster, refiner = Reading("fast"), AtOnce()
+    s = scene(forecaster=forecaster, refiner=refiner)
+    s.upstream.then = lambda: refiner.answer(s)
+    await s.serve("a", plain)
+    await s.ask(cut(b"Why?"))
+    (refined,) = [message for message in s.heard if isinstance(message, ForecastRefined)]
+    assert (refined.call_id, refined.forecast.mean) == ("c", 77.0)
+    record = s.check_settled("finished")
+    assert (record.forecast_p50, record.forecast_version, record.encoder) == (77.0, "slow", "encoder-slow")
+    assert (scores(s)[0].version, scores(s)[0].covered) == ("slow", True)
+    assert forecaster.learned == [("encoder-fast", 5.0)]
+    assert refiner.learned == [("encoder-slow", 5.0)]
+
+
+async def test_the_prompt_of_a_workflows_call_is_shown_once_and_after_the_router_had_it(scene: Make) -> None:
+    shown: list[tuple[str, bytes, bool]] = []
+
+    def show(call: Call, prompt: PromptText) -> None:
+        shown.append((call.call_id, prompt.text, bool(s.decisions(call.call_id))))
+
+    s = scene(on_prompt=show)
+    await s.serve("a", plain)
+    await s.ask(cut(b"Why?"))
+    await s.calls.answer(msgspec.structs.replace(a_call("alone"), workflow_id=""), PROMPT, b"{}")
+    assert shown == [("c", b"Why?", True)]
+
+
+async def test_a_call_that_has_ended_is_neither_refined_nor_waited_for(scene: Make) -> None:
+    refiner = AtOnce()
+    s = scene(refiner=refiner)
+    await s.serve("a", plain)
+    await s.ask()
+    assert refiner.asked == {}
+    refiner.answer(s)
+    assert not any(isinstance(message, ForecastRefined) for message in s.heard)
 
 
 def test_a_record_that_an_older_version_stored_can_be_read() -> None:
@@ -656,3 +799,4 @@ def test_a_record_that_an_older_version_stored_can_be_read() -> None:
         None,
         0,
     )
+    assert (record.encoder, record.encoding, record.cached_tokens, record.forecast_version) == ("", b"", 0, "")

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from swarmx.core.errors import NotFound
 from swarmx.core.messages import CallCancelled, SignalReported
 from swarmx.runtime.fleet_book import FleetBook
 from tests.agents.worlds import changed
+from tests.runtime.test_curves import a_curve
 
 
 class SetClock:
@@ -144,3 +146,24 @@ def test_the_book_stays_bounded_though_nobody_reads_it(clock: SetClock) -> None:
         book.observe(changed(f"own-{number}", "ready"), number * 10.0)
         book.observe(changed(f"own-{number}", "gone"), number * 10.0)
     assert len(ids(book)) == 61
+
+
+def test_the_last_service_curve_of_a_replica_is_kept_with_its_age_until_it_is_gone(
+    book: FleetBook, clock: SetClock
+) -> None:
+    assert book.statuses()[1].service_curve is None
+    book.observe(a_curve("b", at_s=1.0), 1.0)
+    book.observe(a_curve("nobody"), 1.0)
+    clock.at_s = 5.0
+    shown = book.statuses()[1].service_curve
+    assert shown is not None
+    assert (shown.age_s, shown.version, shown.p50_s) == (4.0, "latency-1", 4.0)
+    assert book.service_curve("b") == a_curve("b", at_s=1.0)
+    book.observe(changed("b", "gone"), 6.0)
+    assert book.statuses()[1].service_curve is None
+
+
+@pytest.mark.parametrize("replica_id", ["a", "nobody"])
+def test_a_curve_that_is_not_there_is_not_found(book: FleetBook, replica_id: str) -> None:
+    with pytest.raises(NotFound, match=replica_id):
+        book.service_curve(replica_id)

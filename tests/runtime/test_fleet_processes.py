@@ -27,7 +27,7 @@ from swarmx.runtime.live import LiveShell
 from swarmx.runtime.switchboard import Switchboard
 from swarmx.runtime.upstream import Upstream
 from swarmx.runtime.watch import Watch
-from tests.agents.worlds import a_call
+from tests.agents.worlds import PROMPT, a_call
 from tests.e2e.fleet import children, until
 from tests.runtime.audits import MemoryAudit
 
@@ -134,10 +134,10 @@ class Scene:
         """Have a call answered in the background; its record tells how it went."""
 
         async def whole() -> None:
-            await self.calls.answer(a_call(call_id), BODY)
+            await self.calls.answer(a_call(call_id), PROMPT, BODY)
 
         async def streamed() -> None:
-            async for _ in self.calls.stream(a_call(call_id, stream=True), STREAMED):
+            async for _ in self.calls.stream(a_call(call_id, stream=True), PROMPT, STREAMED):
                 pass
 
         work: Callable[[], Awaitable[None]] = streamed if stream else whole

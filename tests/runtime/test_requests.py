@@ -8,17 +8,23 @@ from hypothesis import strategies as st
 
 from swarmx.core.nouns import Call, CallKind
 from swarmx.core.prompt_key import prompt_key
+from swarmx.core.prompts import PromptText, cut
 from swarmx.core.records import ModelRequest
 from swarmx.runtime.requests import BadRequest, call_of, new_id
 
 CHAT = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]}
 
 
-def call_for(body: dict[str, Any], kind: CallKind = "llm") -> Call:
-    request = ModelRequest(
-        tenant="t", workflow_id="w", workflow_kind="k", node="n", role="r", kind=kind, model="m", body=body
+def asked(body: dict[str, Any], kind: CallKind = "llm") -> tuple[Call, PromptText]:
+    return call_of(
+        ModelRequest(
+            tenant="t", workflow_id="w", workflow_kind="k", node="n", role="r", kind=kind, model="m", body=body
+        )
     )
-    return call_of(request, 0.0)
+
+
+def call_for(body: dict[str, Any], kind: CallKind = "llm") -> Call:
+    return asked(body, kind)[0]
 
 
 def test_a_call_holds_the_key_and_the_size_of_its_prompt_and_not_the_prompt() -> None:
@@ -27,6 +33,26 @@ def test_a_call_holds_the_key_and_the_size_of_its_prompt_and_not_the_prompt() ->
     assert call.prompt_bytes == len("Be brief.Why?")
     assert call.prompt_tokens == 3
     assert "Be brief" not in repr(call)
+
+
+def test_the_prompt_that_is_forecast_is_all_messages_line_by_line() -> None:
+    _, prompt = asked(CHAT | {"tools": [{"type": "function"}, {"type": "function"}]})
+    assert prompt == PromptText(text=b"Be brief.\nWhy?", total_bytes=14, messages=2, tools=2)
+
+
+def test_the_prompt_of_an_image_is_its_text() -> None:
+    assert asked({"prompt": "a cat"}, "image")[1] == PromptText(text=b"a cat", total_bytes=5)
+
+
+@given(st.lists(st.text() | st.integers(1, 9000).map(lambda size: "xü" * size), min_size=1, max_size=6))
+def test_a_long_prompt_is_cut_as_if_its_messages_had_been_joined(texts: list[str]) -> None:
+    _, prompt = asked({"messages": [{"role": "user", "content": text} for text in texts]})
+    assert prompt == cut("\n".join(texts).encode(), messages=len(texts))
+
+
+@pytest.mark.parametrize("tools", [None, 3, "many", {}])
+def test_tools_that_are_no_list_are_not_counted(tools: object) -> None:
+    assert asked(CHAT | {"tools": tools})[1].tools == 0
 
 
 def test_text_parts_count_and_pictures_do_not() -> None:

@@ -1,0 +1,1 @@
+"""What the length head has to beat: empirical quantiles, linear quantile regression and gradient boosting."""

@@ -1,0 +1,1 @@
+"""The heads: output length, latency, structure of workflows, images. One module each, with its features."""

@@ -1,0 +1,1 @@
+"""Training, with torch: needs the extra `train`; nothing on the serving path imports it."""

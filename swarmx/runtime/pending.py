@@ -1,0 +1,106 @@
+"""A call between its acceptance and its end, and the record that it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from swarmx.core.actions import Dispatch, Refuse
+from swarmx.core.forecast import Forecast
+from swarmx.core.nouns import Call, Decision, Replica
+from swarmx.core.prompts import Encoding
+from swarmx.core.records import CallRecord, CallState
+from swarmx.runtime.experience import Sent
+from swarmx.runtime.upstream import AttemptFailed, Usage
+
+_MOST_FLOAT16 = 65_504.0
+
+
+@dataclass(slots=True, kw_only=True)
+class PendingCall:
+    """What the call service knows of a call, and how far it has come.
+
+    `forecast` is the one in force; `first_encoding` belongs to the forecast that the call began with, `encoding` to the
+    one in force: they differ once a slower predictor has answered. `aborted` is the last attempt that the router gave
+    up itself.
+    """
+
+    call: Call
+    first_encoding: Encoding
+    encoding: Encoding
+    forecast: Forecast
+    body: bytes
+    ready_at_s: float
+    position: int
+    decisions: dict[int, Decision] = field(default_factory=dict)
+    verdicts: deque[Dispatch | Refuse] = field(default_factory=deque)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    scope: asyncio.Timeout | None = None
+    attempt: int = 0
+    aborted: int = 0
+    failure: AttemptFailed | None = None
+    replica: Replica | None = None
+    kv_usage: float | None = None
+    dispatched_at_s: float | None = None
+    first_token_at_s: float | None = None
+    done: bool = False
+
+    def refine(self, encoding: Encoding, forecast: Forecast) -> None:
+        """A slower predictor has answered."""
+        self.encoding, self.forecast = encoding, forecast
+
+    @property
+    def refined(self) -> bool:
+        """Whether a slower predictor has answered."""
+        return self.encoding is not self.first_encoding
+
+    def record(
+        self, state: CallState, ended_at_s: float, *, usage: Usage | None, work_done: float, error: str | None
+    ) -> CallRecord:
+        """What is kept of the call."""
+        call, sent = self.call, Sent.by(self.decisions.get(self.attempt))
+        return CallRecord(
+            call_id=call.call_id,
+            tenant=call.tenant,
+            workflow_id=call.workflow_id,
+            workflow_kind=call.workflow_kind,
+            node=call.node,
+            role=call.role,
+            kind=call.kind,
+            model=call.model,
+            state=state,
+            attempts=self.attempt,
+            replica_id=self.replica.replica_id if self.replica else None,
+            device=self.replica.device if self.replica else None,
+            prompt_key=call.prompt_key,
+            prompt_bytes=call.prompt_bytes,
+            prompt_tokens=(usage.prompt_tokens if usage else 0) or call.prompt_tokens,
+            work_done=work_done,
+            forecast_p50=self.forecast.quantile(0.5),
+            forecast_p90=self.forecast.quantile(0.9),
+            forecast_source=self.forecast.source,
+            ready_at_s=self.ready_at_s,
+            dispatched_at_s=self.dispatched_at_s,
+            first_token_at_s=self.first_token_at_s,
+            ended_at_s=ended_at_s,
+            error=error,
+            policy=sent.policy,
+            ahead=sent.ahead,
+            expected_s=sent.expected_s,
+            kv_usage=self.kv_usage,
+            position=self.position,
+            encoder=self.encoding.encoder,
+            encoding=_half(self.encoding),
+            cached_tokens=usage.cached_tokens if usage else 0,
+            forecast_version=self.forecast.version,
+            work_limit=call.work_limit,
+        )
+
+
+def _half(encoding: Encoding) -> bytes:
+    """[dimension] little-endian float16; what it cannot hold is put at its ends."""
+    held = np.clip(encoding.vector, -_MOST_FLOAT16, _MOST_FLOAT16)
+    return held.astype("<f2").tobytes()
