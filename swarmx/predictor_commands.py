@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # Numpy and what needs it is imported late, because most commands need none of it.
 
 HEADS = ("length", "latency", "structure", "image")
+SLOW = ("sentence", "isomorphic")
+UNSTATED = "not stated"
 _DATABASE = "swarmx.db"
 _LEARNT = 5000  # finished calls, as many as retraining reads
 _MOST_BYTES = 64 << 20
@@ -76,6 +78,7 @@ def explain_command(
     from swarmx.neural.explain import explain_prompt, explain_vector, nearest
     from swarmx.neural.forecaster import NeuralForecaster
     from swarmx.neural.replayed import replay, vector_of
+    from swarmx.neural.tracking import QuantileTracker
 
     given = [value for value in (source, text, file, call_id) if value is not None]
     if len(given) != 1:
@@ -85,6 +88,7 @@ def explain_command(
     if call_id is not None and (no_memory or model or role or limit):
         raise click.UsageError("a stored call has its own model, role and limit, and is in the memory.")
     forecaster = NeuralForecaster.load(weights)
+    forecaster.correction = QuantileTracker(forecaster.head.spec.levels)
     state_dir: Path = ctx.obj["state_dir"]
     if call_id is not None:
         records, record = _up_to(_finished(state_dir), call_id)
@@ -96,13 +100,13 @@ def explain_command(
             )
         model, role = record.model, f"{record.workflow_kind}/{record.role}"
         limit = record.work_limit
-        _learn(replay(forecaster, records))
+        learnt = _learnt(replay(forecaster, records))
         found = explain_vector(forecaster, vector, model=model, role=role, limit=limit or math.inf)
     else:
         record = None
         prompt = cut(text.encode() if text is not None else _read(source or file))
         records = [] if no_memory or not (state_dir / _DATABASE).exists() else _finished(state_dir)
-        _learn(replay(forecaster, records))
+        learnt = _learnt(replay(forecaster, records))
         found = explain_prompt(forecaster, prompt, model=model or "", role=role, limit=limit or math.inf)
         vector = forecaster.encoder.encode_one(prompt)
     data = {
@@ -110,7 +114,7 @@ def explain_command(
         "role": role,
         "limit": limit,
         "call": None if record is None else _of_call(record),
-        "learnt_from": len(records),
+        "learnt_from": learnt,
         "explanation": _explained(found),
         "nearest": [asdict(neighbour) for neighbour in nearest(forecaster, vector, records)],
     }
@@ -175,7 +179,17 @@ def report_command(ctx: click.Context, out: Path, data: Path | None, last: int, 
     type=click.Path(path_type=Path, file_okay=False),
     help="Keep every epoch in this folder, and go on from there after a break.",
 )
-@click.option("--licence", help="What the card says of the data's licences; needed for data of your own.")
+@click.option("--licence", default=UNSTATED, show_default=True, help="What the cards say of the licences of the data.")
+@click.option(
+    "--encoder",
+    type=click.Choice(SLOW),
+    help="Train the length head to read this slower encoder, for predictor.encoder.",
+)
+@click.option(
+    "--encoder-weights",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of the isomorphic encoder's own weights.",
+)
 @click.option("--from-memory", is_flag=True, help="Train the length head again on the calls in --state-dir.")
 @click.option("--force", is_flag=True, help="With --from-memory: write the head even if it is not better.")
 @_WEIGHTS
@@ -187,7 +201,9 @@ def train(
     out: Path,
     seed: int,
     resume: Path | None,
-    licence: str | None,
+    licence: str,
+    encoder: str | None,
+    encoder_weights: Path | None,
     from_memory: bool,
     force: bool,
     weights: Path | None,
@@ -198,10 +214,12 @@ def train(
     these. --from-memory takes the length head in --weights, and writes a new one to --out if it does better on calls
     that were held back.
     """
+    from swarmx.neural.encoders import make_encoder
+
     if from_memory:
-        if heads not in ((), ("length",)) or data is not None or resume is not None:
+        if heads not in ((), ("length",)) or data is not None or resume is not None or encoder is not None:
             raise click.UsageError(
-                "--from-memory trains the head length on finished calls, without --data and --resume."
+                "--from-memory trains the head length on finished calls, without --data, --resume and --encoder."
             )
         result = _from_memory(ctx.obj["state_dir"], weights, out, force)
         show(ctx, result, lambda console: print_retrained(console, result))
@@ -210,13 +228,19 @@ def train(
         raise click.UsageError("name the folder with the training files, --data DIR, or train --from-memory.")
     if force or weights is not None:
         raise click.UsageError("--force and --weights belong to --from-memory.")
+    if encoder is not None and heads != ("length",):
+        raise click.UsageError("an encoder is read by the length head alone: train length --encoder NAME.")
     run = _training("swarmx.neural.training.run")
     cards = []
     names = heads or HEADS
+    common = {"seed": seed, "resume": resume, "licence": licence}
     with _progress(ctx, "training", total=len(names)) as bar:
         for name in names:
-            more = {} if licence is None else {"licence": licence}
-            cards += run.train([name], data, out, seed=seed, resume=resume, progress=bar.said, **more)
+            if encoder is not None:
+                slow = make_encoder(encoder, encoder_weights)
+                cards += run.train_adapted(slow, data, out, progress=bar.said, **common)
+            else:
+                cards += run.train([name], data, out, progress=bar.said, **common)
             bar.advance()
     told = [
         {"version": card.version, "counts": card.counts, "metrics": card.metrics, "calibration": card.calibration}
@@ -257,17 +281,16 @@ def _finished(state_dir: Path, count: int = _LEARNT) -> list[CallRecord]:
 
 
 def _up_to(records: list[CallRecord], call_id: str) -> tuple[list[CallRecord], CallRecord]:
-    """What was known when the call came, and its record. Raises NotFound."""
-    for place, record in enumerate(records):
+    """The calls that had ended when this one became ready, and its record. Raises NotFound."""
+    for record in records:
         if record.call_id == call_id:
-            return records[:place], record
+            return [other for other in records if other.ended_at_s <= record.ready_at_s], record
     raise NotFound(f"no call {call_id!r} is among the last {len(records)} that finished; `swarmx show` lists calls.")
 
 
-def _learn(forecasts: Iterable[Any]) -> None:
-    """Forecasts that are made for what is learnt on the way."""
-    for _ in forecasts:
-        pass
+def _learnt(forecasts: Iterable[Any]) -> int:
+    """Forecasts that are made for what is learnt on the way; returns how many."""
+    return sum(1 for _ in forecasts)
 
 
 def _of_call(record: CallRecord) -> dict[str, Any]:

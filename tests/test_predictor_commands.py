@@ -19,6 +19,7 @@ from swarmx.core.prompts import cut
 from swarmx.core.records import CallRecord
 from swarmx.memory.sqlite import SqliteStore
 from swarmx.neural.encoders.hashed import load_hashed
+from swarmx.neural.forecaster import shipped_weights
 from swarmx.neural.report import cards_in
 from tests.gateway.test_predictor_metrics import FINISHED
 from tests.neural.length_weights import write_weights
@@ -58,6 +59,8 @@ def state_dir(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             device="h100" if number % 3 else "l40s",
             work_done=tokens,
             work_limit=4096.0,
+            ready_at_s=float(number),
+            ended_at_s=number + 1.5,  # so that the next call begins before this one has ended
             forecast_source="neural" if number % 4 else "prior",
             encoder=encoder.version,
             encoding=encoder.encode_one(cut(text)).astype("<f2").tobytes(),
@@ -129,7 +132,7 @@ def test_what_the_state_folder_remembers_is_learnt_and_the_nearest_prompts_are_n
 ) -> None:
     asked = ("--text", "Write a story about 7 ships.", "--model", "m", "--role", ROLE)
     found = explained(state_dir, weights, *asked)
-    assert found["learnt_from"] == 241
+    assert found["learnt_from"] == 240
     assert found["explanation"]["role_seen"] == 120
     assert {row["role"] for row in found["nearest"]} == {"writer"}
     assert found["nearest"][0]["similarity"] > 0.95
@@ -141,7 +144,7 @@ def test_what_the_state_folder_remembers_is_learnt_and_the_nearest_prompts_are_n
 def test_a_stored_call_is_explained_without_its_words(state_dir: Path, weights: Path) -> None:
     found = explained(state_dir, weights, "--call", "c101")
     assert (found["model"], found["role"], found["limit"]) == ("m", ROLE, 4096.0)
-    assert found["learnt_from"] == 101, "what came later was not known then"
+    assert found["learnt_from"] == 100, "what ended later was not known then"
     assert found["explanation"]["words"] == []
     assert found["call"]["work_done"] > 0.0
     result = run(state_dir, "predictor", "explain", "--weights", str(weights), "--call", "c101")
@@ -333,6 +336,8 @@ def test_a_head_that_is_not_better_is_written_by_force_alone(state_dir: Path, we
         (["image", "--from-memory"], "trains the head length"),
         (["length", "--data", ".", "--from-memory"], "trains the head length"),
         (["length", "--data", ".", "--force"], "belong to --from-memory"),
+        (["--data", ".", "--encoder", "sentence"], "by the length head alone"),
+        (["length", "--from-memory", "--encoder", "sentence"], "trains the head length"),
     ],
 )
 def test_a_training_that_makes_no_sense_is_told_plainly(tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -362,6 +367,18 @@ def test_without_the_extra_the_error_names_it(
         result = run(state_dir, *arguments)
         assert result.exit_code == 1
         assert 'install "swarmx[train]"' in result.output
+
+
+def test_the_page_on_predictors_says_what_the_card_says() -> None:
+    page = " ".join((Path(__file__).parents[1] / "docs" / "predictors.md").read_text().split())
+    card = next(card for card in cards_in(shipped_weights()) if card.name == "length")
+    scores, levels = card.metrics, card.calibration
+    assert (
+        f"pinball {scores['pinball']:.1f} tokens, CRPS {scores['crps']:.1f}, Kendall τ {scores['kendall_tau']:.2f} on "
+        f"{card.counts['test']:,} answers"
+    ) in page
+    assert f"{100 * levels['0.5']:.1f}, {100 * levels['0.9']:.1f} and {100 * levels['0.99']:.1f} % of them" in page
+    assert f"{scores['pinball_log']:.2f} on the card's test split" in page
 
 
 def test_every_head_that_can_be_trained_can_be_named() -> None:

@@ -22,8 +22,9 @@ from swarmx.neural.head import Floats
 from swarmx.neural.net import Floats32
 from swarmx.neural.replayed import vector_of
 
-GROUPS = ("kind of text", "words", "size and marks", "role", "model", "limit")
-_KIND, _WORDS, _COUNTS, _ROLE, _MODEL, _LIMIT = range(len(GROUPS))
+GROUPS = ("kind of text", "words", "size and marks", "role", "model", "recent errors", "limit")
+_KIND, _WORDS, _COUNTS, _ROLE, _MODEL, _ERRORS, _LIMIT = range(len(GROUPS))
+_ALL = (1 << len(GROUPS)) - 1
 _NOBODY = "\x00"  # a model and role that no memory has seen
 _MOST_WORDS = 200
 _MOST_CHARACTERS = 40
@@ -129,7 +130,7 @@ def explain_vector(
 ) -> Explanation:
     """Take the forecast for the vector of a prompt apart, by what is known of it.
 
-    The moves are Shapley values (1953; Lundberg and Lee, NeurIPS 2017), exact over the 2^6 sets of `GROUPS`: what a
+    The moves are Shapley values (1953; Lundberg and Lee, NeurIPS 2017), exact over the 2^7 sets of `GROUPS`: what a
     kind of knowledge adds on average over all orders of getting to know. Raises PredictorError for a limit that is not
     positive.
     """
@@ -236,7 +237,7 @@ class _Question:
     role: str
     limit: float
 
-    def log_quantiles(self, known: int = (1 << len(GROUPS)) - 1) -> Floats:
+    def log_quantiles(self, known: int = _ALL) -> Floats:
         """[K] quantiles of log(tokens + 1), before the limit caps them."""
         forecaster = self.forecaster
         encoder, head = forecaster.encoder, forecaster.head
@@ -258,6 +259,8 @@ class _Question:
             features[[place["log_model_kind_spread"], place["model_kind_cube"]]] = np.nan
             group = ""
         q: Floats = head.log_quantiles(features[None, :], np.array([anchor]), group)[0]
+        if _has(known, _ERRORS) and forecaster.correction is not None:
+            q = forecaster.correction.correct(f"{self.model}|{self.role}", "", q)
         return q
 
     def log_median(self) -> float:

@@ -135,20 +135,23 @@ class NeuralForecaster:
         return features, anchor, f"kind{self.encoder.kind_of(encoding.vector)}"
 
     def observe(self, call: Call, encoding: Encoding, work_done: float) -> None:
-        """Learn from what the call came to; what cannot be an amount of work, or was cut off, teaches nothing."""
+        """Learn from what the call came to; what cannot be an amount of work teaches nothing.
+
+        Nor does an answer that was cut off sooner than was expected; one cut off later counts as if it had ended.
+        """
         if call.kind == "image" or not (0.0 <= work_done < np.inf) or encoding.encoder != self.encoder.version:
             return
         role = role_of(call)
         features, anchor, group = self._features(call.model, role, call.work_limit, encoding)
         log_q = self.head.log_quantiles_of(features, anchor, group)
         log_y = math.log(work_done + SOFTENING)
-        if work_done >= call.work_limit:  # cut off: it would have been at least this long
-            log_y = max(log_y, float(np.interp(0.5, self.head.spec.levels, log_q)))
-        elif self.correction is not None:
+        if work_done >= call.work_limit and log_y < float(np.interp(0.5, self.head.spec.levels, log_q)):
+            return
+        if self.correction is not None:
             prompt_class = f"{call.model}|{role}"
             self.correction.observe(prompt_class, "", log_q, log_y)
             self._latest.append(_Outcome(features, anchor, group, prompt_class, log_y))
-        self.memory.learn(self.encoder, encoding.vector, call.model, role, math.exp(log_y) - SOFTENING)
+        self.memory.learn(self.encoder, encoding.vector, call.model, role, work_done)
 
 
 def role_of(call: Call) -> str:

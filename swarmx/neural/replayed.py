@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -43,15 +44,29 @@ def call_of(record: CallRecord) -> Call:
 
 
 def replay(forecaster: NeuralForecaster, records: Sequence[CallRecord]) -> Iterator[tuple[CallRecord, Forecast]]:
-    """Forecast each finished text call, oldest first, then let the forecaster learn what came of it.
+    """Forecast each finished text call when it became ready; the forecaster learns from each when it has ended.
 
-    So no outcome is known to its own forecast (prequential: Dawid, JRSS A 147, 1984). The forecaster has learnt from
-    all of them afterwards. Calls that its encoder did not read are left out.
+    So no outcome is known to its own forecast, nor to that of a call that was already under way (prequential: Dawid,
+    JRSS A 147, 1984). The forecaster has learnt from all of them afterwards. Calls that its encoder did not read are
+    left out.
     """
+    usable: list[_Usable] = []
     for record in records:
         vector = vector_of(record, forecaster.encoder)
-        if vector is None or record.state != "finished" or record.work_done <= 0.0:
-            continue
-        call, encoding = call_of(record), Encoding(encoder=record.encoder, vector=vector)
+        if vector is not None and record.state == "finished" and record.work_done > 0.0:
+            usable.append((record, call_of(record), Encoding(encoder=record.encoder, vector=vector)))
+    ended = deque(sorted(usable, key=lambda each: each[0].ended_at_s))
+    for record, call, encoding in sorted(usable, key=lambda each: each[0].ready_at_s):
+        while ended and ended[0][0].ended_at_s <= record.ready_at_s:
+            _learn(forecaster, ended.popleft())
         yield record, forecaster.forecast(call, encoding)
-        forecaster.observe(call, encoding, record.work_done)
+    for each in ended:
+        _learn(forecaster, each)
+
+
+_Usable = tuple[CallRecord, Call, Encoding]
+
+
+def _learn(forecaster: NeuralForecaster, ended: _Usable) -> None:
+    record, call, encoding = ended
+    forecaster.observe(call, encoding, record.work_done)

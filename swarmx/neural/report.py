@@ -65,13 +65,13 @@ def sets_of_calls(forecaster: NeuralForecaster, records: Sequence[CallRecord]) -
         "role": np.array([f"{record.workflow_kind}/{record.role}" for record in kept]),
         "device": np.array([record.device or "unknown" for record in kept]),
         "kind of text": np.array([f"kind{encoder.kind_of(v)}" for v in vectors if v is not None]),
-        "seen before": np.array(["no" if f.source == "prior" else "yes" for f in forecasts]),
+        "history": np.array(["none" if f.source == "prior" else "seen before" for f in forecasts]),
     }
     return [
         score_set(
             "Finished calls",
-            "Each call in its order, forecast before its outcome was known by these weights, their memory and the "
-            "tracking of their errors, all of which begin with the first call of this report.",
+            "Each call, forecast by these weights from what had ended when it became ready: their memory and the "
+            "tracking of their errors begin with the first of these calls.",
             np.array([record.work_done for record in kept]),
             np.array([forecast.quantiles for forecast in forecasts]),
             LEVELS,

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from swarmx.core.errors import PredictorError
+from swarmx.core.forecast import LEVELS
 from swarmx.core.prompts import Encoding, PromptText, cut
 from swarmx.core.records import CallRecord
 from swarmx.neural.encoders.bag import bag_of
 from swarmx.neural.explain import GROUPS, _shapley, explain_prompt, explain_vector, nearest, ngrams_of
 from swarmx.neural.forecaster import NeuralForecaster, role_of
+from swarmx.neural.tracking import QuantileTracker
 from tests.agents.worlds import a_call
 from tests.gateway.test_predictor_metrics import FINISHED
 from tests.neural.length_weights import BITS, write_weights
@@ -66,6 +68,19 @@ def test_the_forecast_is_that_of_the_forecaster(forecaster: NeuralForecaster) ->
     assert found.quantiles == pytest.approx(forecaster.forecast(call, encoding).quantiles)
 
 
+def test_recent_errors_are_a_move_of_their_own(forecaster: NeuralForecaster) -> None:
+    tracked = NeuralForecaster(forecaster.encoder, forecaster.memory.copy(), forecaster.head, QuantileTracker(LEVELS))
+    call = a_call("c", work_limit=5000.0)
+    encoding = tracked.encode(call, prompt(TEXT))
+    assert tracked.correction is not None
+    log_q = tracked.log_quantiles(call.model, role_of(call), call.work_limit, encoding)
+    for _ in range(50):
+        tracked.correction.observe(f"{call.model}|{role_of(call)}", "", log_q, float(log_q[3]) + 1.0)
+    found = explain_prompt(tracked, prompt(TEXT), model=call.model, role=role_of(call), limit=5000.0)
+    assert {move.name: move.log for move in found.moves}["recent errors"] > 0.5
+    assert found.quantiles == pytest.approx(tracked.forecast(call, encoding).quantiles)
+
+
 def test_the_base_knows_neither_prompt_nor_model(forecaster: NeuralForecaster) -> None:
     bases = {
         explain_prompt(forecaster, prompt(text), model=model, role=role).base
@@ -77,7 +92,7 @@ def test_the_base_knows_neither_prompt_nor_model(forecaster: NeuralForecaster) -
 def test_what_is_not_known_moves_nothing(forecaster: NeuralForecaster) -> None:
     found = explain_prompt(forecaster, prompt(TEXT), model="never-seen", role="never/seen")
     moves = {move.name: move.factor for move in found.moves}
-    assert moves["role"] == moves["model"] == moves["limit"] == pytest.approx(1.0)
+    assert all(moves[name] == pytest.approx(1.0) for name in ("role", "model", "recent errors", "limit"))
     assert (found.model_seen, found.role_seen) == (0, 0)
 
 

@@ -40,7 +40,7 @@ class EncoderSettings:
     """How an encoder is trained. The last layer's quantiles are first fitted alone (`probe_epochs`), so that what the
     network brings along is not shaken off (Kumar et al., ICLR 2022)."""
 
-    epochs: int = 3
+    epochs: int = 2
     probe_epochs: int = 60
     batch: int = 16
     learning_rate: float = 2e-5
