@@ -6,8 +6,8 @@ was learnt without the row's own prompt, and training rows on which a model is a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ FEW = (0, 50)
 _FOLDS = 6
 _STRANGERS = 120
 _DIRECTIONS = 64
+_OFFSETS = 8
 
 
 class Encodings(NamedTuple):
@@ -55,9 +56,10 @@ class Prompts:
 class Design:
     """Rows for a regression of log(tokens + 1): x [rows, features], target and anchor [rows], weight [rows].
 
-    The last column of `x` is the model as a category, NaN for a stranger.
+    The last column of `x` is the model as a category, NaN for a stranger. `rows` are those of the lengths, or empty.
     """
 
+    rows: Rows
     x: Floats
     target: Floats
     anchor: Floats
@@ -205,10 +207,10 @@ class Ground:
         limit = np.log1p(self.lengths.limit[rows])
         size = self.log_params[self.model[rows]]
         x = np.column_stack([self.columns[prompt], encoded, anchor, category, limit, size, named])
-        return Design(x=x, target=self.y[rows], anchor=anchor, weight=np.full(len(rows), weight))
+        return Design(rows=rows, x=x, target=self.y[rows], anchor=anchor, weight=np.full(len(rows), weight))
 
     def _offsets(self, known: Rows, known_model: Rows, rows: Rows, model: Rows) -> tuple[Floats, Floats]:
-        """Columns [rows, 8] (the last is the sum) and the sum [rows], from what `known` leave over effects."""
+        """Columns [rows, `_OFFSETS`] (the last is the sum) and the sum [rows], from what `known` leave over effects."""
         rest = self.y[known] - self.effect[self.lengths.prompt[known]]
         overall = float(rest.mean())
         rest = rest - overall
@@ -236,6 +238,7 @@ class Ground:
 
 def _joined(parts: Sequence[Design]) -> Design:
     return Design(
+        rows=np.concatenate([part.rows for part in parts]),
         x=np.concatenate([part.x for part in parts]),
         target=np.concatenate([part.target for part in parts]),
         anchor=np.concatenate([part.anchor for part in parts]),
@@ -254,24 +257,35 @@ def table_design(data: LengthData, split: str) -> Design:
 def features_design(features: Floats32, anchor: Floats, target: Floats, weight: Floats) -> Design:
     """Our features as a design; there is no column for the model."""
     x = np.column_stack([features.astype(np.float64), np.full(len(features), np.nan)])
-    return Design(x=x, target=target, anchor=anchor, weight=weight)
+    return Design(rows=np.zeros(0, dtype=np.int64), x=x, target=target, anchor=anchor, weight=weight)
 
 
-def oracle_design(ground: Ground, rows: Rows, answered: NDArray[np.bool_]) -> Design:
-    """Rows that may read what other models answered to the same prompt: a bound, not a forecast.
+def with_other_answers(ground: Ground, answered: NDArray[np.bool_]) -> Callable[[Design], Design]:
+    """Lets designs read what other models answered to the same prompt: a bound, not a forecast.
 
-    `answered` [all rows] may be read; the mean and spread of what they leave over, the row itself left out.
+    `answered` [all rows] may be read. The ground's offsets are then those that are left when the prompts' effects are
+    known, and a row reads mean, spread and number of the other answers to its prompt instead of the text.
     """
-    plain = ground.asked(np.arange(len(ground.y)))
-    rest = ground.y - plain.anchor
-    prompts = len(ground.lengths.texts)
-    prompt = ground.lengths.prompt
-    mine = answered[rows].astype(np.float64)
-    count = np.bincount(prompt[answered], minlength=prompts)[prompt[rows]] - mine
-    total = np.bincount(prompt[answered], rest[answered], prompts)[prompt[rows]] - mine * rest[rows]
-    square = np.bincount(prompt[answered], rest[answered] ** 2, prompts)[prompt[rows]] - mine * rest[rows] ** 2
-    mean = total / (count + 1.0)
-    spread = np.sqrt(np.maximum(square / np.maximum(count, 1.0) - mean**2, 0.0))
-    chosen = plain.x[rows, ground.columns.shape[1] :]
-    x = np.column_stack([mean, spread, count, chosen])
-    return Design(x=x, target=ground.y[rows], anchor=plain.anchor[rows] + mean, weight=np.ones(len(rows)))
+    lengths = ground.lengths
+    rest = ground.y - ground.asked(np.arange(len(ground.y))).anchor
+    prompts = len(lengths.texts)
+    where = lengths.prompt[answered]
+    count = np.bincount(where, minlength=prompts)
+    total = np.bincount(where, rest[answered], prompts)
+    square = np.bincount(where, rest[answered] ** 2, prompts)
+    ground.effect = total / (count + 1.0)
+    width = ground.columns.shape[1]
+
+    def read(design: Design) -> Design:
+        rows = design.rows
+        prompt, mine = lengths.prompt[rows], answered[rows].astype(np.float64)
+        others = count[prompt] - mine
+        mean = (total[prompt] - mine * rest[rows]) / (others + 1.0)
+        variance = (square[prompt] - mine * rest[rows] ** 2) / np.maximum(others, 1.0) - mean**2
+        offsets = design.x[:, width : width + _OFFSETS]
+        anchor = offsets[:, -1] + mean
+        spread = np.sqrt(np.maximum(variance, 0.0))
+        x = np.column_stack([mean, spread, others, offsets, anchor, design.x[:, width + _OFFSETS + 1 :]])
+        return replace(design, x=x, anchor=anchor)
+
+    return read

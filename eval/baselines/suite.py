@@ -14,8 +14,8 @@ from eval.baselines.columns import (
     Prompts,
     Text,
     features_design,
-    oracle_design,
     table_design,
+    with_other_answers,
 )
 from eval.baselines.empirical import (
     Grouping,
@@ -247,9 +247,9 @@ class Suite:
         train, held = table_design(self.data, "train"), table_design(self.data, "validation")
         drawn = np.random.default_rng(self.seed).random(len(train.target)) < _STRANGERS_KEPT
         kept = (train.weight >= 1.0) | drawn
-        train = Design(
-            x=train.x[kept], target=train.target[kept], anchor=train.anchor[kept],
-            weight=np.where(train.weight[kept] >= 1.0, 1.0, train.weight[kept] / _STRANGERS_KEPT),
+        weight = np.where(train.weight[kept] >= 1.0, 1.0, train.weight[kept] / _STRANGERS_KEPT)
+        train = replace(
+            train, x=train.x[kept], target=train.target[kept], anchor=train.anchor[kept], weight=weight
         )  # fmt: skip
         designs = [
             features_design(part.features, part.anchor, np.zeros(len(part.rows)), np.ones(len(part.rows)))
@@ -262,9 +262,10 @@ class Suite:
     def _oracle(self, known: Rows, held: Rows, asked: Sequence[Asked]) -> Forecasts:
         """What could be known if every other model's answer to the prompt were: what no forecaster can read."""
         ground = self._ground("svd", known)
-        answered = self.lengths.model_split != "test"
-        train = oracle_design(ground, known[answered[known]], answered)
-        designs = [oracle_design(ground, part.rows, answered) for part in asked]
-        settings = replace(self.choices.learner["lightgbm"], identity=False, over_anchor=True)
-        quantiles = forecast("lightgbm", train, oracle_design(ground, held, answered), designs, settings, self.seed)
+        read = with_other_answers(ground, self.lengths.model_split != "test")
+        designs = [read(ground.asked(part.rows)) for part in asked]
+        settings = replace(self.choices.learner["lightgbm"], over_anchor=True)
+        quantiles = forecast(
+            "lightgbm", read(ground.train()), read(ground.asked(held)), designs, settings, self.seed
+        )  # fmt: skip
         return Forecasts("oracle_other_answers", "bound", "leave-one-out mean and spread of the prompt", quantiles)

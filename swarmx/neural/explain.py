@@ -295,7 +295,8 @@ class _Question:
 def _shares(gate: Floats32) -> Floats32:
     """The gate as shares that add up to one, whatever a head has as its mean."""
     shares: Floats32 = np.maximum(gate, 1e-6)
-    return shares / shares.sum()
+    shares /= shares.sum()
+    return shares
 
 
 def _effect(encoder: HashedEncoder, gate: Floats32, counts: Floats32) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,11 +14,13 @@ from msgspec.structs import replace
 from swarmx.config import PredictorSection
 from swarmx.core.actions import Retrain, UsePredictor
 from swarmx.core.forecast import LEVELS
+from swarmx.core.messages import Message, PredictorReady, RetrainEnded
+from swarmx.core.prompts import Encoding
 from swarmx.core.records import CallRecord
 from swarmx.neural.forecaster import NeuralForecaster
 from swarmx.neural.tracking import QuantileTracker
 from swarmx.runtime.forecasting import GuardedForecaster
-from swarmx.wiring.adaptation import adaptation, trainable
+from swarmx.wiring.adaptation import adaptation, remember, trainable
 from tests.agents.worlds import PROMPT, a_call
 from tests.gateway.whole import MODEL, whole
 from tests.neural.length_weights import write_weights
@@ -87,7 +90,7 @@ async def test_the_learner_joins_with_those_who_do_what_it_says(weights: Path, t
     assert off.agents == ()
 
 
-def test_a_swap_puts_the_head_in_force_and_forgets_the_errors_of_the_one_before(weights: Path) -> None:
+def test_a_swap_puts_the_head_in_force_and_corrects_it_by_what_it_would_have_said(weights: Path) -> None:
     forecaster = NeuralForecaster.load(weights, QuantileTracker(LEVELS))
     call = a_call("c", model=MODEL)
     encoding = forecaster.encode(call, PROMPT)
@@ -98,20 +101,62 @@ def test_a_swap_puts_the_head_in_force_and_forgets_the_errors_of_the_one_before(
     lengths = trainable(forecaster)
     assert lengths.swap(new) is old
     assert lengths.head() is new
-    assert isinstance(forecaster.correction, QuantileTracker)
-    assert forecaster.correction.keys == 0
+    swapped = forecaster.forecast(call, forecaster.encode(call, PROMPT))
+    assert swapped.version == new.version
+    assert swapped.quantile(0.5) == pytest.approx(min(5000.0, call.work_limit), rel=0.5)
+
+
+@pytest.mark.process
+async def test_drifted_calls_in_memory_train_the_head_again_and_the_next_life_begins_with_it(
+    weights: Path, tmp_path: Path
+) -> None:
+    """The whole way, with a real child process: records, rows, training, swap, and the note for a restart."""
+    found = await Bench().made(engine="neural", weights=weights)
+    assert found.neural is not None
+    call, rng, vector = a_call("c", model=MODEL), np.random.default_rng(0), found.neural.encode(a_call("c"), PROMPT)
+    records = [
+        a_record(vector, f"c{i}", work_done=float(rng.lognormal(6.0 if i % 2 else 3.0, 0.1)), role="ab"[i % 2])
+        for i in range(600)
+    ]
+    told: asyncio.Queue[Message] = asyncio.Queue()
+
+    async def newest(limit: int) -> list[CallRecord]:
+        return records[-limit:]
+
+    folder, shipped = tmp_path / "predictors", found.neural.head.version
+    async with AsyncExitStack() as stack:
+        made = adaptation(PredictorSection(), found, stack, newest=newest, folder=folder, post=told.put_nowait)
+        made.performers[Retrain](Retrain(retrain_id="length-1", head="length", keys=(("k/r", ""),)))
+        ended = await told.get()
+        assert isinstance(ended, RetrainEnded)
+        assert ended.outcome == "better"
+        assert ended.loss_after < ended.loss_before
+        made.performers[UsePredictor](UsePredictor(head="length", version=ended.version))
+        ready = await told.get()
+    assert ready == PredictorReady(head="length", version=ended.version, previous=shipped)
+    assert found.neural.head.version == ended.version
+
+    again = await Bench().made(engine="neural", weights=weights)
+    await remember(PredictorSection(), again, newest=newest, folder=folder)
+    assert again.neural is not None
+    assert again.neural.head.version == ended.version
+    assert again.first.forecast(call, again.first.encode(call, PROMPT)).version == ended.version
+
+
+def a_record(encoding: Encoding, call_id: str, *, work_done: float, role: str = "r") -> CallRecord:
+    return CallRecord(
+        call_id=call_id, tenant="t", workflow_id="", workflow_kind="k", node="", role=role, kind="llm", model=MODEL,
+        state="finished", attempts=1, replica_id="a", device="d", prompt_key="0", prompt_bytes=1, prompt_tokens=1,
+        work_done=work_done, forecast_p50=1.0, forecast_p90=2.0, forecast_source="neural", ready_at_s=0.0,
+        dispatched_at_s=0.0, first_token_at_s=0.0, ended_at_s=1.0, encoder=encoding.encoder,
+        encoding=encoding.vector.astype("<f2").tobytes(), work_limit=4096.0,
+    )  # fmt: skip
 
 
 def test_records_of_a_server_make_rows_for_its_head(weights: Path) -> None:
     forecaster = NeuralForecaster.load(weights)
     encoding = forecaster.encode(a_call("c"), PROMPT)
-    record = CallRecord(
-        call_id="c", tenant="t", workflow_id="", workflow_kind="k", node="", role="r", kind="llm", model=MODEL,
-        state="finished", attempts=1, replica_id="a", device="d", prompt_key="0", prompt_bytes=1, prompt_tokens=1,
-        work_done=30.0, forecast_p50=1.0, forecast_p90=2.0, forecast_source="neural", ready_at_s=0.0,
-        dispatched_at_s=0.0, first_token_at_s=0.0, ended_at_s=1.0, encoder=encoding.encoder,
-        encoding=encoding.vector.astype("<f2").tobytes(), work_limit=64.0,
-    )  # fmt: skip
+    record = a_record(encoding, "c", work_done=30.0)
     table = trainable(forecaster).table_of([record, replace(record, encoder="")])
     assert len(table) == 1
     log_q = forecaster.head.log_quantiles(table.features, table.anchor, table.group.tolist())
