@@ -165,9 +165,11 @@ def compare(
         head_settings = replace(LENGTH_SETTINGS, epochs=3) if quick else LENGTH_SETTINGS
         data, head = train_length(lengths, seed=seed, encoder=settings, settings=head_settings, progress=progress)
         rng = np.random.default_rng(seed)
-        ours = Ours(encoder=data.encoder, memory=data.memory, head=head, version=f"trained with seed {seed}")
-        late = known[lengths.model_split[known] == "validation"]
-        ours = replace(ours, memory=ours.taught(lengths, rng.permutation(late)))
+        # What is known comes in any order; the memory that training leaves has met the validation models last.
+        blank = LengthMemory(kind_means=data.memory.kind_means, kind_spreads=data.memory.kind_spreads,
+                             doubts=data.memory.doubts)  # fmt: skip
+        ours = Ours(encoder=data.encoder, memory=blank, head=head, version=f"trained with seed {seed}")
+        ours = replace(ours, memory=ours.taught(lengths, rng.permutation(known)))
         prompts = prompts_of(lengths, data)
         if choices is None:
             choices = choose(lengths, prompts, data, quick=quick, progress=progress)

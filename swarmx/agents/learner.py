@@ -57,7 +57,8 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True):
     when the number of outcomes at or below the 90 % quantile is more than `band` standard deviations from what it
     should be; and it rolls back when after `watch` outcomes the new version is worse than the old one by two standard
     errors. After a retraining `cooldown_s` pass before the next of the head, twice as long after every one that did
-    not help, up to eight times. One whose end is not heard of for `patience_s` counts as failed.
+    not help, up to eight times. One whose end is not heard of for `patience_s` counts as failed. Heads that are not
+    among `trainable` (None: all are) are watched, and nothing is done about their drift but to tell.
     """
 
     mode: LearnerMode = "ours"
@@ -70,6 +71,7 @@ class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True):
     patience_s: float = 900.0
     most_keys: int = 1000
     most_heads: int = 32
+    trainable: tuple[str, ...] | None = None
 
 
 @dataclass(slots=True)
@@ -237,6 +239,8 @@ class LearnerAgent:
         if not head.is_drifting:
             head.is_drifting = True
             outputs.append(AlertRaised(kind="forecast_drift", subject=name, value=head.windows[key].mean))
+        if self.settings.trainable is not None and name not in self.settings.trainable:
+            return outputs
         if head.retrain_id or head.awaited or head.watch is not None or head.is_cooling:
             return outputs
         head.retrain_id = f"{name}-{round(now_s * 1000)}"

@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import pairwise
+from operator import le, lt
 from typing import Literal
 
 import msgspec
@@ -41,9 +41,11 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 f"a forecast needs as many quantiles as levels and at least two, got {len(self.levels)} levels "
                 f"and {len(self.quantiles)} quantiles"
             )
-        if not (self.levels[0] > 0.0 and self.levels[-1] < 1.0) or not _rises(self.levels, strictly=True):
+        # The levels of the house need no check, and the comparisons find NaN, too: this runs for every call.
+        p, q = self.levels, self.quantiles
+        if p is not LEVELS and not (p[0] > 0.0 and p[-1] < 1.0 and all(map(lt, p, p[1:]))):
             raise ValueError(f"levels must rise strictly within (0, 1), got {self.levels}")
-        if not all(math.isfinite(q) and q >= 0.0 for q in self.quantiles) or not _rises(self.quantiles):
+        if not (q[0] >= 0.0 and q[-1] < math.inf and all(map(le, q, q[1:]))):
             raise ValueError(f"quantiles must be finite, not negative and must not fall, got {self.quantiles}")
 
     @cached_property
@@ -130,10 +132,6 @@ def from_samples(
 def point(value: float, *, unit: Unit, source: Source = "prior") -> Forecast:
     """A forecast that is sure of one value (an image's work is known from its request)."""
     return Forecast(levels=(0.25, 0.75), quantiles=(value, value), unit=unit, source=source)
-
-
-def _rises(values: Sequence[float], *, strictly: bool = False) -> bool:
-    return all(a < b if strictly else a <= b for a, b in pairwise(values))
 
 
 def _interpolate(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:

@@ -75,6 +75,12 @@ def show(console: Console, result: dict[str, Any], passes: Sequence[Pass]) -> No
         table.add_row(rows[0]["replica_id"], rows[0]["device"], *cells)
     console.print(table)
 
+    table = Table("forecast by", "calls", "≤ P50", "≤ P90", "≤ P99", title="Lengths against their forecasts, last pass")
+    for row in passes[-1].forecasts:
+        shares = (f"{row[name]:.0%}" for name in ("at_p50", "at_p90", "at_p99"))
+        table.add_row(row["source"], str(row["calls"]), *shares)
+    console.print(table)
+
     explained = passes[-1].explained
     if explained is not None:
         console.print("[bold]One decision, explained[/], in wall seconds (`swarmx why CALL` does this for any call):")

@@ -42,6 +42,7 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
     explained: dict[str, Any] | None
     voids: list[str]
     seconds: float
+    forecasts: list[dict[str, Any]] = []
 
 
 def arrivals(
@@ -168,6 +169,7 @@ async def _one_pass(
                 explained=await _explained(api, rows),
                 voids=[f"{replica_id}: {why}" for replica_id, why in (await voids(replicas)).items()],
                 seconds=seconds,
+                forecasts=(await api.get("/api/v1/predictor"))["observed"],
             )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import ArrayLike
 
 from swarmx.core.messages import ServiceCurvePublished
@@ -63,6 +64,14 @@ def service_curve(
         measured_at_s=measured_at_s,
         version=f"{ttft.version} {completion.version}".strip(),
     )
+
+
+def moved(curve: ServiceCurvePublished, correct: Callable[[Floats], Floats]) -> ServiceCurvePublished:
+    """The curve with its completions corrected: `correct` maps the log quantiles [K] of one point."""
+    shape = (len(curve.work), len(curve.uncached), len(curve.levels))
+    log_s = np.log(np.maximum(np.array(curve.completion_s), _SMALLEST_S)).reshape(-1, len(curve.levels))
+    corrected = np.exp(np.minimum(np.stack([correct(row) for row in log_s]), 40.0)).reshape(shape)
+    return structs.replace(curve, completion_s=tuple(_rising(corrected).ravel().tolist()))
 
 
 def read_curve(curve: ServiceCurvePublished, work: ArrayLike, uncached: ArrayLike) -> Floats:

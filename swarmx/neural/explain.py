@@ -25,7 +25,7 @@ from swarmx.neural.replayed import vector_of
 GROUPS = ("kind of text", "words", "size and marks", "role", "model", "recent errors", "limit")
 _KIND, _WORDS, _COUNTS, _ROLE, _MODEL, _ERRORS, _LIMIT = range(len(GROUPS))
 _ALL = (1 << len(GROUPS)) - 1
-_NOBODY = "\x00"  # a model and role that no memory has seen
+_NOBODY = "\x00"  # a model and role that no memory has seen; an empty role is none
 _MOST_WORDS = 200
 _MOST_CHARACTERS = 40
 _PIECE = re.compile(rb"[A-Za-z\x80-\xff]+|[0-9]+|[^A-Za-z0-9\x80-\xff\x00-\x20\x7f]")  # as `encoders.bag` cuts
@@ -246,7 +246,7 @@ class _Question:
             encoder,
             vector,
             self.model if _has(known, _MODEL) else _NOBODY,
-            self.role if _has(known, _ROLE) else _NOBODY,
+            self.role if self.role and _has(known, _ROLE) else _NOBODY,
             self.limit if _has(known, _LIMIT) else math.inf,
         )
         group = f"kind{encoder.kind_of(vector)}"

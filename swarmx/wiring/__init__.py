@@ -212,9 +212,9 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
             forecasts.observe,
             log_decision,
         ]
-        publisher = await curves(settings.predictor, stack, clock=clock, post=post)
-        if publisher is not None:
-            switchboard.observers.append(publisher.observe)
+        published = await curves(settings.predictor, stack, clock=clock, post=post)
+        if published is not None:
+            switchboard.observers.append(published.observe)
         for provider in providers.values():
             stack.push_async_callback(provider.stop)
         stack.push_async_callback(fleet.close)  # first: it calls off the starts that are going on

@@ -52,7 +52,7 @@ def adaptation(
     retraining = Retraining({LENGTH_HEAD: trainable(found.neural)}, newest=newest, folder=folder, post=post)
     stack.push_async_callback(retraining.close)
     return Adaptation(
-        agents=(LearnerAgent(LearnerSettings()),),
+        agents=(LearnerAgent(LearnerSettings(trainable=(LENGTH_HEAD,))),),
         performers={Retrain: retraining.perform_retrain, UsePredictor: retraining.perform_use},
     )
 

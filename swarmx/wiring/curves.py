@@ -11,6 +11,7 @@ from pathlib import Path
 
 from swarmx.config import PredictorSection
 from swarmx.core.errors import PredictorError
+from swarmx.core.forecast import LEVELS
 from swarmx.core.messages import Message, ServiceCurvePublished, SignalReported
 from swarmx.core.nouns import Replica
 from swarmx.neural.checkpoint import load_head
@@ -18,12 +19,28 @@ from swarmx.neural.curves import service_curve
 from swarmx.neural.facts import device_facts, model_facts
 from swarmx.neural.head import Head
 from swarmx.neural.heads.latency import COMPLETION, TTFT, Candidate, RuntimeState
+from swarmx.neural.tracking import QuantileTracker
 from swarmx.runtime.clock import Clock
 from swarmx.runtime.curves import CurvePublisher
+from swarmx.runtime.latency_tracking import LatencyTracking
 from swarmx.wiring.predictors import weights_folder
 from swarmx.wiring.tasks import running_task
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curves:
+    """Who publishes curves, and who follows how they did."""
+
+    publisher: CurvePublisher
+    tracking: LatencyTracking | None
+
+    def observe(self, message: Message, now_s: float) -> None:
+        """Register as an observer of the switchboard."""
+        self.publisher.observe(message, now_s)
+        if self.tracking is not None:
+            self.tracking.observe(message, now_s)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,6 +49,7 @@ class LatencyHeads:
 
     ttft: Head
     completion: Head
+    tracking: LatencyTracking | None = None
 
     def curve(self, replica: Replica, signal: SignalReported | None, now_s: float) -> ServiceCurvePublished | None:
         """What a call would take there now; None for an image model, whose calls are not priced by tokens."""
@@ -40,7 +58,7 @@ class LatencyHeads:
         candidate = Candidate(
             profile=replica.profile, device=device_facts(replica.device), model=model_facts(replica.model)
         )
-        return service_curve(
+        curve = service_curve(
             self.ttft,
             self.completion,
             candidate,
@@ -48,6 +66,7 @@ class LatencyHeads:
             replica_id=replica.replica_id,
             measured_at_s=now_s,
         )
+        return curve if self.tracking is None else self.tracking.corrected(replica, curve)
 
 
 def latency_heads(folder: Path) -> LatencyHeads | None:
@@ -61,14 +80,16 @@ def latency_heads(folder: Path) -> LatencyHeads | None:
 
 async def curves(
     wanted: PredictorSection, stack: AsyncExitStack, *, clock: Clock, post: Callable[[Message], None]
-) -> CurvePublisher | None:
-    """Publishing until `stack` closes; None where nobody can compute curves."""
+) -> Curves | None:
+    """Publishing until `stack` closes, corrected by calls that end (`adapt`); None where nobody can compute curves."""
     heads = latency_heads(weights_folder(wanted)) if wanted.engine == "neural" else None
     if heads is None:
         return None
+    if wanted.adapt:
+        heads.tracking = LatencyTracking(QuantileTracker(LEVELS), post=post)
     publisher = CurvePublisher(heads.curve, post=post, clock=clock, every_s=wanted.curves_every_s)
     await stack.enter_async_context(running_task(publisher.run(), name="service curves"))
-    return publisher
+    return Curves(publisher=publisher, tracking=heads.tracking)
 
 
 def _state(signal: SignalReported | None, now_s: float) -> RuntimeState:

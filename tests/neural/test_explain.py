@@ -96,6 +96,11 @@ def test_what_is_not_known_moves_nothing(forecaster: NeuralForecaster) -> None:
     assert (found.model_seen, found.role_seen) == (0, 0)
 
 
+def test_no_role_is_a_role_that_was_never_seen(forecaster: NeuralForecaster) -> None:
+    without, unknown = (explain_prompt(forecaster, prompt(TEXT), model="m", role=role) for role in ("", "never/seen"))
+    assert without == unknown
+
+
 def test_a_limit_below_the_forecast_moves_it_down_to_the_limit(forecaster: NeuralForecaster) -> None:
     found = explain_prompt(forecaster, prompt(TEXT), model="m", role="report/writer", limit=5.0)
     assert found.median == pytest.approx(5.0)

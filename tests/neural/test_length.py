@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmx.core.errors import PredictorError
-from swarmx.core.prompts import cut
+from swarmx.core.prompts import Encoding, PromptText, cut
 from swarmx.neural.checkpoint import load_arrays, load_head
 from swarmx.neural.encoders.hashed import load_hashed
+from swarmx.neural.forecaster import NeuralForecaster
 from swarmx.neural.heads.length import MEMORY, LengthMemory, length_spec, load_memory, log_params
 from swarmx.neural.losses import coverage, pinball
 from swarmx.neural.training.hashed import HashedSettings
 from swarmx.neural.training.lengths import ask, read_lengths
-from swarmx.neural.training.run import LENGTH_SETTINGS, train, train_length
+from swarmx.neural.training.run import LENGTH_SETTINGS, train, train_adapted, train_length
+from tests.agents.worlds import a_call
 from tests.neural.length_weights import BITS, EXPERTS, THEMES, write_weights
 from tests.neural.prompts import MODELS, write_lengths
 
@@ -180,6 +183,49 @@ def test_no_test_prompt_or_test_model_is_learnt_from(tmp_path: Path) -> None:
     other, head_too = train_length(spoilt, encoder=SMALL, settings=QUICK)
     assert np.array_equal(data.encoder.table, other.encoder.table)
     assert np.array_equal(head.nets[0].out, head_too.nets[0].out)
+
+
+class Verbs:
+    """A slow encoder that knows one thing: whether the prompt asks for an explanation."""
+
+    name, slow, dimension = "verbs", True, 2
+
+    def __init__(self, version: str = "verbs-1") -> None:
+        self.version = version
+
+    def encode(self, prompts: Sequence[PromptText]) -> np.ndarray:
+        explains = [b"Explain" in prompt.text for prompt in prompts]
+        return np.array([[1.0, 0.0] if explain else [0.0, 1.0] for explain in explains], dtype=np.float32)
+
+
+def test_a_slower_encoder_is_brought_into_the_same_layout_and_forecasts_in_the_second_place(tmp_path: Path) -> None:
+    write_lengths(tmp_path / "prompts")
+    cards = train_adapted(Verbs(), tmp_path, tmp_path / "out")
+    assert [card.name for card in cards] == ["encoder_adapted", "length_memory", "length"]
+    encoder, forecaster = NeuralForecaster.load_second(tmp_path / "out", Verbs())
+    call = a_call("c", model="house-7b", work_limit=1e5)
+    short, long = (
+        forecaster.forecast(call, Encoding(encoder=encoder.version, vector=encoder.encode([cut(text)])[0]))
+        for text in (
+            b"Name in one word what rivers do, case 3.",
+            b"Explain in detail, with examples, how rivers do, case 3.",
+        )
+    )
+    assert long.quantile(0.5) > 1.8 * short.quantile(0.5)
+    with pytest.raises(PredictorError, match="reads the vectors of verbs-1, not of verbs-2"):
+        NeuralForecaster.load_second(tmp_path / "out", Verbs("verbs-2"))
+
+
+def test_a_new_installation_is_forecast_well_before_it_knows_any_role(tmp_path: Path) -> None:
+    write_lengths(tmp_path, prompts=600)
+    lengths = read_lengths(tmp_path, SMALL.bits)
+    data, head = train_length(lengths, encoder=SMALL, settings=replace(QUICK, epochs=8))
+    rows = lengths.rows("test", "train").nonzero()[0]
+    truth, levels = lengths.tokens[rows], head.spec.levels
+    features, anchor = ask(data.shipped.as_shipped(), data.encoder, data.vectors, lengths, rows, roles=False)
+    q = head.quantiles(features, anchor)
+    assert coverage(truth, q, levels, 0.5) == pytest.approx(0.5, abs=0.15)
+    assert coverage(truth, q, levels, 0.9) == pytest.approx(0.9, abs=0.1)
 
 
 def test_files_that_are_not_of_the_schema_are_refused_by_name(tmp_path: Path) -> None:

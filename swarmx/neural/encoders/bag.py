@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from swarmx.core.prompts import HEAD_BYTES, TAIL_BYTES, PromptText
 from swarmx.neural.net import Floats32
 
-Words = NDArray[np.uint64]
+Words = NDArray[np.uint32]
 
 COUNTS = (
     "log_bytes",
@@ -49,8 +49,8 @@ def _classes() -> NDArray[np.uint8]:
     return table
 
 
-def _folded() -> NDArray[np.uint64]:
-    table = np.arange(256, dtype=np.uint64) + np.uint64(1)
+def _folded() -> Words:
+    table = np.arange(1, 257, dtype=np.uint32)
     for byte in range(256):
         if byte < 128 and chr(byte).isdigit():
             table[byte] = ord("0")  # numbers count by their length
@@ -80,28 +80,28 @@ def _counted() -> NDArray[np.float64]:
 
 
 _CLASS, _FOLD, _COUNTED = _classes(), _folded(), _counted()
-_FACTOR = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2^64
-_MIX = np.uint64(0xD6E8FEB86659FD93)
-_PAIR = np.uint64(0xA24BAED4963EE407)
-_S29 = np.uint64(29)
-_NONE: Words = np.zeros(0, dtype=np.uint64)
+_FACTOR = 0x9E3779B1  # odd, so it has an inverse modulo 2^32
+_MIX = np.uint32(0x85EBCA6B)
+_PAIR = np.uint32(0xC2B2AE35)
+_NONE: Words = np.zeros(0, dtype=np.uint32)
 _WEIGHT = np.concatenate(([0.0], 1.0 + np.log(np.arange(1, _MOST + 1)))).astype(np.float32)
 
 
 def _powers(factor: int) -> Words:
-    powers = np.full(_MOST + 1, factor, dtype=np.uint64)
+    powers = np.full(_MOST + 1, factor, dtype=np.uint32)
     powers[0] = 1
     return np.multiply.accumulate(powers)
 
 
-_POWER, _INVERSE = _powers(_FACTOR), _powers(pow(_FACTOR, -1, 2**64))
+_POWER = _powers(_FACTOR)
+_INVERSE = _powers(pow(_FACTOR, -1, 2**32)) * _MIX  # mixed at once: the upper bits of a product know all of the word
 
 
 @dataclass(frozen=True, slots=True)
 class Bag:
     """`ids` [n] are distinct and rise, `weights` [n] are 1 + log(occurrences), `counts` [len(COUNTS)]."""
 
-    ids: NDArray[np.int64]
+    ids: NDArray[np.int32]
     weights: Floats32
     counts: Floats32
 
@@ -110,7 +110,7 @@ def bag_of(prompt: PromptText, bits: int) -> Bag:
     """The bag of a prompt, hashed into 2^`bits` places.
 
     A word is a run of letters (folded to lower case), a run of digits (counted by length), or one other character.
-    The hash of a word is that of Karp and Rabin (1987): with prefix sums of byte * factor^position modulo 2^64, all
+    The hash of a word is that of Karp and Rabin (1987): with prefix sums of byte * factor^position modulo 2^32, all
     words come out of a handful of array operations. Any bytes will do, also none.
     """
     raw = np.frombuffer(prompt.text, dtype=np.uint8, count=min(len(prompt.text), _MOST))
@@ -118,19 +118,15 @@ def bag_of(prompt: PromptText, bits: int) -> Bag:
     histogram = (np.bincount(raw, minlength=256) @ _COUNTED).tolist()
     words, numbers = _words(raw) if n else (_NONE, 0)
     found = len(words)
-    hashes = np.empty(max(0, 2 * found - 1), dtype=np.uint64)
+    hashes = np.empty(max(0, 2 * found - 1), dtype=np.uint32)
     if found:
-        words ^= words >> _S29
-        words *= _MIX
+        hashes[:found] = words
         pairs = hashes[found:]
         np.multiply(words[:-1], _PAIR, out=pairs)
         pairs += words[1:]
-        pairs ^= pairs >> _S29
-        pairs *= _MIX
-        hashes[:found] = words
-    hashes >>= np.uint64(64 - bits)
+    hashes >>= np.uint32(32 - bits)
     hashes.sort()
-    ids, times = _runs(hashes.view(np.int64))
+    ids, times = _runs(hashes.view(np.int32))
     lines, digits, upper, marks, foreign, questions, equals, brackets, stops = histogram
     share = 1.0 / max(n, 1)
     counts = np.array(
@@ -166,7 +162,7 @@ def _words(raw: NDArray[np.uint8]) -> tuple[Words, int]:
     np.not_equal(kind[1:], kind[:-1], out=begins[1:n])
     begins[:n] |= kind == _MARK
     edges = begins.nonzero()[0]
-    prefix = np.empty(n + 1, dtype=np.uint64)
+    prefix = np.empty(n + 1, dtype=np.uint32)
     prefix[0] = 0
     folded = _FOLD.take(raw)
     folded *= _POWER[:n]
@@ -179,7 +175,7 @@ def _words(raw: NDArray[np.uint8]) -> tuple[Words, int]:
     return words[kinds != _SPACE], int(np.count_nonzero(kinds == _DIGIT))
 
 
-def _runs(ordered: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats32]:
+def _runs(ordered: NDArray[np.int32]) -> tuple[NDArray[np.int32], Floats32]:
     """The distinct values of a sorted array, and 1 + log of how often each occurs."""
     n = len(ordered)
     if n == 0:

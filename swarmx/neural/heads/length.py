@@ -127,10 +127,10 @@ class LengthMemory:
         """The features [features of `length_spec`] and the anchor for one call."""
         d = self.doubts
         gate, effect, kind = _split(encoder, vector)
-        by_role = self._get(("", role, -1))
+        by_role = self._get(("", role, -1)) if role else _NOTHING
         by_model = self._get((model, "", -1))
         by_kind = self._get((model, "", kind))
-        by_both = self._get((model, role, -1))
+        by_both = self._get((model, role, -1)) if role else _NOTHING
         offsets = (
             by_role.shrunk(d.role),
             by_model.shrunk(d.model),
@@ -165,16 +165,14 @@ class LengthMemory:
         return features, anchor
 
     def learn(self, encoder: Reading, vector: Floats32, model: str, role: str, tokens: float) -> None:
-        """A call of this model and role came to so many tokens."""
+        """A call of this model and role came to so many tokens; of a role "" nothing is kept."""
         d = self.doubts
         gate, effect, kind = _split(encoder, vector)
         rest = math.log(tokens + SOFTENING) - float(gate @ self.kind_means) - effect
-        for key, doubt in (
-            (("", role, -1), d.role),
-            ((model, "", -1), d.model),
-            ((model, "", kind), d.model_kind),
-            ((model, role, -1), d.model_role),
-        ):
+        levels = [(("", role, -1), d.role)] if role else []
+        levels += [((model, "", -1), d.model), ((model, "", kind), d.model_kind)]
+        levels += [((model, role, -1), d.model_role)] if role else []
+        for key, doubt in levels:
             running = self._keep(key)
             known = running.shrunk(doubt)
             running.add(rest, d.cap)
@@ -190,6 +188,18 @@ class LengthMemory:
         for key in [key for key in self._seen if key[0] == model]:
             del self._seen[key]
 
+    def as_shipped(self) -> LengthMemory:
+        """What another place can use: models, and no roles, which are names of the place where they were seen.
+
+        A model counts as seen `_SHIPPED` times at most, so that what comes next soon has the say.
+        """
+        left = self.copy()
+        for key in [key for key in left._seen if not key[0] or key[1]]:
+            del left._seen[key]
+        for running in left._seen.values():
+            running.n = min(running.n, _SHIPPED)
+        return left
+
     def copy(self) -> LengthMemory:
         """An independent one with the same content."""
         twin = LengthMemory(
@@ -201,15 +211,12 @@ class LengthMemory:
 
     def seen(self, model: str, role: str) -> tuple[int, int]:
         """How many calls of the model, and of the role, the memory counts on."""
-        return int(self._get((model, "", -1)).n), int(self._get(("", role, -1)).n)
+        return int(self._get((model, "", -1)).n), int(self._get(("", role, -1)).n) if role else 0
 
     def save(self, folder: Path, card: Mapping[str, Any]) -> Card:
-        """Write what is known of models; roles are names of the place where they were seen, and stay there.
-
-        A model counts as seen `_SHIPPED` times at most, so that what comes next soon has the say.
-        """
-        kept = [(key, running) for key, running in self._seen.items() if key[0] and not key[1]]
-        numbers = np.array([(min(r.n, _SHIPPED), r.mean, r.square, r.cube) for _, r in kept]).reshape(len(kept), 4)
+        """Write what `as_shipped` leaves."""
+        kept = list(self.as_shipped()._seen.items())
+        numbers = np.array([(r.n, r.mean, r.square, r.cube) for _, r in kept]).reshape(len(kept), 4)
         arrays = {"kind_means": self.kind_means, "kind_spreads": self.kind_spreads, "running": numbers}
         keys = [[model, place] for (model, _, place), _ in kept]
         return save_arrays(folder, MEMORY, arrays, {"extra": {"keys": keys}, **card})

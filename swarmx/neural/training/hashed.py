@@ -29,7 +29,7 @@ class HashedSettings:
     """
 
     bits: int = 15
-    themes: int = 8
+    themes: int = 0
     experts: int = 6
     least_documents: int = 3
     ridge: float = 0.4

@@ -22,7 +22,8 @@ from swarmx.neural.table import Table
 from swarmx.neural.training.hashed import HashedSettings, HashedTrainer, corpus_of
 
 FEW = (0, 3, 10, 30, 100)
-_QUERIES = 120
+_QUERIES, _NEWBORN_QUERIES = 120, 600
+_SIDE = 0.3  # the weight of a row that is met with less than everything known
 _COLUMNS = {"lengths": ("prompt_id", "model", "out_tokens", "limit"), "prompts": ("prompt_id", "category", "text")}
 
 
@@ -89,11 +90,13 @@ def read_lengths(folder: Path, bits: int) -> Lengths:
 class LengthData:
     """What `swarmx train length` needs: the encoder, the memory that ships with it, and the rows of the head.
 
-    `vectors` [prompts, dimension] are the encoder's; `by_vector` is what a slower encoder adds (`AdaptedEncoder`).
+    `memory` knows models and roles; `shipped` was told of no role, as a new installation is of none. `vectors` have shape
+    [prompts, dimension]; `by_vector` is what a slower encoder adds (`AdaptedEncoder`).
     """
 
     encoder: HashedEncoder
     memory: LengthMemory
+    shipped: LengthMemory
     vectors: Floats32
     table: Table
     by_vector: Floats32 | None = None
@@ -112,9 +115,9 @@ def length_data(
     """Train the encoder and make the rows of the head, so that no row was seen by the encoder or memory it is read by.
 
     Cross-fitting: for each fold of the training prompts, encoder and memory learn from the other folds. Besides the
-    full memory, each model is met again as a stranger of whom `FEW` answers are known; so the head learns what an
-    offset is worth after so many observations, and unseen models are met as they will be. With `slow` [prompts, d],
-    centred vectors of length one of a slower encoder, the experts read those too.
+    full memory, each model is met again as a stranger of whom `FEW` answers are known, and each role as it is where
+    SwarmX has just been installed; so the head learns what an offset is worth after so many observations. With `slow`
+    [prompts, d], centred vectors of length one of a slower encoder, the experts read those too.
     """
     corpus = corpus_of(lengths.bags, settings.bits)
     trainer = HashedTrainer(corpus, lengths.prompt_split == "train", settings, slow)
@@ -132,12 +135,18 @@ def length_data(
         parts += _ask(lengths, encoder, memory, vectors, known, asked, "train", rng)
     progress("all folds")
     encoder, memory, vectors, by_vector = _learn(lengths, trainer, learnt)
+    taught, shipped = memory.copy(), memory.copy()
+    teach(shipped, encoder, vectors, lengths, rng.permutation(learnt.nonzero()[0]), roles=False)
     seen, strangers = lengths.model_split == "train", lengths.model_split == "validation"
     validation = lengths.prompt_split[lengths.prompt] == "validation"
     parts += _ask(lengths, encoder, memory, vectors, learnt, validation & seen, "validation", rng)
     of_strangers = (lengths.prompt_split[lengths.prompt] == "train") & strangers
     parts += _ask(lengths, encoder, memory, vectors, of_strangers, validation & strangers, "validation", rng)
-    return LengthData(encoder=encoder, memory=memory, vectors=vectors, table=_table(parts), by_vector=by_vector)
+    table = _table(parts)
+    teach(taught, encoder, vectors, lengths, rng.permutation((learnt | of_strangers).nonzero()[0]))
+    return LengthData(
+        encoder=encoder, memory=taught, shipped=shipped, vectors=vectors, table=table, by_vector=by_vector
+    )
 
 
 def encode_all(encoder: HashedEncoder, bags: Sequence[Bag]) -> Floats32:
@@ -146,23 +155,41 @@ def encode_all(encoder: HashedEncoder, bags: Sequence[Bag]) -> Floats32:
 
 
 def teach(
-    memory: LengthMemory, encoder: HashedEncoder, vectors: Floats32, lengths: Lengths, rows: NDArray[np.int64]
+    memory: LengthMemory,
+    encoder: HashedEncoder,
+    vectors: Floats32,
+    lengths: Lengths,
+    rows: NDArray[np.int64],
+    *,
+    roles: bool = True,
 ) -> None:
-    """Let the memory see these rows, in this order."""
+    """Let the memory see these rows, in this order; without `roles` as if nobody had named what they were for."""
     for i in rows:
         vector = vectors[lengths.prompt[i]]
-        memory.learn(encoder, vector, str(lengths.model[i]), str(lengths.role[i]), float(lengths.tokens[i]))
+        role = str(lengths.role[i]) if roles else ""
+        memory.learn(encoder, vector, str(lengths.model[i]), role, float(lengths.tokens[i]))
 
 
 def ask(
-    memory: LengthMemory, encoder: HashedEncoder, vectors: Floats32, lengths: Lengths, rows: NDArray[np.int64]
+    memory: LengthMemory,
+    encoder: HashedEncoder,
+    vectors: Floats32,
+    lengths: Lengths,
+    rows: NDArray[np.int64],
+    *,
+    roles: bool = True,
 ) -> tuple[Floats32, Floats]:
-    """Features [rows, features] and anchors [rows] of these rows, from what the memory knows now."""
+    """Features [rows, features] and anchors [rows] of these rows, from what the memory knows now; without `roles` as
+    if theirs were not known."""
     features = np.empty((len(rows), len(length_spec(encoder.themes, encoder.experts).features)), dtype=np.float32)
     anchors = np.empty(len(rows))
     for place, i in enumerate(rows):
         features[place], anchors[place] = memory.features(
-            encoder, vectors[lengths.prompt[i]], str(lengths.model[i]), str(lengths.role[i]), float(lengths.limit[i])
+            encoder,
+            vectors[lengths.prompt[i]],
+            str(lengths.model[i]),
+            str(lengths.role[i]) if roles else "",
+            float(lengths.limit[i]),
         )
     return features, anchors
 
@@ -217,7 +244,12 @@ def _ask(
     split: str,
     rng: np.random.Generator,
 ) -> list[_Rows]:
-    """Rows for `asked`: once with all of `known` in the memory, and once each with a few answers of the model."""
+    """Rows for `asked`: once with all of `known` in the memory.
+
+    A part of them also with few answers of the model known, and as a new installation asks them, which knows models a
+    little, and few answers of each role, or none.
+    """
+    newborn = memory.copy()
     teach(memory, encoder, vectors, lengths, rng.permutation(known.nonzero()[0]))
     parts = [_part(lengths, encoder, memory, vectors, asked.nonzero()[0], split, 1.0)]
     for model in np.unique(lengths.model[asked]):
@@ -229,7 +261,18 @@ def _ask(
             if after > len(of_model):
                 break
             teach(stranger, encoder, vectors, lengths, of_model[before:after])
-            parts.append(_part(lengths, encoder, stranger, vectors, queries, split, 0.3))
+            parts.append(_part(lengths, encoder, stranger, vectors, queries, split, _SIDE))
+    teach(newborn, encoder, vectors, lengths, rng.permutation(known.nonzero()[0]), roles=False)
+    newborn = newborn.as_shipped()
+    queries = rng.permutation(asked.nonzero()[0])[:_NEWBORN_QUERIES]
+    parts.append(_part(lengths, encoder, newborn, vectors, queries, split, _SIDE, roles=False))
+    of_role = [
+        rng.permutation((known & (lengths.role == role)).nonzero()[0]) for role in np.unique(lengths.role[known])
+    ]
+    for before, after in zip((0, *FEW[:-1]), FEW, strict=True):
+        early = np.concatenate([rows[before:after] for rows in of_role] or [queries[:0]])
+        teach(newborn, encoder, vectors, lengths, rng.permutation(early))
+        parts.append(_part(lengths, encoder, newborn, vectors, queries, split, _SIDE))
     return parts
 
 
@@ -241,8 +284,10 @@ def _part(
     rows: NDArray[np.int64],
     split: str,
     weight: float,
+    *,
+    roles: bool = True,
 ) -> _Rows:
-    features, anchor = ask(memory, encoder, vectors, lengths, rows)
+    features, anchor = ask(memory, encoder, vectors, lengths, rows, roles=roles)
     kinds = vectors[lengths.prompt[rows], encoder.themes : encoder.themes + encoder.experts].argmax(axis=1)
     return _Rows(
         features, anchor, lengths.tokens[rows], np.full(len(rows), weight), np.array([f"kind{k}" for k in kinds]), split

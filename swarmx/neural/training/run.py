@@ -150,7 +150,7 @@ def _length(
     else:
         adapted = AdaptedEncoder(slow_=slow, hashed=made.encoder, centre=centre, by_vector=made.by_vector)
         encoder_card = adapted.save(out, story)
-    memory_card = made.memory.save(out, story)
+    memory_card = made.shipped.save(out, story)
     story |= _judged(lengths.tokens[rows], quantiles, head.spec.levels)
     story["counts"] |= {"test": len(rows)}
     return [encoder_card, memory_card, save_head(out, head, {**story, "settings": asdict(LENGTH_SETTINGS)})]
