@@ -14,7 +14,8 @@ from swarmx.core.messages import AlertKind
 from swarmx.core.nouns import CallKind, ReplicaState
 
 Trigger = Literal["timer"] | AlertKind
-TRIGGERS: tuple[str, ...] = ("timer", *get_args(AlertKind))
+# Stored vectors have a number for each of these; alerts about predictors wake no coordinator, and have none.
+TRIGGERS: tuple[Trigger, ...] = ("timer", *get_args(AlertKind)[:5])
 
 
 class ModelSeen(msgspec.Struct, frozen=True, kw_only=True):

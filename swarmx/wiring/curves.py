@@ -45,7 +45,7 @@ class Curves:
 
 @dataclass(slots=True, kw_only=True)
 class LatencyHeads:
-    """The latency heads in force; whoever trains better ones puts them here, and posts PredictorReady."""
+    """The latency heads in force, and what corrects them by calls that end."""
 
     ttft: Head
     completion: Head

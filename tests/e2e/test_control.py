@@ -207,7 +207,7 @@ def with_model(peer: Peer) -> dict[str, Any]:
     return {**ELASTIC, "coordinator": coordinator}
 
 
-async def test_a_journal_of_router_and_scaler_replays(tmp_path: Path) -> None:
+async def test_a_journal_of_all_agents_replays(tmp_path: Path) -> None:
     with serving(ELASTIC, tmp_path) as server:
         async with server.http() as http:
             await scaled_to(http, 1)
@@ -216,7 +216,7 @@ async def test_a_journal_of_router_and_scaler_replays(tmp_path: Path) -> None:
             await scaled_to(http, 2)
     (journal,) = (server.state_dir / "journals").iterdir()
     header = json.loads(journal.read_text().splitlines()[0])
-    assert set(header["agents"]) == {"router", "scaler"}
+    assert set(header["agents"]) == {"router", "scaler", "learner"}
     result = replay(journal)
     assert result.divergence is None
     assert result.steps > 10

@@ -42,7 +42,7 @@ class IsomorphicEncoder:
 
     The tokenizer is the target's. Of a prompt above `MOST_TOKENS` tokens the first and the last half of them are
     read. The vector of a prompt does not depend on its neighbours in a batch, but for the rounding of the matrix
-    products. An encoder never changes: training makes a new one of `module` (`neural.training.isomorphic`).
+    products. An encoder never changes: training makes a new one of `module` (`neural.training.encoder`).
     """
 
     name = NAME

@@ -90,7 +90,7 @@ def read_lengths(folder: Path, bits: int) -> Lengths:
 class LengthData:
     """What `swarmx train length` needs: the encoder, the memory that ships with it, and the rows of the head.
 
-    `memory` knows models and roles; `shipped` was told of no role, as a new installation is of none. `vectors` have shape
+    `memory` knows models and roles; `shipped` was told of no role, as a new installation is of none. `vectors` are
     [prompts, dimension]; `by_vector` is what a slower encoder adds (`AdaptedEncoder`).
     """
 
