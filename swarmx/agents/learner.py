@@ -48,6 +48,8 @@ _PATIENCE, _COOL = "patience:", "cool:"
 _PROBATION = 4  # times `watch` outcomes, if they are of classes and devices of which nothing was known before
 _MOST_DOUBLINGS = 3
 
+_LEAST_BEST = 0.02  # a class whose answers always reach their limit has no loss at all, and every later one is no drift
+
 
 class LearnerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """When forecasts count as drifted, and how often something is done about it. Losses as in `ForecastScored`.
@@ -262,7 +264,9 @@ class LearnerAgent:
         count = len(window.covered)
         spread = math.sqrt(count * _LEVEL * (1.0 - _LEVEL))
         is_off = abs(sum(window.covered) - _LEVEL * count) > self.settings.band * spread
-        return is_off or window.mean - 2.0 * window.standard_error > self.settings.tolerance * window.best
+        return is_off or window.mean - 2.0 * window.standard_error > self.settings.tolerance * max(
+            window.best, _LEAST_BEST
+        )
 
     def _drifting(self, head: _Head) -> tuple[Key, ...]:
         return tuple(sorted(key for key, window in head.windows.items() if self._drifts(window)))

@@ -91,6 +91,11 @@ def load_arrays(folder: Path, name: str) -> tuple[dict[str, NDArray[Any]], Card]
             f"the weights {name}.safetensors in {folder} are not those of their card: sha256 {digest[:12]}…, expected "
             f"{card.weights_sha256[:12]}…; they were changed or cut short. Train them again, or restore both files."
         )
+    if card.name != name or card.version != f"{name}-{digest[:12]}":
+        raise PredictorError(
+            f"the card {path} says {card.name!r}, version {card.version!r}; expected {name!r}, {name}-{digest[:12]}. "
+            "It was changed; restore both files, or train again."
+        )
     try:
         arrays = load(raw)
     except (SafetensorError, ValueError, KeyError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import OrderedDict, deque
 
 import msgspec
 import numpy as np
@@ -26,14 +26,16 @@ class EmpiricalForecaster:
 
     A call is compared with the last 256 calls of the same (workflow kind, role, model); while there are fewer than 8,
     with those of the same (role, model), then of the model, and at last with a wide prior that is capped by the call's
-    own limit. The work of an image is known from its request. Quantiles are recomputed every 8 observations.
+    own limit. The work of an image is known from its request. Quantiles are recomputed every 8 observations. Clients
+    name kinds and roles, so the `limit` groups that were seen last are kept, and no more.
     """
 
     name = "empirical"
     version = "empirical-1"
 
-    def __init__(self) -> None:
-        self._seen: dict[_Group, deque[float]] = {}
+    def __init__(self, *, limit: int = 10_000) -> None:
+        self._limit = limit
+        self._seen: OrderedDict[_Group, deque[float]] = OrderedDict()
         self._cached: dict[_Group, Forecast] = {}
         self._fresh: dict[_Group, int] = {}
 
@@ -58,10 +60,15 @@ class EmpiricalForecaster:
         for group in _groups(call):
             seen = self._seen.setdefault(group, deque(maxlen=_WINDOW))
             seen.append(work_done)
+            self._seen.move_to_end(group)
             self._fresh[group] = self._fresh.get(group, 0) + 1
             if len(seen) >= _ENOUGH and (group not in self._cached or self._fresh[group] >= _REFRESH):
                 self._cached[group] = msgspec.structs.replace(from_samples(seen, unit="tokens"), version=self.version)
                 self._fresh[group] = 0
+        while len(self._seen) > self._limit:
+            gone, _ = self._seen.popitem(last=False)
+            self._cached.pop(gone, None)
+            self._fresh.pop(gone, None)
 
 
 def _groups(call: Call) -> tuple[_Group, ...]:

@@ -247,7 +247,6 @@ class _Question:
             vector,
             self.model if _has(known, _MODEL) else _NOBODY,
             self.role if self.role and _has(known, _ROLE) else _NOBODY,
-            self.limit if _has(known, _LIMIT) else math.inf,
         )
         group = f"kind{encoder.kind_of(vector)}"
         if not _has(known, _KIND):  # then it is not known either what the model does with such a text

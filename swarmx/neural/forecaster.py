@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from swarmx.core.errors import PredictorError
 from swarmx.core.forecast import Forecast, Source, point
 from swarmx.core.nouns import Call
 from swarmx.core.ports import Encoder
@@ -47,7 +49,8 @@ class NeuralForecaster:
 
     The encoder reads the prompt once; memory adds what this model and role did before, as recently as the last call;
     the head turns both into quantiles, `correction` shifts them by its own recent errors, and the call's limit caps
-    them. A model and role never seen give a wide forecast whose source is "prior". Images are known from the request.
+    them. A model that was never seen is forecast like the average one, and the source is "prior". Images are known
+    from the request.
     """
 
     name = "neural"
@@ -70,8 +73,7 @@ class NeuralForecaster:
         """From a folder that `swarmx train` wrote, or with the weights that ship. Raises PredictorError."""
         folder = shipped_weights() if weights is None else weights
         encoder = load_hashed(folder)
-        head, _ = load_head(folder, length_spec(encoder.themes, encoder.experts))
-        return cls(encoder, load_memory(folder, encoder.experts), head, correction)
+        return cls(encoder, *_reading(folder, encoder, encoder.version), correction)
 
     @classmethod
     def load_second(
@@ -80,9 +82,8 @@ class NeuralForecaster:
         """From a folder that `swarmx train length --encoder` wrote for the slow encoder: the one that reads prompts
         off the loop, and who forecasts from what it has read. Raises PredictorError."""
         adapted = load_adapted(weights, slow)
-        head, _ = load_head(weights, length_spec(adapted.themes, adapted.experts))
         layout = replace(adapted.hashed, version=adapted.version)
-        return adapted, cls(layout, load_memory(weights, adapted.experts), head, correction)
+        return adapted, cls(layout, *_reading(weights, layout, adapted.version), correction)
 
     @property
     def version(self) -> str:
@@ -112,12 +113,12 @@ class NeuralForecaster:
         if call.kind == "image":
             return point(call.work_limit, unit="work")
         role = role_of(call)
-        log_q = self.log_quantiles(call.model, role, call.work_limit, encoding)
+        log_q = self.log_quantiles(call.model, role, encoding)
         if self.correction is not None:
             log_q = self.correction.correct(f"{call.model}|{role}", "", log_q)
         quantiles = np.exp(np.minimum(np.maximum(log_q, _FEWEST), _MOST))
         quantiles -= SOFTENING
-        source: Source = "neural" if any(self.memory.seen(call.model, role)) else "prior"
+        source: Source = "neural" if self.memory.seen(call.model, role)[0] else "prior"
         return Forecast(
             levels=self.head.spec.levels,
             quantiles=tuple(np.minimum(quantiles, call.work_limit).tolist()),
@@ -126,32 +127,53 @@ class NeuralForecaster:
             version=self.head.version,
         )
 
-    def log_quantiles(self, model: str, role: str, limit: float, encoding: Encoding) -> Floats:
+    def log_quantiles(self, model: str, role: str, encoding: Encoding) -> Floats:
         """[8] quantiles of log(tokens + 1), before correction and limit."""
-        return self.head.log_quantiles_of(*self._features(model, role, limit, encoding))
+        return self.head.log_quantiles_of(*self._features(model, role, encoding))
 
-    def _features(self, model: str, role: str, limit: float, encoding: Encoding) -> tuple[Floats32, float, str]:
-        features, anchor = self.memory.features(self.encoder, encoding.vector, model, role, limit)
+    def _features(self, model: str, role: str, encoding: Encoding) -> tuple[Floats32, float, str]:
+        features, anchor = self.memory.features(self.encoder, encoding.vector, model, role)
         return features, anchor, f"kind{self.encoder.kind_of(encoding.vector)}"
 
     def observe(self, call: Call, encoding: Encoding, work_done: float) -> None:
         """Learn from what the call came to; what cannot be an amount of work teaches nothing.
 
-        Nor does an answer that was cut off sooner than was expected; one cut off later counts as if it had ended.
+        An answer that was cut off at its limit counts as what was to be expected of those that get that far.
         """
         if call.kind == "image" or not (0.0 <= work_done < np.inf) or encoding.encoder != self.encoder.version:
             return
         role = role_of(call)
-        features, anchor, group = self._features(call.model, role, call.work_limit, encoding)
+        features, anchor, group = self._features(call.model, role, encoding)
         log_q = self.head.log_quantiles_of(features, anchor, group)
         log_y = math.log(work_done + SOFTENING)
-        if work_done >= call.work_limit and log_y < float(np.interp(0.5, self.head.spec.levels, log_q)):
-            return
+        prompt_class = f"{call.model}|{role}"
+        if work_done >= call.work_limit:
+            served = log_q if self.correction is None else self.correction.correct(prompt_class, "", log_q)
+            log_y = max(log_y, _median_beyond(log_y, served, self.head.spec.levels))
         if self.correction is not None:
-            prompt_class = f"{call.model}|{role}"
             self.correction.observe(prompt_class, "", log_q, log_y)
             self._latest.append(_Outcome(features, anchor, group, prompt_class, log_y))
-        self.memory.learn(self.encoder, encoding.vector, call.model, role, work_done)
+        self.memory.learn(self.encoder, encoding.vector, call.model, role, math.exp(log_y) - SOFTENING)
+
+
+def _median_beyond(value: float, quantiles: Floats, levels: Sequence[float]) -> float:
+    """The median of what is above `value`, by quantiles [K]; the highest quantile where nothing is."""
+    below = float(np.interp(value, quantiles, levels, left=0.0, right=1.0))
+    return float(np.interp((1.0 + below) / 2.0, levels, quantiles))
+
+
+def _reading(folder: Path, encoder: HashedEncoder, version: str) -> tuple[LengthMemory, Head]:
+    """The memory and head in a folder. Raises PredictorError when their cards name another encoder than this one."""
+    memory, memory_card = load_memory(folder, encoder.experts)
+    head, head_card = load_head(folder, length_spec(encoder.themes, encoder.experts))
+    for card in (memory_card, head_card):
+        trained_on = card.settings.get("encoder", version)
+        if trained_on != version:
+            raise PredictorError(
+                f"{card.version} in {folder} was trained on what {trained_on} reads, and the encoder there is "
+                f"{version}; take all files of one training."
+            )
+    return memory, head
 
 
 def role_of(call: Call) -> str:

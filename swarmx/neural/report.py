@@ -15,8 +15,6 @@ from swarmx.neural.forecaster import NeuralForecaster
 from swarmx.neural.replayed import replay, vector_of
 from swarmx.neural.scores import ScoreSet, score_set
 
-_SERVED = (0.5, 0.9)  # what a record keeps of its forecast
-
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
     """How the forecasts that calls were sent with did, by who made them: the share of outcomes at or below each."""

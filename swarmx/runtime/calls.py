@@ -268,6 +268,7 @@ class CallService:
         pending = PendingCall(
             call=call,
             first_encoding=encoding,
+            first_forecast=forecast,
             encoding=encoding,
             forecast=forecast,
             body=body,
@@ -354,10 +355,10 @@ class CallService:
         self._forecaster.observe(call, pending.first_encoding, work_done)
         if pending.refined and self._refiner is not None:
             self._refiner.observe(call, pending.encoding, work_done)
-        counts = pending.refined or self._refiner is None  # one version at a time, or its drift could not be seen
-        if pending.forecast.source == "neural" and call.kind == "llm" and counts:
+        # The first forecast also where a slower one replaced it: it is the head behind it that can be trained again.
+        if pending.first_forecast.source == "neural" and call.kind == "llm":
             prompt_class = self._classes.of(call)
-            self._post(scored(pending.forecast, work_done, head=LENGTH_HEAD, prompt_class=prompt_class))
+            self._post(scored(pending.first_forecast, work_done, head=LENGTH_HEAD, prompt_class=prompt_class))
 
     def _leave(self, pending: PendingCall) -> None:
         """The client's side is over; a call that has not ended by now was cancelled by it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -106,6 +106,7 @@ class ForecastBook:
         *,
         engine: str = "empirical",
         cards: Sequence[Card] = (),
+        in_force: Mapping[str, str] | None = None,
         missing: Sequence[str] = (),
         resting: Callable[[], bool] = lambda: False,
         last: int = 2000,
@@ -116,7 +117,8 @@ class ForecastBook:
         self._engine = engine
         self._missing = tuple(missing)
         self._resting = resting
-        self._heads = {card.name: _in_force(card) for card in cards}
+        versions = in_force or {}
+        self._heads = {card.name: _in_force(card, versions.get(card.name, card.version)) for card in cards}
         self._open: OrderedDict[str, Forecast] = OrderedDict()
         self._most_open = open_calls
         self._outcomes: deque[tuple[Source, tuple[bool, ...]]] = deque(maxlen=last)
@@ -231,10 +233,10 @@ class ForecastBook:
         )
 
 
-def _in_force(card: Card) -> HeadInForce:
+def _in_force(card: Card, version: str) -> HeadInForce:
     return HeadInForce(
         name=card.name,
-        version=card.version,
+        version=version,
         card_version=card.version,
         since_s=None,
         metrics=card.metrics,

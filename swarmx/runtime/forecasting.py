@@ -135,7 +135,7 @@ class GuardedForecaster:
         return found
 
     def observe(self, call: Call, encoding: Encoding, work_done: float) -> None:
-        """Both learn; while the primary rests as well, so that it is not behind when it is back."""
+        """Both learn. Of a call that came while the primary rested, it has no encoding and learns nothing."""
         self._fallback.observe(call, encoding, work_done)
         if not self._learns:
             return

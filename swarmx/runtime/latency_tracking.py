@@ -35,6 +35,7 @@ class _Sent:
     """A call at a replica, when it was sent and what the uncorrected curve was then."""
 
     replica: Replica
+    attempt: int
     at_s: float
     curve: ServiceCurvePublished
 
@@ -75,12 +76,17 @@ class LatencyTracking:
             case DecisionMade():
                 decision = message.decision
                 if (known := self._latest.get(decision.replica_id)) is not None:
-                    self._sent[decision.call.call_id] = _Sent(known[0], now_s, known[1])
+                    self._sent[decision.call.call_id] = _Sent(known[0], decision.attempt, now_s, known[1])
                     if len(self._sent) > self._limit:
                         self._sent.popitem(last=False)
             case CallFinished():
                 sent = self._sent.pop(message.call_id, None)
-                if sent is not None and now_s >= self._next_s and message.work_done > 0.0:
+                if (
+                    sent is not None
+                    and sent.attempt == message.attempt
+                    and now_s >= self._next_s
+                    and message.work_done > 0.0
+                ):
                     self._next_s = now_s + self._gap_s
                     uncached = max(0, message.prompt_tokens - message.cached_tokens)
                     self._learn(sent, message.work_done, uncached, now_s - sent.at_s)

@@ -55,8 +55,7 @@ def length_table(
         if not is_ours or record.kind != "llm" or record.state != "finished" or record.work_done <= 0.0:
             continue
         role = f"{record.workflow_kind}/{record.role}"
-        limit = record.work_limit if record.work_limit is not None else np.inf
-        features, anchor = known.features(encoder, vector, record.model, role, limit)
+        features, anchor = known.features(encoder, vector, record.model, role)
         known.learn(encoder, vector, record.model, role, record.work_done)
         rows.append(features)
         anchors.append(anchor)

@@ -23,13 +23,14 @@ _MOST_FLOAT16 = 65_504.0
 class PendingCall:
     """What the call service knows of a call, and how far it has come.
 
-    `forecast` is the one in force; `first_encoding` belongs to the forecast that the call began with, `encoding` to the
-    one in force: they differ once a slower predictor has answered. `aborted` is the last attempt that the router gave
-    up itself.
+    `forecast` and `encoding` are the ones in force; the first ones are those that the call began with: they differ once
+    a slower predictor has answered. The record keeps the first encoding, which is what the first head is trained on.
+    `aborted` is the last attempt that the router gave up itself.
     """
 
     call: Call
     first_encoding: Encoding
+    first_forecast: Forecast
     encoding: Encoding
     forecast: Forecast
     body: bytes
@@ -92,8 +93,8 @@ class PendingCall:
             expected_s=sent.expected_s,
             kv_usage=self.kv_usage,
             position=self.position,
-            encoder=self.encoding.encoder,
-            encoding=_half(self.encoding),
+            encoder=self.first_encoding.encoder,
+            encoding=_half(self.first_encoding),
             cached_tokens=usage.cached_tokens if usage else 0,
             forecast_version=self.forecast.version,
             work_limit=call.work_limit,

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 Outcome = Literal["refined", "late", "crowded_out", "failed"]
 
+_HANGS_S = 60.0  # a batch of 32 long prompts takes seconds
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Asked:
@@ -73,7 +75,7 @@ class Refiner:
         self._waiting: OrderedDict[str, _Asked] = OrderedDict()
         self._encoding: set[str] = set()
         self._wake = asyncio.Event()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
+        self._thread = _new_thread()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -129,8 +131,14 @@ class Refiner:
         self._encoding = {asked.call.call_id for asked in batch}
         prompts = [asked.prompt for asked in batch]
         try:
-            vectors = await asyncio.get_running_loop().run_in_executor(self._thread, self._encoder.encode, prompts)
+            async with asyncio.timeout(_HANGS_S):
+                vectors = await asyncio.get_running_loop().run_in_executor(self._thread, self._encoder.encode, prompts)
             rows = _rows(vectors, len(batch), self._encoder.dimension)
+        except TimeoutError as error:  # the thread is lost; it cannot be ended from here
+            self._thread.shutdown(wait=False, cancel_futures=True)
+            self._thread = _new_thread()
+            self._failed(batch, error)
+            return
         except Exception as error:  # noqa: BLE001  # a model of somebody else's: whatever it raises stays here
             self._failed(batch, error)
             return
@@ -160,6 +168,10 @@ class Refiner:
         self._waiting.clear()
         self._encoding = set()
         self._post(AlertRaised(kind="predictor_fallback", subject=self._encoder.name, value=self._rest_s))
+
+
+def _new_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
 
 
 def _rows(vectors: NDArray[np.float32], count: int, dimension: int) -> NDArray[np.float32]:

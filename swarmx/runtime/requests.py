@@ -14,7 +14,7 @@ from swarmx.core.records import ModelRequest
 ENDPOINTS: dict[CallKind, str] = {"llm": "/v1/chat/completions", "image": "/v1/images/generations"}
 DEFAULT_IMAGE_STEPS = 30
 _BYTES_PER_TOKEN = 4.0
-_DEFAULT_WORK_LIMIT_TOKENS = 4096.0
+_DEFAULT_WORK_LIMIT_TOKENS = 131_072.0  # no limit was named: a long context's worth
 _MOST = 10_000_000
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 

@@ -44,12 +44,14 @@ class Trainable:
 
     `head` gives the one in force; `table_of` makes rows of finished calls, oldest first, and leaves out what the head
     cannot learn from (another encoder, say; it runs in a thread); `swap` puts a head in force, on the loop, and
-    returns the one before. Both may raise PredictorError.
+    returns the one before. Both may raise PredictorError. `reads` is the version of the encoder, if there is one: a
+    head trained again is of no use to another.
     """
 
     head: Callable[[], Head]
     table_of: Callable[[Sequence[CallRecord]], Table]
     swap: Callable[[Head], Head]
+    reads: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,15 +249,15 @@ class Retraining:
         while len(self._earlier) > self._settings.kept:
             self._earlier.popitem(last=False)
         log.info("the head %s is %s now, was %s", action.head, head.version, previous.version)
-        await asyncio.to_thread(self._note, action.head, head.version)
+        await asyncio.to_thread(self._note, action.head, _Note(version=head.version, reads=trainable.reads))
         self._post(PredictorReady(head=action.head, version=head.version, previous=previous.version))
 
-    def _note(self, head: str, version: str) -> None:
+    def _note(self, head: str, note: _Note) -> None:
         """Write down what is in force, for the next life."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             draft = self._folder / f".{head}.new"
-            draft.write_text(version)
+            draft.write_bytes(msgspec.json.encode(note))
             draft.replace(self._folder / f"{head}{_IN_FORCE}")
         except OSError as error:
             log.warning("after a restart the head %s will be an older one: %s", head, error)
@@ -296,18 +298,26 @@ class Retraining:
         task.add_done_callback(self._tasks.discard)
 
 
-def in_force(folder: Path, spec: HeadSpec) -> Head | None:
-    """The head that was in force when the last life ended; None when that was the one that it began with.
+class _Note(msgspec.Struct, frozen=True, kw_only=True):
+    """Which version of a head is in force, and the version of the encoder that it reads."""
+
+    version: str
+    reads: str
+
+
+def in_force(folder: Path, spec: HeadSpec, reads: str) -> Head | None:
+    """The head that was in force when the last life ended; None when that was the one that it began with, or when it
+    reads another encoder than `reads`: other weights have been installed since.
 
     Raises PredictorError when it is there and cannot be used.
     """
     try:
-        version = (folder / f"{spec.name}{_IN_FORCE}").read_text()
-    except OSError:
+        note = msgspec.json.decode((folder / f"{spec.name}{_IN_FORCE}").read_bytes(), type=_Note)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    if Path(version).name != version or not (folder / version).is_dir():
+    if note.reads != reads or Path(note.version).name != note.version or not (folder / note.version).is_dir():
         return None
-    head, _ = load_head(folder / version, spec)
+    head, _ = load_head(folder / note.version, spec)
     _check(head)
     return head
 

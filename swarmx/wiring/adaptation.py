@@ -12,7 +12,7 @@ from pathlib import Path
 from swarmx.agents.learner import LearnerAgent, LearnerSettings
 from swarmx.config import PredictorSection
 from swarmx.core.actions import Retrain, UsePredictor
-from swarmx.core.errors import PredictorError
+from swarmx.core.errors import PredictorError, StoreError
 from swarmx.core.messages import Message
 from swarmx.core.ports import SchedulerAgent
 from swarmx.core.records import CallRecord
@@ -47,7 +47,7 @@ def adaptation(
     post: Callable[[Message], None],
 ) -> Adaptation:
     """Nothing where no weights are in force, or `predictor.retrain` is off. New weights go to `folder`."""
-    if not wanted.retrain or found.neural is None:
+    if not (wanted.retrain and wanted.adapt) or found.neural is None:
         return Adaptation()
     retraining = Retraining({LENGTH_HEAD: trainable(found.neural)}, newest=newest, folder=folder, post=post)
     stack.push_async_callback(retraining.close)
@@ -65,16 +65,22 @@ async def remember(
     folder: Path,
 ) -> None:
     """Begin where the last life ended: with the weights that were in force, and knowing its last calls."""
-    if found.neural is not None and wanted.retrain:
+    if found.neural is not None and wanted.retrain and wanted.adapt:
         try:
-            head = await asyncio.to_thread(in_force, folder, found.neural.head.spec)
+            head = await asyncio.to_thread(in_force, folder, found.neural.head.spec, found.neural.encoder.version)
             if head is not None:
                 found.neural.swap(head)
         except PredictorError as error:
             log.warning("the weights that were in force cannot be used, those of the start are: %s", error)
-    for record in await newest(_REMEMBERED):
-        found.first.observe(*again(record), record.work_done)
-        await asyncio.sleep(0)
+    try:
+        records = await newest(_REMEMBERED)
+    except StoreError as error:
+        log.warning("the calls of the last life cannot be read, nothing is learnt from them: %s", error)
+        return
+    for record in records:
+        if record.work_done > 0.0:  # zero is what a record has whose answer did not say how long it was
+            found.first.observe(*again(record), record.work_done)
+            await asyncio.sleep(0)
 
 
 def trainable(forecaster: NeuralForecaster) -> Trainable:
@@ -84,4 +90,6 @@ def trainable(forecaster: NeuralForecaster) -> Trainable:
     def table_of(records: Sequence[CallRecord]) -> Table:
         return length_table(records, spec=forecaster.head.spec, encoder=forecaster.encoder, memory=at_start)
 
-    return Trainable(head=lambda: forecaster.head, table_of=table_of, swap=forecaster.swap)
+    return Trainable(
+        head=lambda: forecaster.head, table_of=table_of, swap=forecaster.swap, reads=forecaster.encoder.version
+    )

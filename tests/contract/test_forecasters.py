@@ -63,6 +63,14 @@ def test_a_forecaster_learns_what_a_role_produces(make: Callable[[], Forecaster]
     assert writer.quantile(0.5) == pytest.approx(2000.0, rel=0.05)
 
 
+def test_plain_statistics_of_names_that_clients_make_up_stay_bounded() -> None:
+    forecaster = EmpiricalForecaster(limit=50)
+    for i in range(500):
+        learn(forecaster, a_call("c", role=f"r{i}"), 10.0)
+    assert len(forecaster._seen) == 50
+    assert len(forecaster._fresh) <= 50
+
+
 @EVERY
 @pytest.mark.parametrize("nonsense", [math.nan, math.inf, -1.0])
 def test_an_observation_that_is_no_amount_of_work_spoils_nothing(

@@ -43,5 +43,6 @@ def write_weights(folder: Path, *, models: tuple[str, ...] = (), seed: int = 0) 
     for model in models:
         for _ in range(100):
             memory.learn(encoder, array(encoder.dimension), model, "k/r", float(rng.lognormal(5.0, 0.6)))
-    memory.save(folder, _STORY)
-    save_head(folder, random_head(length_spec(THEMES, EXPERTS), seed=seed), _STORY)
+    story = {**_STORY, "settings": {"encoder": encoder.version}}
+    memory.save(folder, story)
+    save_head(folder, random_head(length_spec(THEMES, EXPERTS), seed=seed), story)

@@ -73,7 +73,7 @@ def test_recent_errors_are_a_move_of_their_own(forecaster: NeuralForecaster) -> 
     call = a_call("c", work_limit=5000.0)
     encoding = tracked.encode(call, prompt(TEXT))
     assert tracked.correction is not None
-    log_q = tracked.log_quantiles(call.model, role_of(call), call.work_limit, encoding)
+    log_q = tracked.log_quantiles(call.model, role_of(call), encoding)
     for _ in range(50):
         tracked.correction.observe(f"{call.model}|{role_of(call)}", "", log_q, float(log_q[3]) + 1.0)
     found = explain_prompt(tracked, prompt(TEXT), model=call.model, role=role_of(call), limit=5000.0)
@@ -144,7 +144,7 @@ def test_the_move_of_a_word_is_that_of_the_bag_without_it(forecaster: NeuralFore
     keep = bag.ids != bag_of(prompt(b"explain"), BITS).ids[0]
     encoder = forecaster.encoder
     medians = [
-        forecaster.log_quantiles("m", "report/writer", math.inf, Encoding(encoder="", vector=vector))[3]
+        forecaster.log_quantiles("m", "report/writer", Encoding(encoder="", vector=vector))[3]
         for vector in (encoder.of_bag(bag), encoder.of_bag(type(bag)(bag.ids[keep], bag.weights[keep], bag.counts)))
     ]
     assert word.log == pytest.approx(medians[0] - medians[1], abs=1e-6)

@@ -19,6 +19,7 @@ from swarmx.neural.head import Head
 from swarmx.neural.net import QuantileNet
 from swarmx.neural.tracking import QuantileTracker
 from tests.agents.worlds import a_call
+from tests.neural.length_weights import write_weights
 
 TEXT = cut(b"Please sum up the three papers below in one paragraph each.")
 
@@ -79,6 +80,27 @@ def test_an_answer_that_was_cut_off_does_not_make_forecasts_shorter(forecaster: 
         forecaster.observe(short, forecaster.encode(short, TEXT), 8.0)
     after = forecaster.forecast(call, forecaster.encode(call, TEXT)).quantile(0.5)
     assert after == pytest.approx(before, rel=0.1)
+
+
+@pytest.mark.parametrize("limit", [16.0, 256.0])
+def test_a_class_that_mostly_reaches_its_limit_is_forecast_to_do_so(forecaster: NeuralForecaster, limit: float) -> None:
+    call, rng = a_call("c", work_limit=limit), np.random.default_rng(0)
+    within = 0
+    for i in range(400):
+        encoding = forecaster.encode(call, TEXT)
+        came_to = limit if rng.random() < 0.8 else limit / 2.0
+        within += i >= 200 and came_to <= forecaster.forecast(call, encoding).quantile(0.9)
+        forecaster.observe(call, encoding, came_to)
+    assert within >= 180
+
+
+def test_weights_of_two_trainings_are_not_mixed(tmp_path: Path) -> None:
+    write_weights(tmp_path / "one")
+    write_weights(tmp_path / "two", seed=1)
+    for name in ("length.json", "length.safetensors"):
+        (tmp_path / "one" / name).write_bytes((tmp_path / "two" / name).read_bytes())
+    with pytest.raises(PredictorError, match="take all files of one training"):
+        NeuralForecaster.load(tmp_path / "one")
 
 
 def test_what_another_encoder_read_teaches_nothing(forecaster: NeuralForecaster) -> None:

@@ -737,13 +737,6 @@ async def test_a_forecast_by_plain_statistics_has_no_weights_that_could_be_score
     assert scores(s) == []
 
 
-async def test_a_first_forecast_is_not_scored_where_a_second_one_is_to_come(scene: Make) -> None:
-    s = scene(forecaster=Reading("fast"), refiner=AtOnce())
-    await s.serve("a", plain)
-    await s.ask()
-    assert scores(s) == []
-
-
 async def test_a_forecast_of_a_call_without_an_outcome_is_not_scored(scene: Make) -> None:
     s = scene(forecaster=Reading("fast"))
     await s.serve("a", with_status(400))
@@ -752,7 +745,7 @@ async def test_a_forecast_of_a_call_without_an_outcome_is_not_scored(scene: Make
     assert scores(s) == []
 
 
-async def test_a_refined_forecast_is_the_one_that_counts_and_both_predictors_learn(scene: Make) -> None:
+async def test_a_refined_forecast_is_in_force_and_the_first_is_scored_and_trained_on(scene: Make) -> None:
     forecaster, refiner = Reading("fast"), AtOnce()
     s = scene(forecaster=forecaster, refiner=refiner)
     s.upstream.then = lambda: refiner.answer(s)
@@ -761,8 +754,8 @@ async def test_a_refined_forecast_is_the_one_that_counts_and_both_predictors_lea
     (refined,) = [message for message in s.heard if isinstance(message, ForecastRefined)]
     assert (refined.call_id, refined.forecast.mean) == ("c", 77.0)
     record = s.check_settled("finished")
-    assert (record.forecast_p50, record.forecast_version, record.encoder) == (77.0, "slow", "encoder-slow")
-    assert (scores(s)[0].version, scores(s)[0].covered) == ("slow", True)
+    assert (record.forecast_p50, record.forecast_version, record.encoder) == (77.0, "slow", "encoder-fast")
+    assert [score.version for score in scores(s)] == ["fast"]
     assert forecaster.learned == [("encoder-fast", 5.0)]
     assert refiner.learned == [("encoder-slow", 5.0)]
 

@@ -49,9 +49,7 @@ def test_a_row_has_the_features_that_its_forecast_had(forecaster: NeuralForecast
     for i in range(20):
         call = a_call("c", work_limit=500.0)
         encoding = forecaster.encode(call, cut(b"write %d poems" % i))
-        features, anchor = forecaster.memory.features(
-            forecaster.encoder, encoding.vector, call.model, role_of(call), 500.0
-        )
+        features, anchor = forecaster.memory.features(forecaster.encoder, encoding.vector, call.model, role_of(call))
         assert made.features[i] == pytest.approx(features, abs=0.02, nan_ok=True)
         assert made.anchor[i] == pytest.approx(anchor, abs=0.02)
         forecaster.observe(call, encoding, 40.0 + 10.0 * i)

@@ -66,7 +66,7 @@ def test_bytes_are_counted_and_not_characters() -> None:
 
 @pytest.mark.parametrize(
     ("limits", "expected"),
-    [({}, 4096.0), ({"max_tokens": 7}, 7.0), ({"max_tokens": 7, "max_completion_tokens": 9}, 9.0)],
+    [({}, 131_072.0), ({"max_tokens": 7}, 7.0), ({"max_tokens": 7, "max_completion_tokens": 9}, 9.0)],
 )
 def test_the_limit_of_a_chat_is_what_the_client_allows(limits: dict[str, int], expected: float) -> None:
     assert call_for(CHAT | limits).work_limit == expected

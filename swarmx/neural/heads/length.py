@@ -40,7 +40,6 @@ _STATE = (
     "slope",
     "slope_effect",
     "anchor",
-    "log_limit",
     "log_params",
 )
 _SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)b(?![a-z])")
@@ -51,7 +50,7 @@ def length_spec(themes: int, experts: int) -> HeadSpec:
     vector = [f"theme{i}" for i in range(themes)] + [f"gate{i}" for i in range(experts)]
     return HeadSpec(
         name="length",
-        version=1,
+        version=2,
         features=(*vector, "effect", *COUNTS, *_STATE),
         unit="tokens",
         softening=SOFTENING,
@@ -121,10 +120,11 @@ class LengthMemory:
     limit: int = 20_000
     _seen: OrderedDict[_Key, _Running] = field(default_factory=OrderedDict)
 
-    def features(
-        self, encoder: Reading, vector: Floats32, model: str, role: str, limit: float
-    ) -> tuple[Floats32, float]:
-        """The features [features of `length_spec`] and the anchor for one call."""
+    def features(self, encoder: Reading, vector: Floats32, model: str, role: str) -> tuple[Floats32, float]:
+        """The features [features of `length_spec`] and the anchor for one call.
+
+        Its limit is none of them: training data knows few limits, and what it does to an answer is to cut it off.
+        """
         d = self.doubts
         gate, effect, kind = _split(encoder, vector)
         by_role = self._get(("", role, -1)) if role else _NOTHING
@@ -156,7 +156,6 @@ class LengthMemory:
             slope,
             slope * effect,
             anchor,
-            math.log1p(limit) if math.isfinite(limit) else math.nan,
             log_params(model),
         )
         features = np.empty(len(vector) + len(state), dtype=np.float32)
@@ -238,8 +237,8 @@ class LengthMemory:
 _NOTHING = _Running()
 
 
-def load_memory(folder: Path, experts: int) -> LengthMemory:
-    """The memory in a folder, for an encoder with so many experts. Raises PredictorError."""
+def load_memory(folder: Path, experts: int) -> tuple[LengthMemory, Card]:
+    """The memory in a folder, for an encoder with so many experts, and its card. Raises PredictorError."""
     arrays, card = load_arrays(folder, MEMORY)
     try:
         memory = LengthMemory(
@@ -253,7 +252,7 @@ def load_memory(folder: Path, experts: int) -> LengthMemory:
         raise PredictorError(
             f"the memory {card.version} in {folder} cannot be read: {error}; train it again."
         ) from None
-    return memory
+    return memory, card
 
 
 @lru_cache(maxsize=4096)

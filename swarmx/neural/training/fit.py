@@ -17,7 +17,6 @@ from torch import nn
 from swarmx.core.errors import PredictorError
 from swarmx.neural.checkpoint import middle_of
 from swarmx.neural.head import Head, HeadSpec
-from swarmx.neural.losses import pinball
 from swarmx.neural.net import QuantileNet
 from swarmx.neural.table import Table
 
@@ -257,10 +256,3 @@ class _Progress:
             optimiser.state[parameter] = {n[len(prefix) :]: v for n, v in tensors.items() if n.startswith(prefix)}
         generator.set_state(tensors["generator"])
         torch.set_rng_state(tensors["dropout"])
-
-
-def score_of(head: Head, table: Table) -> float:
-    """Mean pinball loss [unit] of the head on the uncensored rows of a table."""
-    rows = table.where(~table.censored)
-    q = head.quantiles(rows.features, rows.anchor, list(rows.group))
-    return float(pinball(rows.target, q, head.spec.levels).mean())

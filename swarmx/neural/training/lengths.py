@@ -15,7 +15,7 @@ from swarmx.core.prompts import cut
 from swarmx.neural.encoders.bag import Bag, bag_of
 from swarmx.neural.encoders.hashed import HashedEncoder
 from swarmx.neural.head import Floats
-from swarmx.neural.heads.length import Doubts, LengthMemory, length_spec
+from swarmx.neural.heads.length import LengthMemory, length_spec
 from swarmx.neural.net import Floats32
 from swarmx.neural.splits import split_of
 from swarmx.neural.table import Table
@@ -105,7 +105,6 @@ class LengthData:
 def length_data(
     lengths: Lengths,
     settings: HashedSettings,
-    doubts: Doubts,
     *,
     folds: int = 8,
     seed: int = 0,
@@ -189,7 +188,6 @@ def ask(
             vectors[lengths.prompt[i]],
             str(lengths.model[i]),
             str(lengths.role[i]) if roles else "",
-            float(lengths.limit[i]),
         )
     return features, anchors
 

@@ -20,7 +20,7 @@ from swarmx.neural.encoders.adapted import AdaptedEncoder, centred
 from swarmx.neural.head import Head, HeadSpec
 from swarmx.neural.heads.images import IMAGE
 from swarmx.neural.heads.latency import COMPLETION, TTFT
-from swarmx.neural.heads.length import Doubts, length_spec
+from swarmx.neural.heads.length import length_spec
 from swarmx.neural.heads.structure import SPECS as STRUCTURE
 from swarmx.neural.heads.structure import remaining_quantiles
 from swarmx.neural.losses import coverage as covered
@@ -82,7 +82,7 @@ def train_length(
 ) -> tuple[LengthData, Head]:
     """Encoder, memory and length head, calibrated; the test rows are not looked at. `slow` as in `length_data`."""
     encoder = replace(encoder or HashedSettings(), seed=seed)
-    data = length_data(lengths, encoder, Doubts(), seed=seed, slow=slow, progress=progress)
+    data = length_data(lengths, encoder, seed=seed, slow=slow, progress=progress)
     spec = length_spec(encoder.themes, encoder.experts)
     head = fit(data.table, spec, replace(settings, seed=seed), resume=resume, progress=_epochs("length", progress))
     return data, calibrated(head, data)
@@ -150,10 +150,14 @@ def _length(
     else:
         adapted = AdaptedEncoder(slow_=slow, hashed=made.encoder, centre=centre, by_vector=made.by_vector)
         encoder_card = adapted.save(out, story)
-    memory_card = made.shipped.save(out, story)
+    memory_card = made.shipped.save(out, {**story, "settings": {"encoder": encoder_card.version}})
     story |= _judged(lengths.tokens[rows], quantiles, head.spec.levels)
     story["counts"] |= {"test": len(rows)}
-    return [encoder_card, memory_card, save_head(out, head, {**story, "settings": asdict(LENGTH_SETTINGS)})]
+    return [
+        encoder_card,
+        memory_card,
+        save_head(out, head, {**story, "settings": {**asdict(LENGTH_SETTINGS), "encoder": encoder_card.version}}),
+    ]
 
 
 def _latency(data: Path, out: Path, seed: int, resume: Path | None, licence: str, progress: Progress) -> list[Card]:
