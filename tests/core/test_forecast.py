@@ -121,3 +121,19 @@ def test_no_samples_make_no_forecast() -> None:
 def test_a_point_is_sure() -> None:
     forecast = point(30.0, unit="work")
     assert (forecast.mean, forecast.quantile(0.01), forecast.quantile(0.99)) == (30.0, 30.0, 30.0)
+
+
+@given(forecasts(distinct=True), st.floats(0.0, 2e6))
+def test_given_what_was_produced_a_forecast_lies_beyond_it_and_stays_one(forecast: Forecast, produced: float) -> None:
+    left = forecast.given(produced)
+    assert left.levels == forecast.levels
+    assert left.quantiles[0] >= min(produced, forecast.quantiles[0])
+    assert all(a <= b for a, b in itertools.pairwise(left.quantiles))
+    if produced < forecast.quantiles[0]:
+        assert left == forecast
+
+
+@given(forecasts(distinct=True), st.floats(0.0, 0.9), st.floats(0.0, 0.9))
+def test_given_more_every_quantile_is_later(forecast: Forecast, low: float, high: float) -> None:
+    a, b = (forecast.given(forecast.quantile(level)) for level in sorted((low, high)))
+    assert all(x <= y * (1.0 + 1e-9) for x, y in zip(a.quantiles, b.quantiles, strict=True))
