@@ -240,8 +240,7 @@ class DecisionMade(_Event, frozen=True, kw_only=True):
 
 
 class AlertRaised(_Event, frozen=True, kw_only=True):
-    """Something an operator should know, as an enum and numbers; `subject` names a replica, a policy, a model or a
-    predictor.
+    """Something an operator should know, as an enum and numbers; `subject` names what it is about.
 
     `at_max`: a model wants `value` replicas, more than its bounds allow. `replica_failed`: one did not become ready.
     `predictor_fallback`: plain statistics stand in for `value` seconds. `forecast_drift`: `value` is the tail loss.
