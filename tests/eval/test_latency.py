@@ -30,7 +30,15 @@ def a_table(rows: int = 600) -> Table:
 
 
 def test_a_method_that_reads_the_load_is_better_than_one_that_does_not() -> None:
-    rows = list(compare(SPEC, a_table(), FitSettings(nets=1, epochs=120, patience=40, batch=64, learning_rate=1e-2), [0], quick=False))
+    rows = list(
+        compare(
+            SPEC,
+            a_table(),
+            FitSettings(nets=1, epochs=120, patience=40, batch=64, learning_rate=1e-2),
+            [0],
+            quick=False,
+        )
+    )
     loss = {row["method"]: row["pinball_log"] for row in rows}
     assert set(loss) == {"engine_model", "engine_model_residuals", "linear_quantile", "lightgbm", OURS}
     assert loss[OURS] < 0.5 * loss["engine_model_residuals"] < loss["engine_model"]
