@@ -42,7 +42,7 @@ GROUP = "request"
 
 _TINY, _ZERO, _ONE, _MOST = np.float32(1e-9), np.float32(0.0), np.float32(1.0), np.float32(1e9)
 _NAN = float("nan")
-_BLOCK = 256
+_BLOCK = 512
 
 
 class Candidate(NamedTuple):
