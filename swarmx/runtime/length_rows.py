@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from swarmx.core.nouns import Call
-from swarmx.core.prompts import Encoding
 from swarmx.core.records import CallRecord
 from swarmx.neural.encoders.hashed import HashedEncoder
+from swarmx.neural.forecaster import role_of
 from swarmx.neural.head import HeadSpec
 from swarmx.neural.heads.length import LengthMemory
+from swarmx.neural.replayed import call_of, vector_of
 from swarmx.neural.table import Table
-
-
-def again(record: CallRecord) -> tuple[Call, Encoding]:
-    """The call of a record as a forecaster knew it, and what it had read of the prompt."""
-    call = Call(
-        call_id=record.call_id,
-        tenant=record.tenant,
-        kind=record.kind,
-        model=record.model,
-        role=record.role,
-        workflow_id=record.workflow_id,
-        workflow_kind=record.workflow_kind,
-        node=record.node,
-        prompt_key=record.prompt_key,
-        prompt_bytes=record.prompt_bytes,
-        prompt_tokens=record.prompt_tokens,
-        work_limit=math.inf if record.work_limit is None else record.work_limit,
-    )
-    return call, Encoding(encoder=record.encoder, vector=np.frombuffer(record.encoding, dtype="<f2").astype(np.float32))
 
 
 def length_table(
@@ -50,11 +30,10 @@ def length_table(
     kept: list[CallRecord] = []
     groups: list[str] = []
     for record in records:
-        vector = np.frombuffer(record.encoding, dtype="<f2").astype(np.float32)
-        is_ours = record.encoder == encoder.version and len(vector) == encoder.dimension
-        if not is_ours or record.kind != "llm" or record.state != "finished" or record.work_done <= 0.0:
+        vector = vector_of(record, encoder)
+        if vector is None or record.state != "finished" or record.work_done <= 0.0:
             continue
-        role = f"{record.workflow_kind}/{record.role}"
+        role = role_of(call_of(record))
         features, anchor = known.features(encoder, vector, record.model, role)
         known.learn(encoder, vector, record.model, role, record.work_done)
         rows.append(features)

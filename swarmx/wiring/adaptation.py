@@ -9,16 +9,20 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from swarmx.agents.learner import LearnerAgent, LearnerSettings
 from swarmx.config import PredictorSection
 from swarmx.core.actions import Retrain, UsePredictor
 from swarmx.core.errors import PredictorError, StoreError
 from swarmx.core.messages import Message
 from swarmx.core.ports import SchedulerAgent
+from swarmx.core.prompts import Encoding
 from swarmx.core.records import CallRecord
 from swarmx.neural.forecaster import NeuralForecaster
+from swarmx.neural.replayed import call_of
 from swarmx.neural.table import Table
-from swarmx.runtime.length_rows import again, length_table
+from swarmx.runtime.length_rows import length_table
 from swarmx.runtime.live import Performer
 from swarmx.runtime.retraining import Retraining, Trainable, in_force
 from swarmx.runtime.scoring import LENGTH_HEAD
@@ -79,7 +83,8 @@ async def remember(
         return
     for record in records:
         if record.work_done > 0.0:  # zero is what a record has whose answer did not say how long it was
-            found.first.observe(*again(record), record.work_done)
+            vector = np.frombuffer(record.encoding, dtype="<f2").astype(np.float32)
+            found.first.observe(call_of(record), Encoding(encoder=record.encoder, vector=vector), record.work_done)
             await asyncio.sleep(0)
 
 
