@@ -20,7 +20,6 @@ from swarmx.neural.table import Table
 from swarmx.neural.training.fit import FitSettings, fit
 
 Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 FOLDS = 5
 RIDGES = (0.1, 1.0, 3.0)

@@ -76,7 +76,7 @@ def explain_command(
     """
     from swarmx.core.prompts import cut
     from swarmx.neural.explain import explain_prompt, explain_vector, nearest
-    from swarmx.neural.forecaster import NeuralForecaster
+    from swarmx.neural.forecaster import NeuralForecaster, role_of
     from swarmx.neural.replayed import replay, vector_of
     from swarmx.neural.tracking import QuantileTracker
 
@@ -98,7 +98,7 @@ def explain_command(
                 f"the call {call_id} cannot be explained by the encoder {forecaster.encoder.version}: it was read by "
                 f"{record.encoder or 'none'}; name the weights of that time with --weights."
             )
-        model, role = record.model, f"{record.workflow_kind}/{record.role}"
+        model, role = record.model, role_of(record)
         limit = record.work_limit
         learnt = _learnt(replay(forecaster, records))
         found = explain_vector(forecaster, vector, model=model, role=role, limit=limit or math.inf)

@@ -17,6 +17,7 @@ from swarmx.core.forecast import Forecast, Source, point
 from swarmx.core.nouns import Call
 from swarmx.core.ports import Encoder
 from swarmx.core.prompts import Encoding, PromptText
+from swarmx.core.records import CallRecord
 from swarmx.neural.checkpoint import load_head
 from swarmx.neural.encoders.adapted import AdaptedEncoder, load_adapted
 from swarmx.neural.encoders.hashed import HashedEncoder, load_hashed
@@ -176,7 +177,7 @@ def _reading(folder: Path, encoder: HashedEncoder, version: str) -> tuple[Length
     return memory, head
 
 
-def role_of(call: Call) -> str:
+def role_of(call: Call | CallRecord) -> str:
     """What the call is for: roles of different kinds of workflows share nothing but their name."""
     return f"{call.workflow_kind}/{call.role}"
 

@@ -11,7 +11,7 @@ import numpy as np
 from swarmx.core.forecast import LEVELS, Forecast
 from swarmx.core.records import CallRecord
 from swarmx.neural.checkpoint import Card
-from swarmx.neural.forecaster import NeuralForecaster
+from swarmx.neural.forecaster import NeuralForecaster, role_of
 from swarmx.neural.replayed import replay, vector_of
 from swarmx.neural.scores import ScoreSet, score_set
 
@@ -60,7 +60,7 @@ def sets_of_calls(forecaster: NeuralForecaster, records: Sequence[CallRecord]) -
     vectors = [vector_of(record, encoder) for record in kept]
     labels = {
         "model": np.array([record.model for record in kept]),
-        "role": np.array([f"{record.workflow_kind}/{record.role}" for record in kept]),
+        "role": np.array([role_of(record) for record in kept]),
         "device": np.array([record.device or "unknown" for record in kept]),
         "kind of text": np.array([f"kind{encoder.kind_of(v)}" for v in vectors if v is not None]),
         "history": np.array(["none" if f.source == "prior" else "seen before" for f in forecasts]),

@@ -11,7 +11,7 @@ from swarmx.neural.encoders.hashed import HashedEncoder
 from swarmx.neural.forecaster import role_of
 from swarmx.neural.head import HeadSpec
 from swarmx.neural.heads.length import LengthMemory
-from swarmx.neural.replayed import call_of, vector_of
+from swarmx.neural.replayed import vector_of
 from swarmx.neural.table import Table
 
 
@@ -33,7 +33,7 @@ def length_table(
         vector = vector_of(record, encoder)
         if vector is None or record.state != "finished" or record.work_done <= 0.0:
             continue
-        role = role_of(call_of(record))
+        role = role_of(record)
         features, anchor = known.features(encoder, vector, record.model, role)
         known.learn(encoder, vector, record.model, role, record.work_done)
         rows.append(features)
