@@ -13,7 +13,8 @@ import numpy as np
 
 from eval.result import Claim, Row, claim, table, write_result
 from swarmx.agents.policies import DEFAULT_POLICY, POLICIES
-from swarmx.agents.router import RouterAgent, RouterSettings
+from swarmx.agents.router import RouterAgent
+from swarmx.agents.router_settings import RouterSettings
 from swarmx.core.engine import profiles
 from swarmx.core.forecast import from_samples
 from swarmx.core.messages import CallFinished, CallReady, FirstToken, ReplicaChanged, SignalReported

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from swarmx.agents.policies import DEFAULT_POLICY, make_policy
-from swarmx.agents.router import RouterSettings
+from swarmx.agents.router_settings import RouterSettings
 from swarmx.agents.scaler import ScalerSettings
 from swarmx.agents.scaling import DEFAULT_SCALING_POLICY, make_scaling_policy
 from swarmx.core.control import Mode

@@ -6,15 +6,20 @@ import math
 
 import numpy as np
 
+from swarmx.agents.prefix_index import PrefixIndex
 from swarmx.core.fleet import Choice, FleetView, Floats, Ints
+from swarmx.core.forecast import Forecast
 from swarmx.core.nouns import Call, Candidates, Replica, ReplicaState
 
-_INTS = ("in_flight", "last_chosen", "max_batch")
+_INTS = ("in_flight", "last_chosen", "max_batch", "slot")
 _FLOATS = (
     "remaining_work",
+    "work_variance",
     "context_tokens",
     "prefill_tokens",
     "kv_capacity_tokens",
+    "max_step_tokens",
+    "cost_weight",
     "call_base_s",
     "step_base_s",
     "decode_seq_s",
@@ -30,8 +35,9 @@ _FLOATS = (
 )
 _I = {name: row for row, name in enumerate(_INTS)}
 _F = {name: row for row, name in enumerate(_FLOATS)}
-_IN_FLIGHT, _LAST_CHOSEN, _MAX_BATCH = _I["in_flight"], _I["last_chosen"], _I["max_batch"]
+_IN_FLIGHT, _LAST_CHOSEN, _MAX_BATCH, _SLOT = _I["in_flight"], _I["last_chosen"], _I["max_batch"], _I["slot"]
 _REMAINING, _CONTEXT, _PREFILL = _F["remaining_work"], _F["context_tokens"], _F["prefill_tokens"]
+_VARIANCE, _KV_CAPACITY = _F["work_variance"], _F["kv_capacity_tokens"]
 _PREFILL_AT, _PREFILL_RATE, _MEASURED_AT = _F["prefill_at_s"], _F["prefill_rate"], _F["measured_at_s"]
 _SEEN = tuple(
     (name, row) for name, row in _F.items() if row not in (_PREFILL, _PREFILL_AT, _PREFILL_RATE, _MEASURED_AT)
@@ -49,6 +55,9 @@ class Pool:
         self.states: list[ReplicaState] = []
         self._index: dict[str, int] = {}
         self._broken: set[str] = set()
+        self._prefixes = PrefixIndex()
+        self._slots = 0  # slots ever used at once
+        self._free_slots: list[int] = []
         self._ints: Ints = np.zeros((len(_INTS), 8), dtype=np.int64)
         self._floats: Floats = np.zeros((len(_FLOATS), 8))
         self._eligible: Ints = np.zeros(0, dtype=np.int64)
@@ -106,8 +115,8 @@ class Pool:
             self._roomy = self._with_room(self._eligible)
         return self._roomy
 
-    def view(self, columns: Ints, now_s: float) -> FleetView:
-        """The fleet as a policy sees it; arrays are copies, so a policy cannot change the memory."""
+    def view(self, columns: Ints, now_s: float, prefix: tuple[int, ...] = ()) -> FleetView:
+        """The fleet as a policy sees it for a prompt; arrays are copies, so a policy cannot change the memory."""
         i, f = self._ints.take(columns, axis=1), self._floats.take(columns, axis=1)
         drained = (now_s - f[_PREFILL_AT]) * f[_PREFILL_RATE]
         return FleetView(
@@ -115,12 +124,24 @@ class Pool:
             last_chosen=i[_LAST_CHOSEN],
             max_batch=i[_MAX_BATCH],
             prefill_tokens=np.maximum(0.0, f[_PREFILL] - drained),
+            cached_tokens=self._prefixes.cached(prefix, self._slots)[i[_SLOT]] if prefix else np.zeros(len(columns)),
             signal_age_s=now_s - f[_MEASURED_AT],
             **{name: f[row] for name, row in _SEEN},
         )
 
-    def dispatched(self, replica_id: str, call: Call, expected_work: float, decision: int, now_s: float) -> None:
-        """The call is on its way to the replica; its prompt joins a backlog that drains at the prefill rate."""
+    def home(self, session: str, columns: Ints) -> int | None:
+        """Where among the columns the replica is that served the session last."""
+        slot = self._prefixes.home(session)
+        if slot is None:
+            return None
+        found = (self._ints[_SLOT, columns] == slot).nonzero()[0]
+        return int(found[0]) if len(found) else None
+
+    def dispatched(
+        self, replica_id: str, call: Call, forecast: Forecast, decision: int, now_s: float, cached_tokens: float
+    ) -> None:
+        """The call is on its way to the replica; what no cache holds of its prompt joins a backlog that drains at the
+        prefill rate."""
         column = self._index[replica_id]
         ints = self._ints[:, column]
         ints[_IN_FLIGHT] += 1
@@ -128,13 +149,16 @@ class Pool:
         if ints[_IN_FLIGHT] == ints[_MAX_BATCH]:
             self._roomy = None
         floats = self._floats[:, column]
-        floats[_REMAINING] += expected_work
+        floats[_REMAINING] += forecast.mean
+        floats[_VARIANCE] += forecast.variance
         floats[_CONTEXT] += call.prompt_tokens
         rate = floats[_PREFILL_RATE]
         if rate > 0.0:
             left = floats[_PREFILL] - (now_s - floats[_PREFILL_AT]) * rate
-            floats[_PREFILL] = max(0.0, left) + call.prompt_tokens
+            floats[_PREFILL] = max(0.0, left) + max(0.0, call.prompt_tokens - cached_tokens)
             floats[_PREFILL_AT] = now_s
+        if call.prefix or call.session:
+            self._prefixes.dispatched(int(ints[_SLOT]), call.prefix, call.session, float(floats[_KV_CAPACITY]))
 
     def progressed(self, replica_id: str, work_change: float, context_change: float) -> None:
         """The expected rest of a call, and the context that it holds, have changed."""
@@ -143,7 +167,7 @@ class Pool:
             self._floats[_REMAINING, column] = max(0.0, self._floats[_REMAINING, column] + work_change)
             self._floats[_CONTEXT, column] = max(0.0, self._floats[_CONTEXT, column] + context_change)
 
-    def ended(self, replica_id: str, work_left: float, context: float) -> None:
+    def ended(self, replica_id: str, work_left: float, variance: float, context: float) -> None:
         """The call is no longer on the replica, whatever became of it."""
         column = self._index.get(replica_id)
         if column is None:
@@ -153,8 +177,9 @@ class Pool:
         if ints[_IN_FLIGHT] == ints[_MAX_BATCH] - 1:
             self._roomy = None
         if ints[_IN_FLIGHT] == 0:  # an idle replica is idle exactly: no rounding error survives
-            self._floats[[_REMAINING, _CONTEXT, _PREFILL], column] = 0.0
+            self._floats[[_REMAINING, _VARIANCE, _CONTEXT, _PREFILL], column] = 0.0
         else:
+            self._floats[_VARIANCE, column] = max(0.0, self._floats[_VARIANCE, column] - variance)
             self.progressed(replica_id, -work_left, -context)
 
     def in_flight(self, replica_id: str) -> int:
@@ -185,6 +210,8 @@ class Pool:
         self.states.append(state)
         self._index[replica.replica_id] = column
         self._ints[:, column] = 0
+        self._ints[_SLOT, column] = self._free_slots.pop() if self._free_slots else self._slots
+        self._slots = max(self._slots, int(self._ints[_SLOT, column]) + 1)
         self._floats[:, column] = 0.0
         for name in ("running", "waiting", "kv_usage", "measured_at_s"):
             self._floats[_F[name], column] = math.nan
@@ -203,6 +230,9 @@ class Pool:
 
     def _remove(self, column: int) -> None:
         self._broken.discard(self.replicas[column].replica_id)
+        slot = int(self._ints[_SLOT, column])
+        self._prefixes.forget(slot)
+        self._free_slots.append(slot)
         del self.replicas[column], self.states[column]
         self._ints = np.delete(self._ints, column, axis=1)
         self._floats = np.delete(self._floats, column, axis=1)

@@ -11,13 +11,13 @@ import numpy as np
 
 from swarmx.agents.breakers import REPLICA_FAULTS, Breakers
 from swarmx.agents.calls import CallState, WaitingCalls
-from swarmx.agents.choice import second_of
 from swarmx.agents.demand import TIMER, DemandSketch, Load
-from swarmx.agents.objective import Objective, parameters_in
-from swarmx.agents.policies import DEFAULT_POLICY
+from swarmx.agents.objective import Objective
+from swarmx.agents.placing import Placed, Placing
 from swarmx.agents.pool import Pool
+from swarmx.agents.router_settings import RouterSettings
+from swarmx.agents.workflow_book import WorkflowBook
 from swarmx.core.actions import Cancel, Dispatch, RefusalReason, Refuse, StartTimer, StopTimer
-from swarmx.core.fleet import CallView, Ints
 from swarmx.core.messages import (
     AlertRaised,
     BoundsChanged,
@@ -45,34 +45,9 @@ from swarmx.core.messages import (
     WorkflowEnded,
     WorkflowSubmitted,
 )
-from swarmx.core.nouns import Decision
 from swarmx.core.ports import Output, Policy
 
 _NOBODY: frozenset[str] = frozenset()
-
-
-class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How patient a router is. Times in seconds.
-
-    With `late_binding`, a call waits in the router until a replica runs fewer calls than its largest batch; without,
-    it goes to one at once and may wait there. `queue_timeout_s` is for calls that have no replica to wait for.
-    `first_token_timeout_s` is for streamed calls; `call_timeout_s` for the whole of others, and for the rest of a
-    stream from its first token on. `demand_every_s` is the time between two reports of demand, 0 for none. Calls for
-    `models` wait for a replica even before the first one of that model is known.
-    """
-
-    policy: str = DEFAULT_POLICY
-    parameters: dict[str, float] = {}
-    seed: int = 0
-    max_attempts: int = 3
-    queue_timeout_s: float = 30.0
-    first_token_timeout_s: float = 120.0
-    call_timeout_s: float = 1200.0
-    breaker_failures: int = 3
-    breaker_open_s: float = 10.0
-    demand_every_s: float = 2.0
-    models: list[str] = []
-    late_binding: bool = True
 
 
 class RouterAgent:
@@ -105,7 +80,14 @@ class RouterAgent:
     def __init__(self, settings: RouterSettings | None = None) -> None:
         self.settings = settings or RouterSettings()
         self.objective = Objective(self.settings.policy, self.settings.parameters)
-        self._rng = np.random.default_rng(self.settings.seed)
+        self._book = WorkflowBook(self.settings.targets)
+        self._placing = Placing(
+            self.objective,
+            self._book,
+            late_binding=self.settings.late_binding,
+            hold_limit_s=self.settings.hold_limit_s,
+            rng=np.random.default_rng(self.settings.seed),
+        )
         self._pools = {model: Pool(model, late_binding=self.settings.late_binding) for model in self.settings.models}
         self._pool_of: dict[str, Pool] = {}
         self._calls: dict[str, CallState] = {}
@@ -159,11 +141,18 @@ class RouterAgent:
             case SignalReported():
                 return self._signal(message)
             case PolicyChanged():
-                return self.objective.change(message)
+                alerts = self.objective.change(message)
+                for waiting in self._waiting.values():
+                    waiting.reorder(lambda state: self._placing.key(state, now_s))
+                self._unsettled.update(dict.fromkeys(self._waiting))
+                return alerts
             case WorkflowSubmitted():
+                self._book.submitted(message.workflow_id, message.kind, message.target_s, now_s)
                 return self._demand.submitted(message.workflow_id, message.kind, now_s)
             case WorkflowEnded():
-                self._demand.workflow_ended(message.workflow_id, finished=message.state == "finished", now_s=now_s)
+                finished = message.state == "finished"
+                self._book.ended(message.workflow_id, finished=finished, now_s=now_s)
+                self._demand.workflow_ended(message.workflow_id, finished=finished, now_s=now_s)
                 return ()
             case TimerFired():
                 return self._timer(message.key, now_s)
@@ -188,7 +177,10 @@ class RouterAgent:
         call_id = message.call.call_id
         if call_id in self._calls:
             return ()
-        self._calls[call_id] = CallState(call=message.call, forecast=message.forecast)
+        self._calls[call_id] = CallState(
+            call=message.call, forecast=message.forecast, path=message.path, ready_at_s=now_s
+        )
+        self._book.call_ready(message.call.workflow_id, now_s)
         if message.call.model not in self._pools:
             return self._place(call_id, now_s)
         started = self._demand.arrived(message.call, message.forecast.mean, now_s)
@@ -213,21 +205,30 @@ class RouterAgent:
         pool = self._pools.get(state.call.model)
         if pool is None:
             return [self._refuse(call_id, "no_replica", f"no replica serves the model {state.call.model!r}")]
-        if len(columns := pool.open(state.tried)):
-            return self._dispatch(state, pool, columns, now_s)
-        self._waiting[pool.model].add(state)
+        waiting = self._waiting[pool.model]
+        placed = self._placing.place(state, pool, len(waiting), now_s)
+        if placed is not None:
+            return self._dispatch(state, pool, placed, now_s)
+        waiting.add(state, self._placing.key(state, now_s))
         return self._start_timers(pool, now_s)
 
     def _settle(self, model: str, now_s: float) -> list[Output]:
-        """Place the calls that wait, first come first served, while there is room for them."""
+        """Place the calls that wait, in the order of the policy, while there is room for them."""
         pool, waiting = self._pools[model], self._waiting[model]
         outputs: list[Output] = []
         for tried in waiting.lines():
-            while (state := waiting.first(tried)) is not None and len(columns := pool.open(tried)):
-                outputs += [*waiting.remove(state), *self._dispatch(state, pool, columns, now_s)]
+            while len(pool.open(tried)) and (placed := self._place_one_of(tried, pool, waiting, now_s)):
+                outputs += placed
             if len(pool.open(_NOBODY)) == 0:
                 break
         return [*outputs, *self._start_timers(pool, now_s)]
+
+    def _place_one_of(self, tried: frozenset[str], pool: Pool, waiting: WaitingCalls, now_s: float) -> list[Output]:
+        """Dispatch the first of the line's head that need not wait; nothing when all of them had better."""
+        for state in waiting.first(tried, self.settings.hold_depth):
+            if (placed := self._placing.place(state, pool, len(waiting), now_s)) is not None:
+                return [*waiting.remove(state), *self._dispatch(state, pool, placed, now_s)]
+        return []
 
     def _start_timers(self, pool: Pool, now_s: float) -> Sequence[Output]:
         """Calls wait without a timer while there is a replica that may take them later, and with one otherwise."""
@@ -235,40 +236,24 @@ class RouterAgent:
             return ()
         return self._waiting[pool.model].start_timers(now_s, self.settings.queue_timeout_s)
 
-    def _dispatch(self, state: CallState, pool: Pool, columns: Ints, now_s: float) -> list[Output]:
-        """Send the call to the one of the replicas that the policy chooses."""
+    def _dispatch(self, state: CallState, pool: Pool, placed: Placed, now_s: float) -> list[Output]:
+        """Send the call where the policy wants it."""
         call_id = state.call.call_id
-        view = pool.view(columns, now_s)
-        call = CallView(call=state.call, forecast=state.forecast)
-        choice, policy, alerts = self.objective.choose(call, view, self._rng)
-        second = second_of(choice)
-        replica_id = pool.replicas[columns[choice.index]].replica_id
+        replica_id = pool.replicas[placed.column].replica_id
         self._decisions += 1
         state.attempt += 1
-        state.replica_id = replica_id
+        state.replica_id, state.dispatched_at_s = replica_id, now_s
         state.work_left, state.work_done = state.forecast.mean, 0.0
-        state.context = float(state.call.prompt_tokens)
-        pool.dispatched(replica_id, state.call, state.work_left, self._decisions, now_s)
+        state.variance, state.context = state.forecast.variance, float(state.call.prompt_tokens)
         patience_s = self.settings.first_token_timeout_s if state.call.stream else self.settings.call_timeout_s
-        return [
-            Dispatch(call_id=call_id, attempt=state.attempt, replica_id=replica_id),
+        outputs: list[Output] = [
+            Dispatch(call_id=call_id, attempt=state.attempt, replica_id=replica_id, urgency=placed.choice.urgency),
             StartTimer(key=f"answer:{call_id}", at_s=now_s + patience_s),
-            DecisionMade(
-                decision=Decision(
-                    call=state.call,
-                    attempt=state.attempt,
-                    at_s=now_s,
-                    policy=policy.name,
-                    parameters=self.parameters if policy is self.policy else parameters_in(policy),
-                    replica_id=replica_id,
-                    runner_up=None if second is None else pool.replicas[columns[second]].replica_id,
-                    forecast=state.forecast,
-                    candidates=pool.candidates(columns, view, choice, second),
-                    note="retry" if state.attempt > 1 else "",
-                )
-            ),
-            *alerts,
         ]
+        if self.settings.log_decisions:
+            outputs.append(self._placing.decision(state, pool, placed, now_s))
+        pool.dispatched(replica_id, state.call, state.forecast, self._decisions, now_s, placed.cached_tokens)
+        return [*outputs, *placed.alerts]
 
     def _first_token(self, message: FirstToken, now_s: float) -> Sequence[Output]:
         state = self._current(message.call_id, message.attempt)
@@ -294,6 +279,7 @@ class RouterAgent:
             return ()
         replica_id = self._release(state)
         del self._calls[message.call_id]
+        self._book.call_ended(state.call.workflow_id, now_s - state.dispatched_at_s, message.work_done)
         self._demand.ended(state.call.model)
         outputs: list[Output] = [StopTimer(key=f"answer:{message.call_id}")]
         return [*outputs, *self._breakers.answered(self._pool_of.get(replica_id), replica_id)]
@@ -403,7 +389,7 @@ class RouterAgent:
         replica_id, state.replica_id = state.replica_id, None
         assert replica_id is not None
         if (pool := self._pool_of.get(replica_id)) is not None:
-            pool.ended(replica_id, state.work_left, state.context)
+            pool.ended(replica_id, state.work_left, state.variance, state.context)
             self._unsettled[pool.model] = None
         return replica_id
 
@@ -424,5 +410,7 @@ class RouterAgent:
             assert pool.in_flight(replica_id) == counts.get(replica_id, 0), f"{replica_id} counts its calls wrongly"
         for model, calls in self._waiting.items():
             pool = self._pools[model]
-            assert not any(len(pool.open(tried)) for tried in calls.lines()), f"a call for {model} waits for nothing"
+            may_hold = self.policy.waits and any(pool.in_flight(r.replica_id) for r in pool.replicas)
+            waits = may_hold or not any(len(pool.open(tried)) for tried in calls.lines())
+            assert waits, f"a call for {model} waits for nothing"
             assert not calls.untimed or len(pool.eligible(_NOBODY)), f"a call for {model} waits for ever"

@@ -12,11 +12,15 @@ class _Action(msgspec.Struct, frozen=True, kw_only=True, tag=True, gc=False):
 
 
 class Dispatch(_Action, frozen=True, kw_only=True):
-    """Send the call to the replica."""
+    """Send the call to the replica.
+
+    `urgency` orders the calls inside an engine that looks at priorities: the lower one goes first, as in vLLM.
+    """
 
     call_id: str
     attempt: int
     replica_id: str
+    urgency: float = 0.0
 
 
 class Cancel(_Action, frozen=True, kw_only=True):

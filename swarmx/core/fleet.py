@@ -1,8 +1,9 @@
-"""What a policy sees: the call at hand and the candidate replicas as arrays."""
+"""What a policy sees: the call at hand with its workflow, and the candidate replicas as arrays."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,33 +14,74 @@ from swarmx.core.nouns import Call
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+Order = Literal["arrival", "workflow", "deadline", "slack", "attained", "gittins"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowView:
+    """What the router knows of a call's workflow; times in seconds.
+
+    `age_s` since it was submitted; `target_s`, the time it should take in all; `remaining_s`, what is expected from
+    now to its end with this call under way. Its finished calls took `attained_s` at replicas and did `attained_work`
+    (output tokens, or units of work); `calls` of them have ended. `past_s` holds the service, sorted, of finished
+    workflows of its kind, shape [workflows].
+    """
+
+    kind: str
+    age_s: float
+    target_s: float
+    remaining_s: float
+    attained_s: float
+    attained_work: float
+    calls: int
+    past_s: Floats
+
+    @property
+    def slack_s(self) -> float:
+        """Seconds to spare until the target; below zero when it will be missed."""
+        return self.target_s - self.age_s - self.remaining_s
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallView:
-    """The call that wants a replica, with the forecast of its work (output tokens, or megapixel-steps)."""
+    """The call that wants a replica, with the forecast of its work (output tokens, or units of work).
+
+    `waiting` calls of its model wait in this router with it, `home` is the position in the fleet view of the replica
+    that served its session last, `waited_s` is how long it has been ready.
+    """
 
     call: Call
     forecast: Forecast
+    workflow: WorkflowView
+    now_s: float = 0.0
+    waited_s: float = 0.0
+    waiting: int = 0
+    home: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetView:
     """The replicas that may take the call, never none; every array has shape [replicas].
 
-    `in_flight` counts this router's own calls, exactly; `last_chosen` is the number of the decision
-    that last chose the replica, 0 before the first. `remaining_work` is the expected work that they still need,
-    `context_tokens` the context they hold, `prefill_tokens` prompts of theirs that no first token answered yet. The
-    profile columns are those of `EngineProfile`. The signal columns are the engine's own word, NaN where it never
-    spoke, `signal_age_s` old.
+    `in_flight` counts this router's own calls, exactly, with what signals tell of those of other routers; `last_chosen`
+    is the number of the decision that last chose the replica, 0 before the first. `remaining_work` is the expected
+    work that they still need and `work_variance` its variance, `context_tokens` the context they hold,
+    `prefill_tokens` prompts of theirs that no cache held and no first token answered yet. `cached_tokens` of this
+    call's prompt are held by the replica, as far as this router's own dispatches tell. The profile columns are those
+    of `EngineProfile`. The signal columns are the engine's own word, NaN where it never spoke, `signal_age_s` old.
     """
 
     in_flight: Ints
     last_chosen: Ints
+    max_batch: Ints
     remaining_work: Floats
+    work_variance: Floats
     context_tokens: Floats
     prefill_tokens: Floats
-    max_batch: Ints
+    cached_tokens: Floats
     kv_capacity_tokens: Floats
+    max_step_tokens: Floats
+    cost_weight: Floats
     call_base_s: Floats
     step_base_s: Floats
     decode_seq_s: Floats
@@ -54,14 +96,24 @@ class FleetView:
     def __len__(self) -> int:
         return len(self.in_flight)
 
+    @property
+    def room(self) -> Ints:
+        """Calls that each can take before its batch is full, at least zero."""
+        left: Ints = np.maximum(0, self.max_batch - self.in_flight)
+        return left
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """A policy's answer: a position in the view, and how it came about.
 
-    `cost_s` and each array of `terms_s` have shape [replicas]; None where a policy does not weigh costs.
+    With `hold`, the call waits in the router, for that replica or a better one, and is asked about again when
+    something has changed. `urgency` is the order inside the engine, lower first. `cost_s` and each array of `terms_s`
+    have shape [replicas]; None where a policy does not weigh costs.
     """
 
     index: int
+    hold: bool = False
+    urgency: float = 0.0
     cost_s: Floats | None = None
     terms_s: dict[str, Floats] = field(default_factory=dict)

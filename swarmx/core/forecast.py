@@ -57,6 +57,16 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             total += (p[i + 1] - p[i]) * (q[i] + q[i + 1]) / 2.0
         return total
 
+    @cached_property
+    def variance(self) -> float:
+        """Variance of the piecewise linear distribution, in `unit` squared."""
+        p, q = self.levels, self.quantiles
+        second = p[0] * q[0] ** 2 + (1.0 - p[-1]) * q[-1] ** 2
+        for i in range(len(p) - 1):
+            low, high = q[i], q[i + 1]
+            second += (p[i + 1] - p[i]) * (low * low + low * high + high * high) / 3.0
+        return max(0.0, second - self.mean**2)
+
     def quantile(self, level: float) -> float:
         """The value at probability `level`, in `unit`; clamped to the outermost quantiles."""
         return _interpolate(level, self.levels, self.quantiles)

@@ -27,10 +27,14 @@ class _Event(msgspec.Struct, frozen=True, kw_only=True, tag=True, gc=False):
 
 
 class CallReady(_Event, frozen=True, kw_only=True):
-    """A call wants a replica. The forecast of its work comes along: a replay never runs a predictor."""
+    """A call wants a replica. The forecast of its work comes along: a replay never runs a predictor.
+
+    `path` is what the predictor of workflows says of the seconds from now to the end of the workflow's last call.
+    """
 
     call: Call
     forecast: Forecast
+    path: Forecast | None = None
 
 
 class ForecastRefined(_Event, frozen=True, kw_only=True):
@@ -160,10 +164,14 @@ class PolicyChanged(_Event, frozen=True, kw_only=True):
 
 
 class WorkflowSubmitted(_Event, frozen=True, kw_only=True):
-    """A workflow was accepted. `kind` groups workflows that look alike; it is the client's word and never shown."""
+    """A workflow was accepted. `kind` groups workflows that look alike; it is the client's word and never shown.
+
+    It should end within `target_s`; None where nobody said so.
+    """
 
     workflow_id: str
     kind: str
+    target_s: float | None = None
 
 
 class WorkflowEnded(_Event, frozen=True, kw_only=True):

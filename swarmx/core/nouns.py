@@ -25,6 +25,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `prompt_tokens` is an estimate from bytes; `work_limit` is what the client allows at most (output tokens, or
     megapixel-steps of an image); `deadline_at_s` is absolute, on the clock of the process that accepted the call.
+    `prefix` names the beginnings of the prompt (`core.prefixes`), shortest first; calls of one `session` tend to
+    continue each other's prompts.
     """
 
     call_id: str
@@ -41,6 +43,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     work_limit: float
     stream: bool = False
     deadline_at_s: float | None = None
+    session: str = ""
+    prefix: tuple[int, ...] = ()
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from swarmx.core.actions import Action
 from swarmx.core.audit import AuditEntry, AuditRecord
 from swarmx.core.control import Episode, Facts, Prompt, Proposal, ProposalState, Reply
-from swarmx.core.fleet import CallView, Choice, FleetView
+from swarmx.core.fleet import CallView, Choice, FleetView, Order
 from swarmx.core.forecast import Forecast
 from swarmx.core.messages import Message
 from swarmx.core.nouns import Call, Decision, Replica, ReplicaGroup
@@ -47,10 +47,18 @@ class SchedulerAgent(Protocol):
 
 
 class Policy(Protocol):
-    """Picks one of the candidates. A frozen dataclass: its fields are its parameters."""
+    """Picks one of the candidates. A frozen dataclass: its fields are its parameters.
+
+    Calls that wait in the router are asked about in its `order`. One that `waits` is shown full replicas, too, and may
+    hold a call for one of them; choosing a full replica is to hold the call.
+    """
 
     @property
     def name(self) -> str: ...
+    @property
+    def order(self) -> Order: ...
+    @property
+    def waits(self) -> bool: ...
     def choose(self, call: CallView, fleet: FleetView, rng: np.random.Generator) -> Choice: ...
 
 

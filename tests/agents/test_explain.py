@@ -5,7 +5,8 @@ from msgspec.structs import replace
 
 from swarmx.agents.explain import explain
 from swarmx.agents.policies import POLICIES
-from swarmx.agents.router import RouterAgent, RouterSettings
+from swarmx.agents.router import RouterAgent
+from swarmx.agents.router_settings import RouterSettings
 from swarmx.core.forecast import LEVELS, Forecast
 from swarmx.core.messages import DecisionMade, SignalReported
 from swarmx.core.nouns import Decision

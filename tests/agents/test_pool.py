@@ -7,6 +7,7 @@ import pytest
 
 from swarmx.agents.pool import Pool
 from swarmx.core.fleet import Choice
+from swarmx.core.forecast import point
 from swarmx.core.nouns import ReplicaState
 from tests.agents.worlds import FAST, a_call, a_profile, a_replica
 
@@ -50,14 +51,14 @@ def open_ids(pool: Pool, excluded: frozenset[str] = NOBODY) -> list[str]:
 
 def fill(pool: Pool, replica_id: str) -> None:
     for _ in range(FAST.max_batch):
-        pool.dispatched(replica_id, a_call("c"), 10.0, 1, 0.0)
+        pool.dispatched(replica_id, a_call("c"), point(10.0, unit="tokens"), 1, 0.0, 0.0)
 
 
 def test_a_replica_is_open_until_its_batch_is_full_and_again_when_a_call_ends() -> None:
     pool = a_pool("a", "b")
     fill(pool, "a")
     assert (open_ids(pool), ids(pool)) == (["b"], ["a", "b"])
-    pool.ended("a", 10.0, 100.0)
+    pool.ended("a", 10.0, 0.0, 100.0)
     assert open_ids(pool) == ["a", "b"]
 
 
@@ -75,7 +76,7 @@ def test_what_is_open_follows_the_states_breakers_and_profiles() -> None:
     assert open_ids(pool) == ["b", "c"]
     pool.set_state(a_replica("b"), "gone", 0.0)
     assert open_ids(pool) == ["c"]
-    pool.dispatched("c", a_call("c"), 10.0, 1, 0.0)
+    pool.dispatched("c", a_call("c"), point(10.0, unit="tokens"), 1, 0.0, 0.0)
     pool.set_state(a_replica("c", profile=a_profile(max_batch=1)), "ready", 0.0)
     assert open_ids(pool) == []
 
@@ -91,7 +92,7 @@ def test_a_pool_grows_and_shrinks_without_mixing_up_its_replicas() -> None:
     pool = a_pool(*(f"r{i}" for i in range(40)))
     for i in range(40):
         for _ in range(i):
-            pool.dispatched(f"r{i}", a_call("c"), 10.0, i, 1.0)
+            pool.dispatched(f"r{i}", a_call("c"), point(10.0, unit="tokens"), i, 1.0, 0.0)
     for i in range(0, 40, 2):
         pool.set_state(a_replica(f"r{i}"), "gone", 2.0)
     for i in range(40, 60):
@@ -112,9 +113,9 @@ def test_a_pool_that_lost_all_its_replicas_takes_new_ones() -> None:
 def test_an_idle_replica_is_idle_exactly() -> None:
     pool = a_pool("a")
     for work in (0.1, 0.2, 0.3):
-        pool.dispatched("a", a_call("c"), work, 1, 0.0)
+        pool.dispatched("a", a_call("c"), point(work, unit="tokens"), 1, 0.0, 0.0)
     for work in (0.3, 0.1, 0.2):
-        pool.ended("a", work, 100.0)
+        pool.ended("a", work, 0.0, 100.0)
     view = pool.view(pool.eligible(NOBODY), 1.0)
     assert (view.in_flight[0], view.remaining_work[0], view.context_tokens[0], view.prefill_tokens[0]) == (0, 0, 0, 0)
 
@@ -122,7 +123,7 @@ def test_an_idle_replica_is_idle_exactly() -> None:
 def test_prompts_drain_at_the_prefill_rate() -> None:
     pool = Pool("m")
     pool.set_state(a_replica("a", profile=a_profile(prefill_token_s=0.01)), "ready", 0.0)
-    pool.dispatched("a", a_call("c", prompt_tokens=100), 10.0, 1, 5.0)
+    pool.dispatched("a", a_call("c", prompt_tokens=100), point(10.0, unit="tokens"), 1, 5.0, 0.0)
     left = [float(pool.view(pool.eligible(NOBODY), now_s).prefill_tokens[0]) for now_s in (5.0, 5.5, 6.0, 7.0)]
     assert left == pytest.approx([100.0, 50.0, 0.0, 0.0])
 
@@ -130,15 +131,15 @@ def test_prompts_drain_at_the_prefill_rate() -> None:
 def test_a_second_prompt_joins_what_is_left_of_the_first() -> None:
     pool = Pool("m")
     pool.set_state(a_replica("a", profile=a_profile(prefill_token_s=0.01)), "ready", 0.0)
-    pool.dispatched("a", a_call("c", prompt_tokens=100), 10.0, 1, 0.0)
-    pool.dispatched("a", a_call("d", prompt_tokens=100), 10.0, 2, 0.5)
+    pool.dispatched("a", a_call("c", prompt_tokens=100), point(10.0, unit="tokens"), 1, 0.0, 0.0)
+    pool.dispatched("a", a_call("d", prompt_tokens=100), point(10.0, unit="tokens"), 2, 0.5, 0.0)
     assert float(pool.view(pool.eligible(NOBODY), 0.5).prefill_tokens[0]) == pytest.approx(150.0)
 
 
 def test_a_server_without_prefill_has_no_backlog_of_prompts() -> None:
     pool = Pool("m")
     pool.set_state(a_replica("a", profile=a_profile(prefill_token_s=0.0)), "ready", 0.0)
-    pool.dispatched("a", a_call("c"), 10.0, 1, 0.0)
+    pool.dispatched("a", a_call("c"), point(10.0, unit="tokens"), 1, 0.0, 0.0)
     assert float(pool.view(pool.eligible(NOBODY), 0.0).prefill_tokens[0]) == 0.0
 
 
@@ -166,7 +167,7 @@ def test_a_policy_that_writes_into_its_view_does_not_change_the_memory() -> None
 
 def test_a_replica_that_comes_back_with_another_profile_is_seen_with_it() -> None:
     pool = a_pool("a")
-    pool.dispatched("a", a_call("c"), 10.0, 1, 0.0)
+    pool.dispatched("a", a_call("c"), point(10.0, unit="tokens"), 1, 0.0, 0.0)
     pool.set_state(a_replica("a", profile=a_profile(max_batch=3)), "ready", 1.0)
     view = pool.view(pool.eligible(NOBODY), 1.0)
     assert (view.max_batch[0], view.in_flight[0]) == (3, 1)

@@ -13,9 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from swarmx.agents.objective import FALLBACK_POLICY
 from swarmx.agents.policies import POLICIES
-from swarmx.agents.router import RouterAgent, RouterSettings
+from swarmx.agents.router import RouterAgent
+from swarmx.agents.router_settings import RouterSettings
 from swarmx.core.actions import Cancel, Dispatch, Refuse, StartTimer, StopTimer
-from swarmx.core.fleet import CallView, Choice, FleetView
+from swarmx.core.fleet import CallView, Choice, FleetView, Order
 from swarmx.core.messages import (
     AlertRaised,
     CallCancelled,
@@ -532,6 +533,8 @@ class Broken:
 
     answer: Callable[[FleetView], Choice]
     name: ClassVar[str] = "broken"
+    order: ClassVar[Order] = "arrival"
+    waits: ClassVar[bool] = False
 
     def choose(self, call: CallView, fleet: FleetView, rng: np.random.Generator) -> Choice:
         return self.answer(fleet)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from swarmx.agents.demand import HORIZONS_S
-from swarmx.agents.router import RouterAgent, RouterSettings
+from swarmx.agents.router import RouterAgent
+from swarmx.agents.router_settings import RouterSettings
 from swarmx.agents.scaler import ScalerAgent, ScalerSettings
 from swarmx.agents.scaling import SCALING_POLICIES
 from swarmx.core.actions import Deploy, Drain, StartTimer

@@ -13,7 +13,8 @@ from typing import Any, TypeVarTuple
 import msgspec
 import numpy as np
 
-from swarmx.agents.router import RouterAgent, RouterSettings
+from swarmx.agents.router import RouterAgent
+from swarmx.agents.router_settings import RouterSettings
 from swarmx.core.actions import Action, Cancel, Dispatch, Refuse, StartTimer, StopTimer
 from swarmx.core.engine import EngineProfile
 from swarmx.core.forecast import Forecast, from_samples

@@ -14,19 +14,36 @@ from hypothesis.extra import numpy as arrays
 
 from swarmx.agents.policies import DEFAULT_POLICY, POLICIES, describe, make_policy, parameters_of
 from swarmx.core.errors import ConfigError
-from swarmx.core.fleet import CallView, Choice, FleetView
+from swarmx.core.fleet import CallView, Choice, FleetView, WorkflowView
 from swarmx.core.forecast import Forecast, point
 from tests.agents.worlds import FORECAST, a_call
 
 EVERY = pytest.mark.parametrize("name", POLICIES)
 INTS = ("in_flight", "last_chosen", "max_batch")
 SIGNALS = ("running", "waiting", "kv_usage", "signal_age_s")
+WORKFLOW = WorkflowView(
+    kind="report",
+    age_s=1.0,
+    target_s=60.0,
+    remaining_s=20.0,
+    attained_s=0.5,
+    attained_work=10.0,
+    calls=1,
+    past_s=np.array([5.0, 30.0]),
+)
 FIELDS = tuple(field.name for field in dataclasses.fields(FleetView))
 
 
 def a_fleet(replicas: int, **columns: Any) -> FleetView:
     """Idle batching engines, but for the columns given."""
-    usual = {"max_batch": 256, "kv_capacity_tokens": 1e6, "step_base_s": 0.01, "decode_seq_s": 1e-4}
+    usual = {
+        "max_batch": 256,
+        "kv_capacity_tokens": 1e6,
+        "max_step_tokens": 8192,
+        "cost_weight": 1,
+        "step_base_s": 0.01,
+        "decode_seq_s": 1e-4,
+    }
     filled = {name: np.nan if name in SIGNALS else 0 for name in FIELDS} | usual | columns
     return FleetView(
         **{
@@ -37,7 +54,7 @@ def a_fleet(replicas: int, **columns: Any) -> FleetView:
 
 
 def a_call_view(forecast: Forecast = FORECAST, **about: Any) -> CallView:
-    return CallView(call=a_call("c", **about), forecast=forecast)
+    return CallView(call=a_call("c", **about), forecast=forecast, workflow=WORKFLOW)
 
 
 @st.composite

@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from swarmx.agents.router import RouterAgent, RouterSettings
+from swarmx.agents.router import RouterAgent
+from swarmx.agents.router_settings import RouterSettings
 from swarmx.agents.scaler import ScalerAgent, ScalerSettings
 from swarmx.core.actions import Deploy, Drain
 from swarmx.core.messages import (

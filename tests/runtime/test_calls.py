@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from swarmx.agents.router import RouterAgent, RouterSettings
+from swarmx.agents.router import RouterAgent
+from swarmx.agents.router_settings import RouterSettings
 from swarmx.core.actions import Cancel, Dispatch, Refuse
 from swarmx.core.forecast import Forecast, point
 from swarmx.core.messages import (

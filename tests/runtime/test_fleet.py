@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from swarmx.agents.router import RouterAgent, RouterSettings
+from swarmx.agents.router import RouterAgent
+from swarmx.agents.router_settings import RouterSettings
 from swarmx.core.actions import Action, Cancel, Cordon, Deploy, Dispatch, Drain, Refuse
 from swarmx.core.control import Actor
 from swarmx.core.errors import ConfigError, ReplicaError

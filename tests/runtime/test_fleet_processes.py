@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 import pytest
 
-from swarmx.agents.router import RouterAgent, RouterSettings
+from swarmx.agents.router import RouterAgent
+from swarmx.agents.router_settings import RouterSettings
 from swarmx.core.actions import Cancel, Deploy, Dispatch, Drain, Refuse
 from swarmx.core.engine import profiles
 from swarmx.core.nouns import ReplicaGroup

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from swarmx.core.fleet import CallView, Choice, FleetView
+from swarmx.core.fleet import CallView, Choice, FleetView, Order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,6 +13,8 @@ class LeastOutstanding:
     """The candidate with the fewest calls in flight, ties broken at random. Blind to devices and to lengths."""
 
     name: ClassVar[str] = "least_outstanding"
+    order: ClassVar[Order] = "arrival"
+    waits: ClassVar[bool] = False
 
     def choose(self, call: CallView, fleet: FleetView, rng: np.random.Generator) -> Choice:
         fewest = (fleet.in_flight == fleet.in_flight.min()).nonzero()[0]

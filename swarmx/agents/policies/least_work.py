@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from swarmx.core.fleet import CallView, Choice, FleetView
+from swarmx.core.fleet import CallView, Choice, FleetView, Order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +24,8 @@ class LeastWork:
     """
 
     name: ClassVar[str] = "least_work"
+    order: ClassVar[Order] = "arrival"
+    waits: ClassVar[bool] = False
 
     def choose(self, call: CallView, fleet: FleetView, rng: np.random.Generator) -> Choice:
         own_work = call.forecast.mean

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from swarmx.core.fleet import CallView, Choice, FleetView
+from swarmx.core.fleet import CallView, Choice, FleetView, Order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,6 +13,8 @@ class PowerOfTwo:
     """Of two random candidates the one with fewer calls in flight (Mitzenmacher 2001; Ray Serve's default)."""
 
     name: ClassVar[str] = "power_of_two"
+    order: ClassVar[Order] = "arrival"
+    waits: ClassVar[bool] = False
 
     def choose(self, call: CallView, fleet: FleetView, rng: np.random.Generator) -> Choice:
         if len(fleet) == 1:

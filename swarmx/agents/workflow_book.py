@@ -1,0 +1,150 @@
+"""The router's memory of workflows: how old each is, what it got, what it may still need, and when it should end."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from swarmx.core.fleet import Floats, WorkflowView
+from swarmx.core.forecast import Forecast
+
+# Kinds and workflows are the clients' to name and to number, so everything about them is bounded.
+MOST_RUNNING = 20_000
+MOST_KINDS = 256
+MOST_STAGES = 64
+
+_HISTORY = 256
+_WEIGHT = 0.05
+_STRETCH = 2.0  # a workflow without a target should take twice what its kind takes on average
+_UNKNOWN_S = 60.0
+_NOTHING: Floats = np.zeros(0)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Mean:
+    """A running mean that forgets."""
+
+    value: float = 0.0
+    count: int = 0
+
+    def add(self, sample: float) -> None:
+        self.count += 1
+        self.value += max(_WEIGHT, 1.0 / self.count) * (sample - self.value)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Kind:
+    """How workflows of one kind went. `rest_s[n]` is the time from the ready call after n ended ones to the end."""
+
+    total_s: _Mean = field(default_factory=_Mean)
+    rest_s: list[_Mean] = field(default_factory=list)
+    service_s: deque[float] = field(default_factory=lambda: deque(maxlen=_HISTORY))
+    past_s: Floats | None = None
+
+    def sorted_past_s(self) -> Floats:
+        if self.past_s is None:
+            self.past_s = np.sort(np.array(self.service_s, dtype=np.float64))
+        return self.past_s
+
+    def rest_after(self, calls: int) -> float | None:
+        """Mean of what follows; of a stage that nobody reached, that of the last one known."""
+        for mean in reversed(self.rest_s[: calls + 1]):
+            if mean.count:
+                return mean.value
+        return None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Running:
+    kind: str
+    submitted_at_s: float
+    target_s: float | None
+    calls: int = 0
+    attained_s: float = 0.0
+    attained_work: float = 0.0
+    ready_at_s: list[tuple[int, float]] = field(default_factory=list)
+
+
+class WorkflowBook:
+    """Takes in what happens to workflows and their calls; `view` tells what a policy should know of one.
+
+    `targets` are seconds by kind, for workflows that bring no target of their own.
+    """
+
+    def __init__(self, targets: Mapping[str, float] | None = None) -> None:
+        self._targets = dict(targets or {})
+        self._kinds: OrderedDict[str, _Kind] = OrderedDict()
+        self._running: OrderedDict[str, _Running] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def submitted(self, workflow_id: str, kind: str, target_s: float | None, now_s: float) -> None:
+        """A workflow begins; of one that runs already, nothing changes."""
+        if workflow_id in self._running:
+            return
+        self._running[workflow_id] = _Running(kind=kind, submitted_at_s=now_s, target_s=target_s)
+        if len(self._running) > MOST_RUNNING:
+            self._running.popitem(last=False)
+
+    def call_ready(self, workflow_id: str, now_s: float) -> None:
+        """One of its calls wants a replica."""
+        running = self._running.get(workflow_id)
+        if running is not None and len(running.ready_at_s) < MOST_STAGES:
+            running.ready_at_s.append((running.calls, now_s))
+
+    def call_ended(self, workflow_id: str, service_s: float, work: float) -> None:
+        """One of its calls was answered after so many seconds at its replica."""
+        running = self._running.get(workflow_id)
+        if running is not None:
+            running.calls += 1
+            running.attained_s += service_s
+            running.attained_work += work
+
+    def ended(self, workflow_id: str, *, finished: bool, now_s: float) -> None:
+        """It is over. Only one that came to its own end tells how such workflows go."""
+        running = self._running.pop(workflow_id, None)
+        if running is None or not finished:
+            return
+        kind = self._kinds.setdefault(running.kind, _Kind())
+        self._kinds.move_to_end(running.kind)
+        if len(self._kinds) > MOST_KINDS:
+            self._kinds.popitem(last=False)
+        kind.total_s.add(now_s - running.submitted_at_s)
+        kind.service_s.append(running.attained_s)
+        kind.past_s = None
+        for calls, ready_at_s in running.ready_at_s:
+            if calls < MOST_STAGES:
+                while len(kind.rest_s) <= calls:
+                    kind.rest_s.append(_Mean())
+                kind.rest_s[calls].add(now_s - ready_at_s)
+
+    def view(self, workflow_id: str, kind: str, path: Forecast | None, ready_at_s: float, now_s: float) -> WorkflowView:
+        """What is known of the workflow as of now; a call that belongs to none is a workflow of its own.
+
+        `path` is the predictor's word on what remained when the call became ready.
+        """
+        running = self._running.get(workflow_id)
+        known = self._kinds.get(kind if running is None else running.kind)
+        if running is None:
+            running = _Running(kind=kind, submitted_at_s=ready_at_s, target_s=None)
+        target_s = running.target_s if running.target_s is not None else self._targets.get(running.kind)
+        typical_s = known.total_s.value if known is not None else _UNKNOWN_S / _STRETCH
+        rest_s = known.rest_after(running.calls) if known is not None else None
+        if path is not None:
+            rest_s = path.mean
+        elif rest_s is None:
+            rest_s = typical_s
+        return WorkflowView(
+            kind=running.kind,
+            age_s=now_s - running.submitted_at_s,
+            target_s=_STRETCH * typical_s if target_s is None else target_s,
+            remaining_s=rest_s,
+            attained_s=running.attained_s,
+            attained_work=running.attained_work,
+            calls=running.calls,
+            past_s=_NOTHING if known is None else known.sorted_past_s(),
+        )

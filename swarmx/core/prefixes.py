@@ -1,0 +1,51 @@
+"""Names of the beginnings of a prompt, so that routers can tell which replica has seen how much of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import blake2b
+
+BLOCK_BYTES = 256
+MOST_BYTES = 16 * 1024 * 1024
+
+_EXACT_BLOCKS = 64
+_STEP = 16  # beyond the exact blocks, a name every sixteenth of the length
+
+
+def _boundaries() -> tuple[int, ...]:
+    """Blocks of the beginnings that have a name: every one up to 16 kB, then each a sixteenth longer than the last."""
+    found = list(range(1, _EXACT_BLOCKS + 1))
+    while found[-1] * BLOCK_BYTES < MOST_BYTES:
+        found.append(found[-1] + max(1, found[-1] // _STEP))
+    return tuple(found)
+
+
+BOUNDARIES: tuple[int, ...] = _boundaries()
+"""`prefix[i]` names the first `BOUNDARIES[i]` blocks; a shared beginning is known to one sixteenth of its length."""
+
+
+def names_of(texts: Iterable[bytes]) -> tuple[int, ...]:
+    """The names of a prompt that is these texts in a row: 63-bit hashes, each of everything up to its boundary."""
+    digest = blake2b(digest_size=8)
+    found: list[int] = []
+    taken, boundary = 0, 0
+    for text in texts:
+        at = 0
+        while boundary < len(BOUNDARIES):
+            need = BOUNDARIES[boundary] * BLOCK_BYTES - taken
+            if len(text) - at < need:
+                break
+            digest.update(text[at : at + need])
+            at, taken, boundary = at + need, taken + need, boundary + 1
+            found.append(int.from_bytes(digest.digest()) >> 1)
+        rest = text[at:]
+        digest.update(rest)
+        taken += len(rest)
+        if boundary == len(BOUNDARIES):
+            break
+    return tuple(found)
+
+
+def names_of_blocks(blocks: tuple[int, ...]) -> tuple[int, ...]:
+    """The same for a prompt whose every block has a name already, as in a simulation."""
+    return tuple(blocks[count - 1] for count in BOUNDARIES if count <= len(blocks))
