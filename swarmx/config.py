@@ -52,6 +52,10 @@ class RouterSection(_Section):
     max_attempts: int = Field(3, ge=1, le=10, description="Replicas that a call tries before it is given up.")
     queue_timeout_s: Seconds = Field(150.0, description="How long a call waits for a replica when there is none.")
     late_binding: bool = Field(True, description="Calls wait in the router, not in the queues of full replicas.")
+    hold_limit_s: Seconds = Field(60.0, description="How long a call may be held for a busy replica that is faster.")
+    targets: dict[str, Seconds] = Field(
+        {}, description="How long workflows should take, by kind; without, twice usual."
+    )
     demand_every_s: Seconds = Field(2.0, description="How often it reports the demand to the scaler.")
     first_token_timeout_s: Seconds = Field(120.0, description="Silence before a streamed call moves elsewhere.")
     call_timeout_s: Seconds = Field(1200.0, description="Silence before a call that is not streamed moves elsewhere.")

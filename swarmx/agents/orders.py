@@ -35,15 +35,20 @@ def _slack(workflow: WorkflowView, now_s: float) -> Key:
     return now_s + workflow.slack_s, now_s
 
 
-def _attained(workflow: WorkflowView, now_s: float) -> Key:
-    """The workflow that got the least service so far first, in levels; who was starved goes back to the first one.
+def attained_level(workflow: WorkflowView) -> float:
+    """The level of the service that the workflow got so far, 0 for the least; who was starved goes back to it.
 
     Program-level attained service (PLAS) of Autellix (arXiv 2502.13965), with a multi-level queue between workflows.
     """
     waited_s = workflow.age_s - workflow.attained_s
     if waited_s > _BOOST * max(workflow.attained_s, _LEVELS_S[0]):
-        return 0.0, now_s
-    return float(sum(workflow.attained_s >= level for level in _LEVELS_S)), now_s
+        return 0.0
+    return float(sum(workflow.attained_s >= level for level in _LEVELS_S))
+
+
+def _attained(workflow: WorkflowView, now_s: float) -> Key:
+    """The workflow that got the least service so far first, in levels."""
+    return attained_level(workflow), now_s
 
 
 def _gittins(workflow: WorkflowView, now_s: float) -> Key:

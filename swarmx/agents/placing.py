@@ -69,25 +69,24 @@ class Placing:
         workflow = self._book.view(call.workflow_id, call.workflow_kind, state.path, state.ready_at_s, now_s)
         return ORDERS[self._objective.policy.order](workflow, now_s)
 
-    def place(self, state: CallState, pool: Pool, waiting: int, now_s: float) -> Placed | None:
-        """None: the call waits."""
+    def place(self, state: CallState, pool: Pool, ahead: int, now_s: float) -> Placed | None:
+        """None: the call waits. `ahead` calls that wait come before it."""
         columns = pool.open(state.tried)
         if len(columns) == 0:
             return None
         may_hold = self._late_binding and self._objective.policy.waits
         if may_hold and now_s - state.ready_at_s <= self._hold_limit_s:
             every = pool.eligible(state.tried)
-            placed = self._ask(state, pool, every, waiting, now_s)
+            placed = self._ask(state, pool, every, ahead, now_s)
             choice, view = placed.choice, placed.view
             full = view.in_flight[choice.index] >= view.max_batch[choice.index]
             if not (choice.hold or full):
                 return placed
             if (view.in_flight > 0).any():
                 return None
-        placed = self._ask(state, pool, columns, waiting, now_s)
-        return placed
+        return self._ask(state, pool, columns, ahead, now_s)
 
-    def _ask(self, state: CallState, pool: Pool, columns: Ints, waiting: int, now_s: float) -> Placed:
+    def _ask(self, state: CallState, pool: Pool, columns: Ints, ahead: int, now_s: float) -> Placed:
         call = state.call
         view = pool.view(columns, now_s, call.prefix)
         about = CallView(
@@ -96,7 +95,7 @@ class Placing:
             workflow=self._book.view(call.workflow_id, call.workflow_kind, state.path, state.ready_at_s, now_s),
             now_s=now_s,
             waited_s=now_s - state.ready_at_s,
-            waiting=waiting,
+            ahead=ahead,
             home=pool.home(call.session, columns) if call.session else None,
         )
         choice, policy, alerts = self._objective.choose(about, view, self._rng)

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from swarmx.agents.own_counts import OwnCounts
 from swarmx.agents.prefix_index import PrefixIndex
 from swarmx.core.fleet import Choice, FleetView, Floats, Ints
 from swarmx.core.forecast import Forecast
@@ -32,25 +33,33 @@ _FLOATS = (
     "measured_at_s",
     "prefill_at_s",
     "prefill_rate",
+    "others",
 )
 _I = {name: row for row, name in enumerate(_INTS)}
 _F = {name: row for row, name in enumerate(_FLOATS)}
 _IN_FLIGHT, _LAST_CHOSEN, _MAX_BATCH, _SLOT = _I["in_flight"], _I["last_chosen"], _I["max_batch"], _I["slot"]
 _REMAINING, _CONTEXT, _PREFILL = _F["remaining_work"], _F["context_tokens"], _F["prefill_tokens"]
-_VARIANCE, _KV_CAPACITY = _F["work_variance"], _F["kv_capacity_tokens"]
+_VARIANCE, _KV_CAPACITY, _OTHERS = _F["work_variance"], _F["kv_capacity_tokens"], _F["others"]
+_TYPICAL_WEIGHT = 0.02
 _PREFILL_AT, _PREFILL_RATE, _MEASURED_AT = _F["prefill_at_s"], _F["prefill_rate"], _F["measured_at_s"]
 _SEEN = tuple(
-    (name, row) for name, row in _F.items() if row not in (_PREFILL, _PREFILL_AT, _PREFILL_RATE, _MEASURED_AT)
+    (name, row) for name, row in _F.items() if row not in (_PREFILL, _PREFILL_AT, _PREFILL_RATE, _MEASURED_AT, _OTHERS)
 )
 _KEPT_ROWS = 32
 
 
 class Pool:
-    """Replicas of one model. A replica keeps its column until it is gone; columns are compacted then."""
+    """Replicas of one model. A replica keeps its column until it is gone; columns are compacted then.
 
-    def __init__(self, model: str, *, late_binding: bool = True) -> None:
+    Where other routers send calls to the same replicas (`shared`), the engines' own counters tell of those calls: what
+    an engine had beyond this router's calls of that time is taken to be there still, with calls like its own.
+    """
+
+    def __init__(self, model: str, *, late_binding: bool = True, shared: bool = False) -> None:
         self.model = model
         self._late_binding = late_binding
+        self._own: dict[str, OwnCounts] | None = {} if shared else None
+        self._typical_work = self._typical_context = 0.0
         self.replicas: list[Replica] = []
         self.states: list[ReplicaState] = []
         self._index: dict[str, int] = {}
@@ -96,6 +105,10 @@ class Pool:
         self._floats[_F["waiting"], column] = waiting
         self._floats[_F["kv_usage"], column] = kv_usage
         self._floats[_MEASURED_AT, column] = measured_at_s
+        if self._own is not None:
+            own = self._own[replica_id].at(measured_at_s) if replica_id in self._own else 0
+            self._floats[_OTHERS, column] = max(0, running + waiting - own)
+            self._roomy = None
 
     def eligible(self, excluded: frozenset[str]) -> Ints:
         """Columns that may take a call; those in `excluded` only when nobody else is left."""
@@ -119,6 +132,11 @@ class Pool:
         """The fleet as a policy sees it for a prompt; arrays are copies, so a policy cannot change the memory."""
         i, f = self._ints.take(columns, axis=1), self._floats.take(columns, axis=1)
         drained = (now_s - f[_PREFILL_AT]) * f[_PREFILL_RATE]
+        if self._own is not None:
+            others = f[_OTHERS]
+            i[_IN_FLIGHT] += others.astype(np.int64)
+            f[_REMAINING] += others * self._typical_work / 2.0  # seen at a random time, half of it is done
+            f[_CONTEXT] += others * self._typical_context
         return FleetView(
             in_flight=i[_IN_FLIGHT],
             last_chosen=i[_LAST_CHOSEN],
@@ -157,6 +175,10 @@ class Pool:
             left = floats[_PREFILL] - (now_s - floats[_PREFILL_AT]) * rate
             floats[_PREFILL] = max(0.0, left) + max(0.0, call.prompt_tokens - cached_tokens)
             floats[_PREFILL_AT] = now_s
+        if self._own is not None:
+            self._typical_work += _TYPICAL_WEIGHT * (forecast.mean - self._typical_work)
+            self._typical_context += _TYPICAL_WEIGHT * (call.prompt_tokens - self._typical_context)
+            self._own.setdefault(replica_id, OwnCounts()).changed(int(ints[_IN_FLIGHT]), now_s)
         if call.prefix or call.session:
             self._prefixes.dispatched(int(ints[_SLOT]), call.prefix, call.session, float(floats[_KV_CAPACITY]))
 
@@ -167,13 +189,15 @@ class Pool:
             self._floats[_REMAINING, column] = max(0.0, self._floats[_REMAINING, column] + work_change)
             self._floats[_CONTEXT, column] = max(0.0, self._floats[_CONTEXT, column] + context_change)
 
-    def ended(self, replica_id: str, work_left: float, variance: float, context: float) -> None:
+    def ended(self, replica_id: str, work_left: float, variance: float, context: float, now_s: float) -> None:
         """The call is no longer on the replica, whatever became of it."""
         column = self._index.get(replica_id)
         if column is None:
             return
         ints = self._ints[:, column]
         ints[_IN_FLIGHT] -= 1
+        if self._own is not None:
+            self._own.setdefault(replica_id, OwnCounts()).changed(int(ints[_IN_FLIGHT]), now_s)
         if ints[_IN_FLIGHT] == ints[_MAX_BATCH] - 1:
             self._roomy = None
         if ints[_IN_FLIGHT] == 0:  # an idle replica is idle exactly: no rounding error survives
@@ -230,6 +254,8 @@ class Pool:
 
     def _remove(self, column: int) -> None:
         self._broken.discard(self.replicas[column].replica_id)
+        if self._own is not None:
+            self._own.pop(self.replicas[column].replica_id, None)
         slot = int(self._ints[_SLOT, column])
         self._prefixes.forget(slot)
         self._free_slots.append(slot)
@@ -242,7 +268,10 @@ class Pool:
 
     def _with_room(self, columns: Ints) -> Ints:
         counts = self._ints.take(columns, axis=1)
-        roomy: Ints = columns[counts[_IN_FLIGHT] < counts[_MAX_BATCH]]
+        there = counts[_IN_FLIGHT]
+        if self._own is not None:
+            there = there + self._floats[_OTHERS, columns]
+        roomy: Ints = columns[there < counts[_MAX_BATCH]]
         return roomy
 
     def _refresh(self) -> None:

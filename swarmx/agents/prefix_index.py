@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Container
 
 import numpy as np
 
@@ -10,7 +11,10 @@ from swarmx.core.fleet import Floats
 from swarmx.core.prefixes import BLOCK_BYTES, BOUNDARIES
 
 MOST_SESSIONS = 100_000
-_TOKENS_PER_BLOCK = BLOCK_BYTES / 4.0
+TOKENS = tuple(count * (BLOCK_BYTES / 4.0) for count in BOUNDARIES)
+"""In the beginning with each name."""
+
+_FEW = 12
 
 
 class PrefixIndex:
@@ -26,20 +30,27 @@ class PrefixIndex:
         self._homes: OrderedDict[str, int] = OrderedDict()
 
     def cached(self, prefix: tuple[int, ...], slots: int) -> Floats:
-        """Tokens of the prompt that each slot holds, shape [slots]."""
+        """Tokens of the prompt that each slot holds, shape [slots].
+
+        Who holds a name holds those before it, so the masks only lose bits along the prefix, and bisection finds where.
+        """
         tokens = np.zeros(slots)
-        mask, holders = 0, self._holders
-        for i, name in enumerate(prefix):
-            held = holders.get(name, 0)
-            if i:
-                held &= mask
-            if gone := mask & ~held:
-                tokens[_slots_of(gone, slots)] = BOUNDARIES[i - 1] * _TOKENS_PER_BLOCK
+        holders, last = self._holders, len(prefix) - 1
+        i, mask = 0, holders.get(prefix[0], 0) if prefix else 0
+        end = holders.get(prefix[last], 0) if mask else 0
+        while mask != end:
+            least, most = i, last  # the mask of `least` is still this one, that of `most` is not
+            while most - least > 1:
+                middle = (least + most) // 2
+                if holders.get(prefix[middle], 0) == mask:
+                    least = middle
+                else:
+                    most = middle
+            i, held = most, holders.get(prefix[most], 0)
+            _fill(tokens, mask & ~held, TOKENS[least])
             mask = held
-            if not mask:
-                return tokens
         if mask:
-            tokens[_slots_of(mask, slots)] = BOUNDARIES[len(prefix) - 1] * _TOKENS_PER_BLOCK
+            _fill(tokens, mask, TOKENS[last])
         return tokens
 
     def home(self, session: str) -> int | None:
@@ -56,16 +67,16 @@ class PrefixIndex:
         if not prefix:
             return
         held = self._held.setdefault(slot, OrderedDict())
-        bit, total, before = 1 << slot, self._tokens.get(slot, 0.0), 0
-        for i, name in enumerate(prefix):
-            if name not in held:
-                share = (BOUNDARIES[i] - before) * _TOKENS_PER_BLOCK
-                held[name] = share
-                total += share
-                self._holders[name] = self._holders.get(name, 0) | bit
-            before = BOUNDARIES[i]
+        bit, total, holders = 1 << slot, self._tokens.get(slot, 0.0), self._holders
+        fresh = _held_of(prefix, held)
+        move_to_end = held.move_to_end
+        for i in range(fresh, len(prefix)):
+            name = prefix[i]
+            held[name] = share = TOKENS[i] - TOKENS[i - 1] if i else TOKENS[0]
+            total += share
+            holders[name] = holders.get(name, 0) | bit
         for name in reversed(prefix):  # the beginning was used last: it is worth most
-            held.move_to_end(name)
+            move_to_end(name)
         while total > capacity_tokens and held:
             name, share = held.popitem(last=False)
             total -= share
@@ -89,7 +100,25 @@ class PrefixIndex:
             del self._holders[name]
 
 
-def _slots_of(mask: int, slots: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """The positions of the bits that are set."""
-    raw = np.frombuffer(mask.to_bytes((slots + 7) // 8, "little"), dtype=np.uint8)
-    return np.flatnonzero(np.unpackbits(raw, count=slots, bitorder="little"))
+def _held_of(prefix: tuple[int, ...], held: Container[int]) -> int:
+    """How many names of the prefix are held; they come first."""
+    least, most = 0, len(prefix)
+    while least < most:
+        middle = (least + most) // 2
+        if prefix[middle] in held:
+            least = middle + 1
+        else:
+            most = middle
+    return least
+
+
+def _fill(tokens: Floats, mask: int, value: float) -> None:
+    """Set the slots of the mask to the value."""
+    if mask.bit_count() > _FEW:
+        raw = np.frombuffer(mask.to_bytes((len(tokens) + 7) // 8, "little"), dtype=np.uint8)
+        tokens[np.flatnonzero(np.unpackbits(raw, count=len(tokens), bitorder="little"))] = value
+        return
+    while mask:
+        low = mask & -mask
+        tokens[low.bit_length() - 1] = value
+        mask ^= low

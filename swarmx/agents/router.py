@@ -88,7 +88,7 @@ class RouterAgent:
             hold_limit_s=self.settings.hold_limit_s,
             rng=np.random.default_rng(self.settings.seed),
         )
-        self._pools = {model: Pool(model, late_binding=self.settings.late_binding) for model in self.settings.models}
+        self._pools = {model: self._new_pool(model) for model in self.settings.models}
         self._pool_of: dict[str, Pool] = {}
         self._calls: dict[str, CallState] = {}
         self._waiting: defaultdict[str, WaitingCalls] = defaultdict(WaitingCalls)
@@ -101,6 +101,9 @@ class RouterAgent:
     def from_config(cls, config: dict[str, object]) -> Self:
         """Rebuild the agent that wrote a journal; `config` is `msgspec.to_builtins(settings)`."""
         return cls(msgspec.convert(config, RouterSettings))
+
+    def _new_pool(self, model: str) -> Pool:
+        return Pool(model, late_binding=self.settings.late_binding, shared=self.settings.shared)
 
     @property
     def policy(self) -> Policy:
@@ -135,7 +138,7 @@ class RouterAgent:
             case CallFailed():
                 return self._failed(message, now_s)
             case CallCancelled():
-                return self._cancelled(message)
+                return self._cancelled(message, now_s)
             case ReplicaChanged():
                 return self._replica_changed(message, now_s)
             case SignalReported():
@@ -225,8 +228,8 @@ class RouterAgent:
 
     def _place_one_of(self, tried: frozenset[str], pool: Pool, waiting: WaitingCalls, now_s: float) -> list[Output]:
         """Dispatch the first of the line's head that need not wait; nothing when all of them had better."""
-        for state in waiting.first(tried, self.settings.hold_depth):
-            if (placed := self._placing.place(state, pool, len(waiting), now_s)) is not None:
+        for ahead, state in enumerate(waiting.first(tried, self.settings.hold_depth)):
+            if (placed := self._placing.place(state, pool, ahead, now_s)) is not None:
                 return [*waiting.remove(state), *self._dispatch(state, pool, placed, now_s)]
         return []
 
@@ -252,6 +255,8 @@ class RouterAgent:
         ]
         if self.settings.log_decisions:
             outputs.append(self._placing.decision(state, pool, placed, now_s))
+        if placed.choice.expected_s is not None:
+            self._book.call_placed(state.call.workflow_id, call_id, now_s + placed.choice.expected_s)
         pool.dispatched(replica_id, state.call, state.forecast, self._decisions, now_s, placed.cached_tokens)
         return [*outputs, *placed.alerts]
 
@@ -277,7 +282,7 @@ class RouterAgent:
         state = self._current(message.call_id, message.attempt)
         if state is None:
             return ()
-        replica_id = self._release(state)
+        replica_id = self._release(state, now_s)
         del self._calls[message.call_id]
         self._book.call_ended(state.call.workflow_id, now_s - state.dispatched_at_s, message.work_done)
         self._demand.ended(state.call.model)
@@ -296,7 +301,7 @@ class RouterAgent:
 
     def _again_or_refuse(self, call_id: str, reason: str, retryable: bool, now_s: float) -> Sequence[Output]:
         state = self._calls[call_id]
-        state.tried |= {self._release(state)}
+        state.tried |= {self._release(state, now_s)}
         if retryable and state.attempt < self.settings.max_attempts:
             return self._place(call_id, now_s)
         why: RefusalReason = "retries_exhausted" if retryable else "failed"
@@ -307,20 +312,22 @@ class RouterAgent:
         self._demand.ended(state.call.model)
         return Refuse(call_id=call_id, reason=why, attempts=state.attempt, detail=detail)
 
-    def _cancelled(self, message: CallCancelled) -> Sequence[Output]:
+    def _cancelled(self, message: CallCancelled, now_s: float) -> Sequence[Output]:
         state = self._calls.pop(message.call_id, None)
         if state is None:
             return ()
         self._demand.ended(state.call.model)
         if state.replica_id is None:
             return self._waiting[state.call.model].remove(state)
-        replica_id = self._release(state)
+        replica_id = self._release(state, now_s)
         cancel = Cancel(call_id=message.call_id, attempt=state.attempt, replica_id=replica_id)
         return (cancel, StopTimer(key=f"answer:{message.call_id}"))
 
     def _replica_changed(self, message: ReplicaChanged, now_s: float) -> Sequence[Output]:
         replica = message.replica
-        pool = self._pools.setdefault(replica.model, Pool(replica.model, late_binding=self.settings.late_binding))
+        pool = self._pools.get(replica.model)
+        if pool is None:
+            pool = self._pools[replica.model] = self._new_pool(replica.model)
         pool.set_state(replica, message.state, now_s)
         self._unsettled[pool.model] = None
         outputs: list[Output] = []
@@ -384,12 +391,13 @@ class RouterAgent:
         state = self._calls.get(call_id)
         return state if state is not None and state.replica_id is not None and state.attempt == attempt else None
 
-    def _release(self, state: CallState) -> str:
+    def _release(self, state: CallState, now_s: float) -> str:
         """Take the call off its replica; returns which one that was."""
         replica_id, state.replica_id = state.replica_id, None
         assert replica_id is not None
+        self._book.call_left(state.call.workflow_id, state.call.call_id)
         if (pool := self._pool_of.get(replica_id)) is not None:
-            pool.ended(replica_id, state.work_left, state.variance, state.context)
+            pool.ended(replica_id, state.work_left, state.variance, state.context, now_s)
             self._unsettled[pool.model] = None
         return replica_id
 

@@ -18,7 +18,8 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     Of the calls that wait, the first `hold_depth` are asked about whenever something changes, and none is held back
     for a busy replica for longer than `hold_limit_s`. Workflows of a kind in `targets` should end within so many
-    seconds. With `log_decisions` off, no decision is told to the log: only simulations do without.
+    seconds. With `shared` replicas, other routers send them calls, too. With `log_decisions` off, no decision is told
+    to the log: only simulations do without.
     """
 
     policy: str = DEFAULT_POLICY
@@ -36,4 +37,5 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
     hold_depth: int = 8
     hold_limit_s: float = 60.0
     targets: dict[str, float] = {}
+    shared: bool = False
     log_decisions: bool = True

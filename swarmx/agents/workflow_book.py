@@ -66,6 +66,7 @@ class _Running:
     attained_s: float = 0.0
     attained_work: float = 0.0
     ready_at_s: list[tuple[int, float]] = field(default_factory=list)
+    ends_at_s: dict[str, float] = field(default_factory=dict)
 
 
 class WorkflowBook:
@@ -95,6 +96,18 @@ class WorkflowBook:
         running = self._running.get(workflow_id)
         if running is not None and len(running.ready_at_s) < MOST_STAGES:
             running.ready_at_s.append((running.calls, now_s))
+
+    def call_placed(self, workflow_id: str, call_id: str, ends_at_s: float) -> None:
+        """One of its calls went to a replica, and should end there at this time."""
+        running = self._running.get(workflow_id)
+        if running is not None:
+            running.ends_at_s[call_id] = ends_at_s
+
+    def call_left(self, workflow_id: str, call_id: str) -> None:
+        """One of its calls is no longer at a replica, whatever became of it."""
+        running = self._running.get(workflow_id)
+        if running is not None:
+            running.ends_at_s.pop(call_id, None)
 
     def call_ended(self, workflow_id: str, service_s: float, work: float) -> None:
         """One of its calls was answered after so many seconds at its replica."""
@@ -147,4 +160,5 @@ class WorkflowBook:
             attained_work=running.attained_work,
             calls=running.calls,
             past_s=_NOTHING if known is None else known.sorted_past_s(),
+            others_s=max(0.0, max(running.ends_at_s.values()) - now_s) if running.ends_at_s else 0.0,
         )

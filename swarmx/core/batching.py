@@ -5,27 +5,34 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 from typing import Literal
 
 import msgspec
 
+from swarmx.core.decode_batch import DecodeBatch
 from swarmx.core.engine import EngineProfile
+from swarmx.core.engine_order import GAMMA_PER_TOKEN, OrderName, order_of
+from swarmx.core.iterations import Iterations
 from swarmx.core.kv_blocks import BlockPool
 
 BLOCK_TOKENS = 64
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine is asked. `prefix[i]` names the first `i + 1` full blocks of the prompt (a chained hash).
+    """What an engine is asked. For a serial server `output_tokens` are its units of work, `prompt_tokens` is zero.
 
-    For a serial server `output_tokens` counts its units of work and `prompt_tokens` is zero.
+    `prefix[i]` names the first `i + 1` full blocks of the prompt followed by the answer (a chained hash: equal only
+    where all before is equal). It may end anywhere: blocks without a name are not cached. A lower `priority` goes
+    first, in an engine that orders by it.
     """
 
     request_id: str
     prompt_tokens: int
     output_tokens: int
     prefix: tuple[int, ...] = ()
+    priority: float = 0.0
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 0 or self.output_tokens < 1:
@@ -33,6 +40,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
                 f"request {self.request_id} has {self.prompt_tokens} prompt and {self.output_tokens} output tokens, "
                 "expected at least 0 and 1"
             )
+        if math.isnan(self.priority):
+            raise ValueError(f"request {self.request_id} has the priority nan, expected a number")
 
 
 EventKind = Literal["admitted", "preempted", "first_token", "finished"]
@@ -60,66 +69,67 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Sequence:
-    """A request inside the engine. It holds `len(shared) + private` blocks; `computed` tokens of them are filled."""
+    """A request inside the engine. While it decodes, its progress is that of the batch, and these stand still."""
 
     request: Request
+    number: int  # by order of arrival
     ready_s: float
     computed: int = 0
     produced: int = 0
-    decoding: bool = False
+    shared: int = 0  # blocks of its prefix that it holds by name
     admissions: int = 0
-    private: int = 0
-    shared: list[int] = field(default_factory=list)
+    decoding: bool = False
+    guard_tokens: int = 0
 
     @property
     def target(self) -> int:
         """Tokens that must be in the cache before the next one can be sampled."""
         return self.request.prompt_tokens + self.produced
 
-    @property
-    def held(self) -> int:
-        return len(self.shared) + self.private
-
-
-@dataclass(slots=True, kw_only=True)
-class _Run:
-    """Iterations with the same batch: `steps` pure decodes, or one step of `mixed_s` that also prefills `chunks`."""
-
-    start_s: float
-    decodes: list[_Sequence]
-    decode_seqs: int
-    context: int
-    chunks: list[tuple[_Sequence, int]]
-    mixed_s: float | None
-    steps: int = 1
-    done: int = 0
-
 
 class Engine:
     """A continuous-batching engine on an `EngineProfile`; all times are on the caller's clock and never go back.
 
     Each iteration decodes every running sequence, then spends what is left of `max_step_tokens` on prefills, first
-    come, first served. A request that arrives in an iteration waits for its end; one that arrives at the very start
-    joins it unless that start was already asked about (`next_event_s`). Prompts are admitted whole while a slot and
-    blocks are free. When a decode finds no block, the sequence admitted last is preempted and computed again later.
-    Prompt blocks stay cached until their room is needed; answers are not cached. `call_base_s` is spent before a call
-    enters the queue, beside the iterations, or inside the call's first step on a serial server (`max_batch` 1).
+    admitted, first served. A request that arrives in an iteration waits for its end; one that arrives at the very
+    start joins it unless that start was already asked about (`next_event_s`). Prompts are admitted whole, in the
+    given order, while a slot and blocks are free. When a decode finds no block, the last sequence in that order is
+    preempted and computed again later. Blocks stay cached until their room is needed: those of a prompt from the
+    iteration that computes them, those of an answer once its sequence gives them up. `call_base_s` is spent before a
+    call enters the queue, beside the iterations, or inside the call's first step on a serial server (`max_batch` 1).
 
-    Cost is per event, not per token: decodes with an unchanged batch are summed in closed form.
+    Cost is per event, not per token nor per running sequence: decodes with an unchanged batch are summed in closed
+    form. Only aborts and preemptions look at the whole batch.
+
+    `gamma_per_token` (1 / tokens of service) is that of the order "uniboost"; engine_order.py has the orders. Raises
+    ValueError when it is not above zero.
     """
 
-    def __init__(self, profile: EngineProfile, *, block_tokens: int = BLOCK_TOKENS) -> None:
+    def __init__(
+        self,
+        profile: EngineProfile,
+        *,
+        block_tokens: int = BLOCK_TOKENS,
+        order: OrderName = "arrival",
+        gamma_per_token: float = GAMMA_PER_TOKEN,
+    ) -> None:
         self.profile = profile
         self.block_tokens = block_tokens
+        self._order = order_of(order, gamma_per_token=gamma_per_token, token_s=profile.step_s(1, 0.0))
         self._serial = profile.max_batch == 1
         self._max_running = max(1, min(profile.max_batch, profile.max_step_tokens))
         self._pool = BlockPool(profile.kv_capacity_tokens // block_tokens)
         self._sequences: dict[str, _Sequence] = {}
-        self._running: list[_Sequence] = []
-        self._waiting: deque[_Sequence] = deque()
-        self._run: _Run | None = None
+        self._coming: deque[_Sequence] = deque()  # not ready yet
+        self._queue: list[tuple[float, int, _Sequence]] = []  # heap of (key, number, ready to be admitted)
+        self._running: dict[int, _Sequence] = {}  # by number
+        self._prefilling: list[_Sequence] = []  # of those running, in order of admission
+        self._batch = DecodeBatch(block_tokens)  # the others
+        self._reserved = 0  # blocks that decodes hold for the step in progress
+        self._run: Iterations | None = None
         self._boundary_s = self._now_s = -math.inf
         self._events: list[Event] = []
+        self._arrivals = 0
         self._query_tokens = self._hit_tokens = self._preemptions = self._generated = 0
 
     def submit(self, request: Request, now_s: float) -> bool:
@@ -133,10 +143,11 @@ class Engine:
             return False
         self._progress(now_s)
         self._cut_short()
-        ahead_s = 0.0 if self._serial else self.profile.call_base_s
-        sequence = _Sequence(request=request, ready_s=now_s + ahead_s)
+        ready_s = now_s if self._serial else now_s + self.profile.call_base_s
+        sequence = _Sequence(request=request, number=self._arrivals, ready_s=ready_s)
+        self._arrivals += 1
         self._sequences[request.request_id] = sequence
-        self._waiting.append(sequence)
+        self._coming.append(sequence)
         return True
 
     def abort(self, request_id: str, now_s: float) -> bool:
@@ -145,15 +156,14 @@ class Engine:
         sequence = self._sequences.pop(request_id, None)
         if sequence is None:
             return False
-        self._pool.release(sequence.shared, sequence.private)
-        if sequence in self._waiting:
-            self._waiting.remove(sequence)
-            return True
-        self._running.remove(sequence)
-        if self._run is not None:
-            self._run.decodes = [s for s in self._run.decodes if s is not sequence]
-            self._run.chunks = [(s, n) for s, n in self._run.chunks if s is not sequence]
-        self._cut_short()
+        if sequence.number in self._running:
+            self._stop(sequence)
+        elif sequence in self._coming:
+            self._coming.remove(sequence)
+        else:
+            self._queue = [waiting for waiting in self._queue if waiting[2] is not sequence]
+            heapify(self._queue)
+        self._cut_short()  # there may be room now for another
         return True
 
     def advance(self, until_s: float) -> list[Event]:
@@ -171,20 +181,21 @@ class Engine:
             if start_s is None or start_s > self._now_s:
                 return start_s
             self._run = self._begin(start_s)
-        return self._end_s(self._run, self._run.steps)
+        return self._run.end_s
 
     def produced(self, request_id: str) -> int:
         """Tokens that the request has as of the last `advance`. Raises KeyError when it is not in the engine."""
-        return self._sequences[request_id].produced
+        sequence = self._sequences[request_id]
+        return self._served(sequence) - sequence.request.prompt_tokens
 
     def clear_cache(self) -> None:
-        """Forget cached prompts that nobody holds."""
+        """Forget cached blocks that nobody holds."""
         self._pool.clear()
 
     def counters(self) -> Counters:
         return Counters(
             running=len(self._running),
-            waiting=len(self._waiting),
+            waiting=len(self._coming) + len(self._queue),
             kv_usage=self._pool.used / self._pool.capacity if self._pool.capacity else 0.0,
             prefix_query_tokens=self._query_tokens,
             prefix_hit_tokens=self._hit_tokens,
@@ -201,64 +212,63 @@ class Engine:
                     return
                 self._run = self._begin(start_s)
             run = self._run
-            self._decode(run, self._steps_by(run, until_s))
-            if run.done < run.steps:
+            done = run.ended_by(until_s)
+            if done > run.done:
+                self._decode(run, done)
+            if done < run.steps:
                 return
-            self._boundary_s = self._end_s(run, run.steps)
+            self._boundary_s = run.end_s
             self._run = None
-            self._settle(run, self._boundary_s)
+            self._settle(self._boundary_s)
 
     def _next_start_s(self) -> float | None:
-        if self._running:
+        if self._running or self._queue:
             return self._boundary_s
-        return max(self._boundary_s, self._waiting[0].ready_s) if self._waiting else None
+        return max(self._boundary_s, self._coming[0].ready_s) if self._coming else None
 
-    def _begin(self, at_s: float) -> _Run:
+    def _begin(self, at_s: float) -> Iterations:
         """Form the batch of the iteration that starts at `at_s`, and find how long it stays the same."""
-        preempted = self._preemptions
-        self._make_room(at_s)
-        decodes = [s for s in self._running if s.decoding]
-        context = sum(s.target for s in decodes)
-        budget = self.profile.max_step_tokens - len(decodes)
-        chunks: list[tuple[_Sequence, int]] = []
-        extra_s = 0.0
-        for sequence in self._running:
-            if not sequence.decoding:
-                chunks.append((sequence, self._prefill(sequence, budget)))
-                budget -= chunks[-1][1]
-        while self._waiting and budget > 0 and self._preemptions == preempted and self._admit(self._waiting[0], at_s):
-            sequence = self._waiting.popleft()
-            if self._serial and sequence.admissions == 1:
-                extra_s += self.profile.call_base_s
-            chunks.append((sequence, self._prefill(sequence, budget)))
-            budget -= chunks[-1][1]
-        run = _Run(
-            start_s=at_s, decodes=decodes, decode_seqs=len(decodes), context=context, chunks=chunks, mixed_s=None
-        )
-        if chunks:
+        profile, batch = self.profile, self._batch
+        while self._coming and self._coming[0].ready_s <= at_s:
+            self._enqueue(self._coming.popleft())
+        preempted = self._make_room(at_s)
+        decodes, context = batch.size, batch.context
+        budget = profile.max_step_tokens - decodes
+        tokens, ahead, extra_s, i = 0, 0.0, 0.0, 0
+        begun, prefilling = len(self._prefilling), self._prefilling
+        while i < len(prefilling) or (self._queue and not preempted and budget > 0 and self._admit(at_s)):
+            sequence = prefilling[i]
+            chunk = self._prefill(sequence, budget)
+            budget -= chunk
+            tokens += chunk
             # a chunk of n tokens that ends at token e stands behind e - n, ..., e - 1 tokens
-            ahead = sum(n * (2 * s.computed - n - 1) / 2.0 for s, n in chunks)
-            prefill = sum(n for _, n in chunks)
-            run.mixed_s = extra_s + self.profile.step_s(len(decodes), context, prefill, ahead)
-        else:
-            run.steps = self._jump(run)
+            ahead += chunk * (2 * sequence.computed - chunk - 1) / 2.0
+            if self._serial and i >= begun and sequence.admissions == 1:
+                extra_s += profile.call_base_s
+            i += 1
+        if prefilling:
+            return Iterations(at_s, extra_s + profile.step_s(decodes, context, tokens, ahead))
+        run = Iterations(at_s, profile.step_s(decodes, context), profile.decode_ctx_token_s * decodes)
+        if not preempted:  # else the next iteration admits again
+            run.plan(self._jump(run))
         return run
 
-    def _admit(self, sequence: _Sequence, at_s: float) -> bool:
-        request, size = sequence.request, self.block_tokens
-        if len(self._running) >= self._max_running or sequence.ready_s > at_s:
+    def _admit(self, at_s: float) -> bool:
+        """Let the first of the queue run, if there is a slot and room for all that it must compute."""
+        if len(self._running) >= self._max_running:
             return False
-        full = min(len(request.prefix), max(0, request.prompt_tokens - 1) // size)  # the last token is always computed
-        hits = request.prefix[: self._pool.cached(request.prefix[:full])]
-        fresh = self._blocks(sequence.target) - len(hits)
-        if not self._pool.fits(hits, fresh):
+        sequence = self._queue[0][2]
+        request, target = sequence.request, sequence.target
+        most = min(len(request.prefix), max(0, target - 1) // self.block_tokens)  # the last token is always computed
+        hits = self._pool.hold(request.prefix, most, self._blocks(target))
+        if hits is None:
             return False
-        self._pool.share(hits)
-        self._pool.take(fresh)
-        sequence.shared, sequence.private = list(hits), fresh
-        sequence.computed = len(hits) * size
+        heappop(self._queue)
+        sequence.shared, sequence.computed = hits, hits * self.block_tokens
+        sequence.guard_tokens = self._order.guard_tokens(target)
         sequence.admissions += 1
-        self._running.append(sequence)
+        self._running[sequence.number] = sequence
+        self._prefilling.append(sequence)
         if sequence.admissions == 1:
             self._query_tokens += request.prompt_tokens
             self._hit_tokens += sequence.computed
@@ -270,41 +280,77 @@ class Engine:
         chunk = min(budget, sequence.target - sequence.computed)
         sequence.computed += chunk
         prefix = sequence.request.prefix
-        full = min(len(prefix), min(sequence.computed, sequence.request.prompt_tokens) // self.block_tokens)
-        while len(sequence.shared) < full and self._pool.publish(prefix[len(sequence.shared)]):
-            sequence.shared.append(prefix[len(sequence.shared)])
-            sequence.private -= 1
+        full = min(len(prefix), sequence.computed // self.block_tokens)
+        if full > sequence.shared and self._pool.publish(prefix, sequence.shared, full):
+            sequence.shared = full
         return chunk
 
-    def _make_room(self, at_s: float) -> None:
-        """Give each decoding sequence the block for its next token, oldest first, at the expense of the youngest."""
-        i = 0
-        while i < len(self._running):
-            sequence = self._running[i]
-            fresh = max(0, self._blocks(sequence.computed + 1) - sequence.held) if sequence.decoding else 0
-            while fresh > self._pool.available:
-                victim = self._running.pop()
-                self._preempt(victim, at_s)
-                if victim is sequence:
-                    return
-            self._pool.take(fresh)
-            sequence.private += fresh
-            i += 1
+    def _make_room(self, at_s: float) -> bool:
+        """Give each decoding sequence the block for its next token; whether someone was preempted for that."""
+        need, preempted = self._batch.next_growth, False
+        while need > self._pool.available:
+            preempted = True
+            self._pool.clear()  # the others have taken every idle block by now
+            self._preempt(self._victim(), at_s)
+            need = self._batch.next_growth
+        if need:
+            self._pool.take(need)
+        self._reserved = need
+        return preempted
+
+    def _victim(self) -> _Sequence:
+        """The last in the order of those running, guarded ones only if all are."""
+        running = self._running.values()
+        candidates = [s for s in running if self._served(s) >= s.guard_tokens]
+        return max(candidates or running, key=lambda s: (self._key(s), s.number))
 
     def _preempt(self, sequence: _Sequence, at_s: float) -> None:
-        self._pool.release(sequence.shared, sequence.private)
-        sequence.shared, sequence.private, sequence.computed, sequence.decoding = [], 0, 0, False
-        self._waiting.appendleft(sequence)
+        self._stop(sequence)
+        self._enqueue(sequence)
         self._preemptions += 1
         self._events.append(Event(kind="preempted", request_id=sequence.request.request_id, at_s=at_s))
 
-    def _jump(self, run: _Run) -> int:
+    def _stop(self, sequence: _Sequence) -> None:
+        """Take a sequence out of those running; what it has computed stays cached as far as it is named."""
+        del self._running[sequence.number]
+        if sequence.decoding:
+            sequence.produced = self._served(sequence) - sequence.request.prompt_tokens
+            sequence.decoding = False
+            self._batch.leave(sequence.number)
+            computed = sequence.target - 1
+            held = self._blocks(computed)
+            if self._reserved and computed % self.block_tokens == 0:
+                self._reserved -= 1
+                held += 1
+        else:
+            self._prefilling.remove(sequence)
+            computed, held = sequence.computed, self._blocks(sequence.target)
+        prefix = sequence.request.prefix
+        self._pool.release(
+            prefix, sequence.shared, min(len(prefix), computed // self.block_tokens), held - sequence.shared
+        )
+
+    def _enqueue(self, sequence: _Sequence) -> None:
+        heappush(self._queue, (self._key(sequence), sequence.number, sequence))
+
+    def _key(self, sequence: _Sequence) -> float:
+        return self._order.key(
+            priority=sequence.request.priority, ready_s=sequence.ready_s, served_tokens=self._served(sequence)
+        )
+
+    def _served(self, sequence: _Sequence) -> int:
+        """Tokens of its prompt and of what it has produced."""
+        return self._batch.context_of(sequence.number) if sequence.decoding else sequence.target
+
+    def _jump(self, run: Iterations) -> int:
         """The number of iterations until someone finishes, blocks run out, or a call becomes ready to be admitted."""
-        steps = min(s.request.output_tokens - s.produced for s in run.decodes)
-        steps = self._bisect(steps, lambda k: self._growth(run, k) <= self._pool.available)
-        if self._waiting and self._waiting[0].ready_s > run.start_s and len(self._running) < self._max_running:
-            ready_s = self._waiting[0].ready_s
-            steps = min(steps, 1 + self._bisect(steps, lambda k: self._end_s(run, k) < ready_s, least=0))
+        steps = self._batch.steps_left
+        spare = self._pool.available + self._reserved
+        if self._batch.size * (steps // self.block_tokens + 1) > spare:  # at most one block for each begun round
+            steps = self._bisect(steps, lambda k: self._batch.growth(k) <= spare)
+        if self._coming and len(self._running) < self._max_running:
+            ready_s = self._coming[0].ready_s
+            steps = min(steps, 1 + self._bisect(steps, lambda k: run.at_s(k) < ready_s, least=0))
         return steps
 
     @staticmethod
@@ -317,63 +363,44 @@ class Engine:
             least, most = (middle, most) if holds(middle) else (least, middle)
         return least
 
-    def _growth(self, run: _Run, steps: int) -> int:
-        return sum(max(0, self._blocks(s.computed + steps) - s.held) for s in run.decodes)
-
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens)
-
-    def _end_s(self, run: _Run, steps: int) -> float:
-        if run.mixed_s is not None:
-            return run.start_s + run.mixed_s * steps
-        return run.start_s + self.profile.steps_s(steps, run.decode_seqs, run.context)
-
-    def _steps_by(self, run: _Run, until_s: float) -> int:
-        """How many steps of the run have ended at `until_s`: the root of the arithmetic progression, then exact."""
-        if self._end_s(run, run.steps) <= until_s:
-            return run.steps
-        if run.mixed_s is not None:
-            return 0
-        growth = self.profile.decode_ctx_token_s * run.decode_seqs / 2.0
-        first = self.profile.step_s(run.decode_seqs, run.context) - growth
-        left_s = max(0.0, until_s - run.start_s)
-        root = (math.sqrt(first * first + 4.0 * growth * left_s) - first) / (2.0 * growth) if growth else left_s / first
-        steps = max(run.done, min(run.steps, int(root)))
-        while steps < run.steps and self._end_s(run, steps + 1) <= until_s:
-            steps += 1
-        while steps > run.done and self._end_s(run, steps) > until_s:
-            steps -= 1
-        return steps
 
     def _cut_short(self) -> None:
         """End the run with its step in progress: the batch is about to change."""
         if self._run is not None:
-            self._run.steps = self._run.done + 1
+            self._run.plan(self._run.done + 1)
 
-    def _decode(self, run: _Run, done: int) -> None:
+    def _decode(self, run: Iterations, done: int) -> None:
         """Credit the decode steps up to the `done`-th."""
         steps, run.done = done - run.done, done
-        if steps == 0:
-            return
-        for sequence in run.decodes:
-            sequence.computed += steps
-            sequence.produced += steps
-            fresh = max(0, self._blocks(sequence.computed) - sequence.held)
-            self._pool.take(fresh)
-            sequence.private += fresh
-        self._generated += steps * len(run.decodes)
+        if steps > 1:
+            self._pool.take(self._batch.growth(steps) - self._reserved)
+        self._batch.advance(steps)
+        self._reserved = self._batch.next_growth if done < run.steps else 0
+        if self._reserved:
+            self._pool.take(self._reserved)
+        self._generated += steps * self._batch.size
 
-    def _settle(self, run: _Run, at_s: float) -> None:
+    def _settle(self, at_s: float) -> None:
         """What the end of a run brings: first tokens of finished prefills, and finished requests."""
-        for sequence, _ in run.chunks:
-            if sequence.computed == sequence.target:
-                sequence.produced += 1
-                sequence.decoding = True
-                self._generated += 1
-                if sequence.produced == 1:
-                    self._events.append(Event(kind="first_token", request_id=sequence.request.request_id, at_s=at_s))
-        for sequence in [s for s in self._running if s.produced == s.request.output_tokens]:
-            self._running.remove(sequence)
+        if self._prefilling:
+            self._prefilling = [s for s in self._prefilling if not self._begin_decoding(s, at_s)]
+        while (number := self._batch.done()) is not None:
+            sequence = self._running[number]
+            self._stop(sequence)
             del self._sequences[sequence.request.request_id]
-            self._pool.release(sequence.shared, sequence.private)
             self._events.append(Event(kind="finished", request_id=sequence.request.request_id, at_s=at_s))
+
+    def _begin_decoding(self, sequence: _Sequence, at_s: float) -> bool:
+        """Sample the first token behind a finished prefill; false if the prefill goes on."""
+        request, context = sequence.request, sequence.target + 1
+        if sequence.computed + 1 < context:
+            return False
+        sequence.produced += 1
+        sequence.decoding = True
+        self._generated += 1
+        self._batch.join(sequence.number, context, request.output_tokens - sequence.produced)
+        if sequence.produced == 1:
+            self._events.append(Event(kind="first_token", request_id=request.request_id, at_s=at_s))
+        return True

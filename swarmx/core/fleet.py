@@ -24,7 +24,8 @@ class WorkflowView:
     `age_s` since it was submitted; `target_s`, the time it should take in all; `remaining_s`, what is expected from
     now to its end with this call under way. Its finished calls took `attained_s` at replicas and did `attained_work`
     (output tokens, or units of work); `calls` of them have ended. `past_s` holds the service, sorted, of finished
-    workflows of its kind, shape [workflows].
+    workflows of its kind, shape [workflows]. Other calls of it that are at replicas are expected to end within
+    `others_s`, 0 when there are none.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class WorkflowView:
     attained_work: float
     calls: int
     past_s: Floats
+    others_s: float = 0.0
 
     @property
     def slack_s(self) -> float:
@@ -46,8 +48,8 @@ class WorkflowView:
 class CallView:
     """The call that wants a replica, with the forecast of its work (output tokens, or units of work).
 
-    `waiting` calls of its model wait in this router with it, `home` is the position in the fleet view of the replica
-    that served its session last, `waited_s` is how long it has been ready.
+    `ahead` calls of its model wait in this router and come before it, `home` is the position in the fleet view of the
+    replica that served its session last, `waited_s` is how long it has been ready.
     """
 
     call: Call
@@ -55,7 +57,7 @@ class CallView:
     workflow: WorkflowView
     now_s: float = 0.0
     waited_s: float = 0.0
-    waiting: int = 0
+    ahead: int = 0
     home: int | None = None
 
 
@@ -108,12 +110,14 @@ class Choice:
     """A policy's answer: a position in the view, and how it came about.
 
     With `hold`, the call waits in the router, for that replica or a better one, and is asked about again when
-    something has changed. `urgency` is the order inside the engine, lower first. `cost_s` and each array of `terms_s`
+    something has changed. `urgency` is the order inside the engine, lower first. `expected_s` is when the call should
+    end there, in seconds from now; None where a policy does not know. `cost_s` and each array of `terms_s`
     have shape [replicas]; None where a policy does not weigh costs.
     """
 
     index: int
     hold: bool = False
     urgency: float = 0.0
+    expected_s: float | None = None
     cost_s: Floats | None = None
     terms_s: dict[str, Floats] = field(default_factory=dict)

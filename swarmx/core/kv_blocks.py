@@ -2,68 +2,149 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+
+Prefix = tuple[int, ...]
 
 
 class BlockPool:
-    """Blocks are private to a sequence, shared by hash, or idle: cached, held by nobody, the oldest evicted first."""
+    """Blocks are private to a sequence, shared by name, or idle: cached, held by nobody, the oldest evicted first.
+
+    A name is a chained hash: `prefix[i]` names the first `i + 1` blocks, so it always stands behind `prefix[i - 1]`.
+    Whoever holds a block holds all those before it, and an idle block is evicted before those before it. So what is
+    held or cached of a prefix is its beginning, which bisection finds; and it is enough to count, for each block, the
+    held ones right behind it and the chains that end with it: a beginning that many hold is not touched. The other
+    blocks of a chain change hands together.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
+        self.idle = 0
         self._private = 0
-        self._holders: dict[int, int] = {}
-        self._idle: dict[int, None] = {}
+        self._held = 0
+        self._named: dict[int, int] = {}  # held: how often, above zero; idle: minus the release that made it so
+        self._releases = 0
+        self._released: deque[tuple[int, list[int]]] = deque()  # the blocks of each, some of them held or gone by now
+        self._listed = 0  # blocks in there
 
     @property
     def used(self) -> int:
         """Blocks that someone holds."""
-        return self._private + len(self._holders)
+        return self._private + self._held
 
     @property
     def available(self) -> int:
         """Blocks that can be had: free ones and idle ones."""
-        return self.capacity - self.used
+        return self.capacity - self._private - self._held
 
-    def cached(self, prefix: Sequence[int]) -> int:
-        """How many leading blocks are there."""
-        for i, block in enumerate(prefix):
-            if block not in self._holders and block not in self._idle:
-                return i
-        return len(prefix)
+    def hold(self, prefix: Prefix, most: int, blocks: int) -> int | None:
+        """Hold `blocks` blocks, of which up to `most` are cached ones of the prefix: how many are; None without room.
 
-    def fits(self, hits: Sequence[int], fresh: int) -> bool:
-        """Whether one can hold the cached `hits` and `fresh` blocks more."""
-        return fresh + sum(block in self._idle for block in hits) <= self.available
-
-    def share(self, hits: Sequence[int]) -> None:
-        """Hold these cached blocks."""
-        for block in hits:
-            self._idle.pop(block, None)
-            self._holders[block] = self._holders.get(block, 0) + 1
+        `blocks` is at least `most`.
+        """
+        held = self._leading_held(prefix, 0, most)
+        cached = self._leading_cached(prefix, held, most)
+        if blocks - held > self.available:
+            return None
+        if held:
+            self._named[prefix[held - 1]] += 1
+        self._named.update(dict.fromkeys(prefix[held:cached], 1))
+        self._held += cached - held
+        self.idle -= cached - held
+        self.take(blocks - cached)
+        return cached
 
     def take(self, fresh: int) -> None:
         """Hold `fresh` private blocks; idle ones make room."""
         self._private += fresh
-        while self._idle and self.used + len(self._idle) > self.capacity:
-            del self._idle[next(iter(self._idle))]
+        excess = self._private + self._held + self.idle - self.capacity
+        if excess > 0:
+            self._evict(min(excess, self.idle))
 
-    def publish(self, block: int) -> bool:
-        """Turn a private block into a shared one; false if another sequence was first and this one keeps its copy."""
-        if block in self._holders or block in self._idle:
+    def publish(self, prefix: Prefix, shared: int, full: int) -> bool:
+        """Share private blocks: a chain of `shared` blocks goes on to `full`.
+
+        False if another sequence was first and this one keeps its copies.
+        """
+        if prefix[shared] in self._named:
             return False
-        self._private -= 1
-        self._holders[block] = 1
+        self._named.update(dict.fromkeys(prefix[shared:full], 1))
+        self._private -= full - shared
+        self._held += full - shared
         return True
+
+    def release(self, prefix: Prefix, shared: int, full: int, private: int) -> None:
+        """Let go of the first `shared` blocks of the prefix and of `private` ones, that hold the rest up to `full`.
+
+        All that is named stays cached.
+        """
+        named = self._named
+        self._private -= private
+        held = cached = alone = shared
+        if shared < full and prefix[shared] in named:
+            held = self._leading_held(prefix, shared, full)
+            cached = self._leading_cached(prefix, held, full)
+        while alone and named[prefix[alone - 1]] == 1:
+            alone -= 1
+        if alone:
+            named[prefix[alone - 1]] -= 1
+        self._held -= shared - alone
+        self.idle += shared - alone + full - cached
+        freed = prefix[alone if held == shared else held : full]
+        if freed:
+            self._releases += 1
+            named.update(dict.fromkeys(freed, -self._releases))
+            self._released.append((self._releases, list(freed)))
+            self._listed += len(freed)
+            if self._listed > 1024 + 2 * self.idle:
+                self._forget_stale()
 
     def clear(self) -> None:
         """Forget the idle blocks."""
-        self._idle.clear()
+        self._evict(self.idle)
 
-    def release(self, shared: Sequence[int], private: int) -> None:
-        """Let go of blocks; the shared ones stay cached."""
-        self._private -= private
-        for block in reversed(shared):  # the end of a chain goes first, its beginning is worth more
-            self._holders[block] -= 1
-            if not self._holders[block]:
-                del self._holders[block]
-                self._idle[block] = None
+    def evictable(self) -> list[int]:
+        """The idle blocks, the next one to be evicted first."""
+        return [
+            name for number, names in self._released for name in reversed(names) if self._named.get(name) == -number
+        ]
+
+    def _evict(self, blocks: int) -> None:
+        self.idle -= blocks
+        while blocks:
+            number, names = self._released[0]
+            while names and blocks:
+                name = names.pop()  # the end of a chain goes first, its beginning is worth more
+                self._listed -= 1
+                if self._named.get(name) == -number:
+                    del self._named[name]
+                    blocks -= 1
+            if not names:
+                self._released.popleft()
+
+    def _forget_stale(self) -> None:
+        kept = [(number, [n for n in names if self._named.get(n) == -number]) for number, names in self._released]
+        self._released = deque((number, names) for number, names in kept if names)
+        self._listed = self.idle
+
+    def _leading_held(self, prefix: Prefix, least: int, most: int) -> int:
+        """Where the held blocks of a prefix end, between `least` and `most`; none of them is behind another one."""
+        named = self._named
+        while least < most:
+            middle = (least + most) // 2
+            if named.get(prefix[middle], 0) > 0:
+                least = middle + 1
+            else:
+                most = middle
+        return least
+
+    def _leading_cached(self, prefix: Prefix, least: int, most: int) -> int:
+        """Where the blocks of a prefix that are here end, between `least` and `most`."""
+        named = self._named
+        while least < most:
+            middle = (least + most) // 2
+            if prefix[middle] in named:
+                least = middle + 1
+            else:
+                most = middle
+        return least

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from hashlib import blake2b
 
@@ -48,4 +49,5 @@ def names_of(texts: Iterable[bytes]) -> tuple[int, ...]:
 
 def names_of_blocks(blocks: tuple[int, ...]) -> tuple[int, ...]:
     """The same for a prompt whose every block has a name already, as in a simulation."""
-    return tuple(blocks[count - 1] for count in BOUNDARIES if count <= len(blocks))
+    beyond = BOUNDARIES[_EXACT_BLOCKS : bisect_right(BOUNDARIES, len(blocks))]
+    return (*blocks[:_EXACT_BLOCKS], *[blocks[count - 1] for count in beyond])

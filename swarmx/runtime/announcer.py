@@ -26,7 +26,8 @@ class Announcer:
 
     def submitted(self, record: WorkflowRecord) -> None:
         """The workflow is in the store and begins, or goes on after a restart."""
-        self._tell(WorkflowSubmitted(workflow_id=record.workflow_id, kind=record.kind))
+        target_s = None if record.deadline_at_s is None else record.deadline_at_s - record.created_at_s
+        self._tell(WorkflowSubmitted(workflow_id=record.workflow_id, kind=record.kind, target_s=target_s))
 
     def ended(self, record: WorkflowRecord, state: WorkflowState, ended_at_s: float) -> None:
         """The end of the workflow is in the store; a `state` that is not terminal says nothing."""

@@ -6,7 +6,10 @@ import re
 import secrets
 from typing import Any
 
+import msgspec
+
 from swarmx.core.nouns import Call, CallKind
+from swarmx.core.prefixes import names_of
 from swarmx.core.prompt_key import prompt_key
 from swarmx.core.prompts import HEAD_BYTES, TAIL_BYTES, PromptText
 from swarmx.core.records import ModelRequest
@@ -33,6 +36,7 @@ def call_of(request: ModelRequest) -> tuple[Call, PromptText]:
     `prompt_bytes` counts the texts alone, without the line ends between them.
     """
     system, user, texts = _prompt(request.kind, request.body)
+    tools = request.body.get("tools")
     sizes = [len(text) if text.isascii() else len(text.encode()) for text in texts]
     size = sum(sizes)
     call = Call(
@@ -50,14 +54,22 @@ def call_of(request: ModelRequest) -> tuple[Call, PromptText]:
         work_limit=_work_limit(request.kind, request.body),
         stream=request.kind == "llm" and bool(request.body.get("stream", False)),
         deadline_at_s=request.deadline_at_s,
+        session=request.workflow_id,
+        prefix=_prefix(request.body, texts, tools) if request.kind == "llm" else (),
     )
-    tools = request.body.get("tools")
     return call, _prompt_text(texts, size + len(texts) - 1, tools=len(tools) if isinstance(tools, list) else 0)
 
 
 def new_id(kind: str) -> str:
     """A fresh opaque id such as "call_5f0c…"; 96 random bits."""
     return f"{kind}_{secrets.token_hex(12)}"
+
+
+def _prefix(body: dict[str, Any], texts: list[str], tools: object) -> tuple[int, ...]:
+    """Names of the beginnings of what the engine will see: the tools, then each message behind its role."""
+    roles = [str(message["role"]).encode() for message in body["messages"]]
+    parts = [part for role, text in zip(roles, texts, strict=True) for part in (b"\0" + role + b"\0", text.encode())]
+    return names_of([msgspec.json.encode(tools), *parts] if tools else parts)
 
 
 def _prompt_text(texts: list[str], total_bytes: int, *, tools: int) -> PromptText:

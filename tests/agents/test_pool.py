@@ -58,7 +58,7 @@ def test_a_replica_is_open_until_its_batch_is_full_and_again_when_a_call_ends() 
     pool = a_pool("a", "b")
     fill(pool, "a")
     assert (open_ids(pool), ids(pool)) == (["b"], ["a", "b"])
-    pool.ended("a", 10.0, 0.0, 100.0)
+    pool.ended("a", 10.0, 0.0, 100.0, 1.0)
     assert open_ids(pool) == ["a", "b"]
 
 
@@ -115,7 +115,7 @@ def test_an_idle_replica_is_idle_exactly() -> None:
     for work in (0.1, 0.2, 0.3):
         pool.dispatched("a", a_call("c"), point(work, unit="tokens"), 1, 0.0, 0.0)
     for work in (0.3, 0.1, 0.2):
-        pool.ended("a", work, 0.0, 100.0)
+        pool.ended("a", work, 0.0, 100.0, 1.0)
     view = pool.view(pool.eligible(NOBODY), 1.0)
     assert (view.in_flight[0], view.remaining_work[0], view.context_tokens[0], view.prefill_tokens[0]) == (0, 0, 0, 0)
 
@@ -189,3 +189,17 @@ def test_what_is_not_finite_is_kept_as_unknown() -> None:
     columns = pool.eligible(NOBODY)
     choice = Choice(index=0, cost_s=np.array([1.0, np.inf, np.nan]))
     assert pool.candidates(columns, pool.view(columns, 0.0), choice, None).cost_s == (1.0, None, None)
+
+
+def test_calls_of_other_routers_are_what_an_engine_had_beyond_our_own_of_that_time() -> None:
+    pool = Pool("m", shared=True)
+    pool.set_state(a_replica("a"), "ready", 0.0)
+    for i in range(4):
+        pool.dispatched("a", a_call(f"c{i}"), point(10.0, unit="tokens"), i, float(i), 0.0)
+    pool.set_signal("a", 5, 1, 0.5, 1.5)  # two of our calls were there at that time
+    assert pool.view(pool.eligible(frozenset()), 5.0).in_flight.tolist() == [8]
+    assert len(pool.open(frozenset())) == 0
+    pool.ended("a", 10.0, 0.0, 100.0, 6.0)
+    pool.set_signal("a", 3, 0, 0.5, 7.0)
+    assert pool.view(pool.eligible(frozenset()), 7.0).in_flight.tolist() == [3]
+    assert len(pool.open(frozenset())) == 1

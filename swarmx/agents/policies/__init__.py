@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from swarmx.agents.policies.least_outstanding import LeastOutstanding
 from swarmx.agents.policies.least_work import LeastWork
+from swarmx.agents.policies.marginal import Marginal
 from swarmx.agents.policies.power_of_two import PowerOfTwo
 from swarmx.agents.policies.random import Random
 from swarmx.agents.policies.round_robin import RoundRobin
@@ -20,6 +21,7 @@ POLICIES: Mapping[str, Callable[..., Policy]] = {
     "power_of_two": PowerOfTwo,
     "least_outstanding": LeastOutstanding,
     "least_work": LeastWork,
+    "marginal": Marginal,
 }
 DEFAULT_POLICY = "least_work"
 
