@@ -67,6 +67,7 @@ class Pool:
         self._prefixes = PrefixIndex()
         self._slots = 0  # slots ever used at once
         self._free_slots: list[int] = []
+        self._column_of: dict[int, int] = {}  # by slot
         self._ints: Ints = np.zeros((len(_INTS), 8), dtype=np.int64)
         self._floats: Floats = np.zeros((len(_FLOATS), 8))
         self._eligible: Ints = np.zeros(0, dtype=np.int64)
@@ -148,12 +149,13 @@ class Pool:
         )
 
     def home(self, session: str, columns: Ints) -> int | None:
-        """Where among the columns the replica is that served the session last."""
+        """Where among the columns, which rise, the replica is that served the session last."""
         slot = self._prefixes.home(session)
         if slot is None:
             return None
-        found = (self._ints[_SLOT, columns] == slot).nonzero()[0]
-        return int(found[0]) if len(found) else None
+        column = self._column_of[slot]
+        found = int(columns.searchsorted(column))
+        return found if found < len(columns) and columns[found] == column else None
 
     def dispatched(
         self, replica_id: str, call: Call, forecast: Forecast, decision: int, now_s: float, cached_tokens: float
@@ -235,7 +237,9 @@ class Pool:
         self._index[replica.replica_id] = column
         self._ints[:, column] = 0
         self._ints[_SLOT, column] = self._free_slots.pop() if self._free_slots else self._slots
-        self._slots = max(self._slots, int(self._ints[_SLOT, column]) + 1)
+        slot = int(self._ints[_SLOT, column])
+        self._slots = max(self._slots, slot + 1)
+        self._column_of[slot] = column
         self._floats[:, column] = 0.0
         for name in ("running", "waiting", "kv_usage", "measured_at_s"):
             self._floats[_F[name], column] = math.nan
@@ -263,6 +267,7 @@ class Pool:
         self._ints = np.delete(self._ints, column, axis=1)
         self._floats = np.delete(self._floats, column, axis=1)
         self._index = {replica.replica_id: c for c, replica in enumerate(self.replicas)}
+        self._column_of = {slot: c for c, slot in enumerate(self._ints[_SLOT, : len(self.replicas)].tolist())}
         if self._ints.shape[1] == 0:
             self._ints, self._floats = np.zeros((len(_INTS), 8), dtype=np.int64), np.zeros((len(_FLOATS), 8))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Container
+from itertools import pairwise
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from swarmx.core.prefixes import BLOCK_BYTES, BOUNDARIES
 MOST_SESSIONS = 100_000
 TOKENS = tuple(count * (BLOCK_BYTES / 4.0) for count in BOUNDARIES)
 """In the beginning with each name."""
+_SHARES = tuple(end - start for start, end in pairwise((0.0, *TOKENS)))
 
 _FEW = 12
 
@@ -68,14 +70,15 @@ class PrefixIndex:
             return
         held = self._held.setdefault(slot, OrderedDict())
         bit, total, holders = 1 << slot, self._tokens.get(slot, 0.0), self._holders
-        fresh = _held_of(prefix, held)
+        known = _held_of(prefix, held)
+        if known < len(prefix):
+            total += TOKENS[len(prefix) - 1] - (TOKENS[known - 1] if known else 0.0)
+            for name in prefix[known:]:
+                holders[name] = holders.get(name, 0) | bit
+            shares = _SHARES[known : len(prefix)]
+            held.update(zip(reversed(prefix[known:]), reversed(shares), strict=True))
         move_to_end = held.move_to_end
-        for i in range(fresh, len(prefix)):
-            name = prefix[i]
-            held[name] = share = TOKENS[i] - TOKENS[i - 1] if i else TOKENS[0]
-            total += share
-            holders[name] = holders.get(name, 0) | bit
-        for name in reversed(prefix):  # the beginning was used last: it is worth most
+        for name in reversed(prefix[:known]):  # the beginning was used last: it is worth most
             move_to_end(name)
         while total > capacity_tokens and held:
             name, share = held.popitem(last=False)

@@ -20,7 +20,7 @@ from swarmx.core.kv_blocks import BlockPool
 BLOCK_TOKENS = 64
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What an engine is asked. For a serial server `output_tokens` are its units of work, `prompt_tokens` is zero.
 
     `prefix[i]` names the first `i + 1` full blocks of the prompt followed by the answer (a chained hash: equal only
@@ -47,7 +47,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 EventKind = Literal["admitted", "preempted", "first_token", "finished"]
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Something that happened to a request inside the engine."""
 
     kind: EventKind
@@ -55,7 +55,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     at_s: float
 
 
-class Counters(msgspec.Struct, frozen=True, kw_only=True):
+class Counters(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What an engine tells about itself; the last four only ever grow."""
 
     running: int
@@ -204,7 +204,8 @@ class Engine:
         )
 
     def _progress(self, until_s: float) -> None:
-        self._now_s = max(self._now_s, until_s)
+        if until_s > self._now_s:
+            self._now_s = until_s
         while True:
             if self._run is None:
                 start_s = self._next_start_s()
@@ -374,13 +375,14 @@ class Engine:
     def _decode(self, run: Iterations, done: int) -> None:
         """Credit the decode steps up to the `done`-th."""
         steps, run.done = done - run.done, done
+        batch = self._batch
         if steps > 1:
-            self._pool.take(self._batch.growth(steps) - self._reserved)
-        self._batch.advance(steps)
-        self._reserved = self._batch.next_growth if done < run.steps else 0
+            self._pool.take(batch.growth(steps) - self._reserved)
+        batch.advance(steps)
+        self._reserved = batch.next_growth if done < run.steps else 0
         if self._reserved:
             self._pool.take(self._reserved)
-        self._generated += steps * self._batch.size
+        self._generated += steps * batch.size
 
     def _settle(self, at_s: float) -> None:
         """What the end of a run brings: first tokens of finished prefills, and finished requests."""

@@ -110,14 +110,16 @@ class BlockPool:
         ]
 
     def _evict(self, blocks: int) -> None:
+        named = self._named
         self.idle -= blocks
         while blocks:
             number, names = self._released[0]
-            while names and blocks:
-                name = names.pop()  # the end of a chain goes first, its beginning is worth more
-                self._listed -= 1
-                if self._named.get(name) == -number:
-                    del self._named[name]
+            last = names[-blocks:]  # the end of a chain goes first, its beginning is worth more
+            del names[-blocks:]
+            self._listed -= len(last)
+            for name in last:
+                if named.get(name) == -number:
+                    del named[name]
                     blocks -= 1
             if not names:
                 self._released.popleft()

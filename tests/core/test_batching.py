@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarmx.core.batching import Engine, Event, Request, _Run
+from swarmx.core.batching import Engine, Event, Request
 from swarmx.core.engine import EngineProfile
+from swarmx.core.engine_order import OrderName
+from tests.core.slow_engine import SlowEngine
 
 H100_8B = EngineProfile(
     model="8b",
@@ -23,13 +25,6 @@ H100_8B = EngineProfile(
     prefill_ctx_token_s=1e-9,
 )
 IMAGES = EngineProfile(model="sdxl", device="l40s", step_base_s=0.05, call_base_s=0.4, max_batch=1)
-
-
-class StepByStep(Engine):
-    """The same engine, one iteration at a time."""
-
-    def _jump(self, run: _Run) -> int:
-        return 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +105,102 @@ def play(engine: Engine, load: list[Arrival], slice_s: float | None = None) -> t
     return events, refused, lost
 
 
+# not multiples of each other nor of any step: whether an arrival is before or after the end of a step never hangs on
+# the last bit of a sum
+GAPS_S = st.sampled_from([0.0, 0.00113, 0.0137171, 0.2171717])
+SLICES_S = st.sampled_from([None, 0.00070311, 0.0110331, 0.30931])
+ORDERS: st.SearchStrategy[OrderName] = st.sampled_from(["arrival", "priority", "uniboost"])
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[Arrival]:
+    """Turns of a few agents: some prompts begin with the whole turn before, answer included, some with a part of it."""
+    arrivals: list[Arrival] = []
+    at_s = 0.0000171
+    for i in range(draw(st.integers(1, 16))):
+        at_s += draw(GAPS_S)
+        prompt, output = draw(st.integers(0, 90)), draw(st.integers(1, 60))
+        if draw(st.booleans()) and arrivals:
+            last = draw(st.sampled_from(arrivals)).request
+            prompt = min(150, last.prompt_tokens + last.output_tokens + draw(st.integers(-40, 40)))
+            common = last.prefix[: draw(st.integers(0, 12))]
+        else:
+            common = ()
+        own = draw(st.integers(0, 8))
+        prefix = common + tuple(1000 * (i + 1) + j for j in range(own))
+        arrivals.append(
+            Arrival(
+                request=Request(
+                    request_id=f"r{i}",
+                    prompt_tokens=max(0, prompt),
+                    output_tokens=output,
+                    prefix=prefix[: (max(0, prompt) + output) // 16],
+                    priority=draw(st.sampled_from([0.0, 1.0, -2.5])),
+                ),
+                at_s=at_s,
+                abort_after_s=draw(st.none() | st.none() | st.sampled_from([0.0, 0.00417, 0.10101])),
+            )
+        )
+    return arrivals
+
+
+@given(
+    profile=profiles(),
+    load=conversations(),
+    slice_s=SLICES_S,
+    order=ORDERS,
+    gamma_per_token=st.sampled_from([1e-3, 0.05, 2.0]),
+    asks=st.booleans(),
+    clears=st.booleans(),
+)
+@settings(deadline=None, max_examples=150)
+def test_the_engine_equals_one_that_looks_at_every_sequence_in_every_step(
+    profile: EngineProfile,
+    load: list[Arrival],
+    slice_s: float | None,
+    order: OrderName,
+    gamma_per_token: float,
+    asks: bool,
+    clears: bool,
+) -> None:
+    fast = Engine(profile, block_tokens=16, order=order, gamma_per_token=gamma_per_token)
+    slow = SlowEngine(profile, block_tokens=16, order=order, gamma_per_token=gamma_per_token)
+
+    def same(until_s: float) -> None:
+        ours, theirs = fast.advance(until_s), slow.advance(until_s)
+        assert [(e.kind, e.request_id) for e in ours] == [(e.kind, e.request_id) for e in theirs]
+        assert [e.at_s for e in ours] == pytest.approx([e.at_s for e in theirs], rel=1e-9)
+        assert fast.counters() == slow.counters()
+        assert {name: fast.produced(name) for name in slow.sequences} == {
+            name: sequence.produced for name, sequence in slow.sequences.items()
+        }
+        assert fast._pool.evictable() == slow.pool.cached
+
+    changes = [(a.at_s, 0, i) for i, a in enumerate(load)]
+    changes += [(a.at_s + a.abort_after_s, 1, i) for i, a in enumerate(load) if a.abort_after_s is not None]
+    now_s = 0.0
+    for at_s, is_abort, i in sorted(changes):
+        while slice_s is not None and now_s + slice_s < at_s:
+            now_s += slice_s
+            same(now_s)
+        now_s = at_s
+        request = load[i].request
+        if is_abort:
+            assert fast.abort(request.request_id, at_s) == slow.abort(request.request_id, at_s)
+        else:
+            assert fast.submit(request, at_s) == slow.submit(request, at_s)
+        if clears:
+            fast.clear_cache()
+            slow.clear_cache()
+        if asks:
+            fast.next_event_s()
+            slow.start()
+    while slice_s is not None and slow.sequences:
+        now_s += 20 * slice_s
+        same(now_s)
+    same(math.inf)
+
+
 def finishes(events: list[Event]) -> dict[str, float]:
     return {e.request_id: e.at_s for e in events if e.kind == "finished"}
 
@@ -145,7 +236,7 @@ def test_capacity_and_batch_are_never_exceeded(profile: EngineProfile, load: lis
         counters = engine.counters()
         assert counters.running <= profile.max_batch
         assert counters.kv_usage <= 1.0
-        assert len(engine._pool._idle) + engine._pool.used <= engine._pool.capacity
+        assert engine._pool.idle + engine._pool.used <= engine._pool.capacity
         if at_s is None:
             return
         engine.advance(at_s)
@@ -170,16 +261,6 @@ def test_any_slicing_of_time_gives_the_same_finishing_times(
     whole, _, _ = play(Engine(profile, block_tokens=16), load)
     sliced, _, _ = play(Engine(profile, block_tokens=16), load, slice_s)
     assert sliced == whole
-
-
-@given(profile=profiles(), load=loads())
-@settings(deadline=None, max_examples=300)
-def test_jumping_over_decodes_equals_going_step_by_step(profile: EngineProfile, load: list[Arrival]) -> None:
-    load = [Arrival(request=a.request, at_s=a.at_s * 1.0001 + 1e-5 * i, abort_after_s=None) for i, a in enumerate(load)]
-    jumped, _, _ = play(Engine(profile, block_tokens=16), load)
-    stepped, _, _ = play(StepByStep(profile, block_tokens=16), load)
-    assert [(e.kind, e.request_id) for e in jumped] == [(e.kind, e.request_id) for e in stepped]
-    assert [e.at_s for e in jumped] == pytest.approx([e.at_s for e in stepped], rel=1e-9, abs=1e-9)
 
 
 @given(prompt=st.integers(1, 8192), output=st.integers(1, 2000))
@@ -242,6 +323,26 @@ def test_a_cached_prefix_is_not_computed_again_but_its_last_block_is() -> None:
     assert finishes(engine.advance(400.0)) == {"d": 300.0 + 1.0 + 64.0}
 
 
+def test_the_next_turn_finds_the_answer_of_the_last_one_in_the_cache() -> None:
+    profile = EngineProfile(model="m", device="d", step_base_s=1.0, prefill_token_s=1.0)
+    engine = Engine(profile, block_tokens=16)
+    engine.submit(request("a", 40, 60, (1, 2, 3, 4, 5, 6)), 0.0)
+    assert finishes(engine.advance(1000.0)) == {"a": 1.0 + 40.0 + 59.0}
+    engine.submit(request("b", 120, 1, (1, 2, 3, 4, 5, 6, 7)), 1000.0)
+    assert finishes(engine.advance(2000.0)) == {"b": 1000.0 + 1.0 + 24.0}  # 99 tokens are in the cache: six blocks
+    assert engine.counters().prefix_hit_tokens == 96
+
+
+def test_what_an_aborted_request_has_computed_stays_cached() -> None:
+    engine = Engine(EngineProfile(model="m", device="d", step_base_s=1.0, prefill_token_s=1.0), block_tokens=16)
+    engine.submit(request("a", 40, 1000, tuple(range(60))), 0.0)
+    engine.advance(41.0 + 30.0)
+    assert engine.abort("a", 71.0)
+    engine.submit(request("b", 200, 1, tuple(range(12))), 100.0)
+    engine.advance(1000.0)
+    assert engine.counters().prefix_hit_tokens == 64  # 40 tokens of prompt and 30 of the answer
+
+
 def test_siblings_of_one_iteration_share_their_prefix() -> None:
     engine = Engine(EngineProfile(model="m", device="d", step_base_s=1.0, prefill_token_s=1.0), block_tokens=16)
     engine.submit(request("a", 40, 1, (1, 2)), 0.0)
@@ -275,6 +376,17 @@ def test_an_abort_frees_the_slot_for_the_next() -> None:
     assert engine.abort("a", 10.5)
     assert not engine.abort("a", 10.5)
     assert finishes(engine.advance(100.0)) == {"b": 13.0}  # the step in progress ends at 11
+
+
+def test_an_abort_in_the_queue_lets_the_next_one_in() -> None:
+    profile = EngineProfile(model="m", device="d", step_base_s=1.0, kv_capacity_tokens=96)
+    engine = Engine(profile, block_tokens=16)
+    engine.submit(request("a", 16, 60), 0.0)
+    engine.submit(request("too big for now", 90, 1), 0.0)
+    engine.submit(request("small", 10, 1), 0.0)
+    engine.advance(5.5)
+    assert engine.abort("too big for now", 5.5)
+    assert finishes(engine.advance(1000.0))["small"] == 7.0
 
 
 def test_a_serial_server_pays_its_base_and_its_units_one_call_after_the_other() -> None:

@@ -34,7 +34,7 @@ class AutellixPlas:
     def choose(self, call: CallView, fleet: FleetView, rng: np.random.Generator) -> Choice:
         urgency = attained_level(call.workflow)
         roomy = fleet.in_flight < fleet.max_batch
-        if call.home is not None and call.call.prompt_tokens > self.short_tokens:
-            if roomy[call.home] or self.wait_for_home > 0.0:
-                return Choice(index=call.home, urgency=urgency)
+        home = call.home if call.call.prompt_tokens > self.short_tokens else None
+        if home is not None and (roomy[home] or self.wait_for_home > 0.0):
+            return Choice(index=home, urgency=urgency)
         return Choice(index=least(fleet.in_flight, rng, roomy if roomy.any() else None), urgency=urgency)

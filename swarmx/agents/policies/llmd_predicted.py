@@ -40,10 +40,10 @@ class LlmdPredicted:
     candidate. If the cache of some holds `affinity` of the prompt, the others are left out, but for a share `explore`
     of the calls, and unless the best TTFT among the rest is better by more than `penalty_s`. No call brings targets
     for TTFT and TPOT, so no candidate meets them: as in llm-d, idle candidates then go first (`idle_first`), and the
-    least `ttft_weight` and `tpot_weight` blend of both, each scaled to [0, 1] over the candidates, wins; with `weighted`
-    1, better scores are only likelier (its weighted random picker). `e2e` 1 takes the least TTFT + TPOT x forecast work
-    instead: llm-d trains on whole latencies then, from features that know no output length. `mean` 1 predicts means
-    (geometric) instead of P90.
+    least blend of both wins, by `ttft_weight` and `tpot_weight`, each scaled to [0, 1] over the candidates; with
+    `weighted` 1, better scores are only likelier (its weighted random picker). `e2e` 1 takes the least TTFT + TPOT x
+    forecast work instead: llm-d trains on whole latencies then, from features that know no output length. `mean` 1
+    predicts means (geometric) instead of P90.
 
     The regressors learn online there, for one kind of device. Here they were trained once (`eval.fit.llmd`), on engines
     of many devices, and get what the original has no use for: each device's constants. Times and features count in
@@ -89,8 +89,8 @@ class LlmdPredicted:
     ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         """The prefix-affinity filter."""
         every = np.ones(len(fleet), dtype=np.bool_)
-        sticky: np.ndarray[tuple[int], np.dtype[np.bool_]] = (
-            fleet.cached_tokens >= self.affinity * max(1, call.call.prompt_tokens)
+        sticky: np.ndarray[tuple[int], np.dtype[np.bool_]] = fleet.cached_tokens >= self.affinity * max(
+            1, call.call.prompt_tokens
         )
         if self.affinity <= 0.0 or not sticky.any() or sticky.all() or rng.random() < self.explore:
             return every

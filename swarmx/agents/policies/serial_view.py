@@ -59,8 +59,13 @@ def gamma_quantiles(mean: Floats, sd: Floats, normal: Floats) -> Floats:
     `mean` and `sd` have shape [replicas]; `normal` and the result have one that broadcasts with it.
     """
     third = np.minimum(sd, _MOST_CV * mean) / (3.0 * np.maximum(mean, 1e-12))
-    root: Floats = np.maximum(0.0, 1.0 - third * third + third * normal)
-    return mean * root * root * root
+    root: Floats = third * normal
+    root += 1.0 - third * third
+    np.maximum(root, 0.0, out=root)
+    cube: Floats = root * root
+    cube *= root
+    cube *= mean
+    return cube
 
 
 def gamma_scores(mean: Floats, sd: Floats, value: Floats) -> Floats:

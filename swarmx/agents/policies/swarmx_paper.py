@@ -33,11 +33,11 @@ class SwarmXPaper:
       distribution of the mean and variance that the router keeps (decremented at completion), as sums of sums are not
       kept by quantiles here;
     - the sum with D_g is independent: drawing both terms by themselves draws from it exactly;
-    - `tail` 0: C_tail is the worst of all replicas. Whichever replica g is, max(S_g) is at least the worst of the
-      others, so candidates differ only in their own completion once that exceeds the rest; ties are broken by it, and
-      then the least of the drawn max(S_g) is the least drawn own completion. `draws` of them; most wins, ties at random;
-    - `tail` in (0, 1): C_tail is that quantile of the mixture of all calls in flight, each with its replica's sketch. It
-      is a number, so nothing is drawn; equals (to a 64th of the range) are decided by the expected completion.
+    - `tail` 0: C_tail is the worst of all replicas. It is max(Q[g] + D_g, the others' worst), so all candidates that
+      would not be the worst tie; ties are broken by Q[g] + D_g, and then the least drawn C_tail is the least drawn
+      Q[g] + D_g. Of `draws` draws, who wins most is chosen, ties at random;
+    - `tail` in (0, 1): C_tail is that quantile of the mixture of all calls in flight, each with its replica's sketch.
+      A number: nothing is drawn. Equals (to a 64th of the range) are decided by the expected completion.
     `share`: 0, calls run one by one, as the paper has it; 1, a queue is divided by its batch.
     """
 

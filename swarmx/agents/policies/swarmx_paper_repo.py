@@ -25,10 +25,10 @@ _GRIDS = ((_COARSE, _scores(_COARSE)), (_FINE, _scores(_FINE)))
 class SwarmXPaperRepo:
     """Draws one level for all candidates and for queue and call alike; takes who is least at most levels.
 
-    `probabilistic` of SwarmPilot, the published code behind the SwarmX paper: `draws` levels u, uniform; the total of a
-    candidate at u is its queue's quantile at u plus the call's quantile at u (comonotonic addition); the least wins, the
-    first among equals, and who wins most levels is chosen. Quantiles are kept at 0.5, 0.9, 0.95 and 0.99 and clamped:
-    half of the levels are the median (`fine` 1: at 0.1 to 0.9 and 0.99, the grid of one of its experiments).
+    `probabilistic` of SwarmPilot, the published code behind the SwarmX paper: `draws` levels u, uniform; the total of
+    a candidate at u is its queue's quantile at u plus the call's quantile at u (comonotonic addition); the least wins,
+    the first among equals, and who wins most levels is chosen. Quantiles are kept at 0.5, 0.9, 0.95 and 0.99 and
+    clamped: half of the levels are the median (`fine` 1: at 0.1 to 0.9 and 0.99, the grid of one of its experiments).
 
     What differs: there, queues never shrink when a call completes; here they do, and calls that run count with what
     they need still. There, a queue is the comonotonic sum of its calls' quantiles. The router keeps the sum V of the

@@ -15,11 +15,11 @@ class ThunderAgent:
 
     The program scheduler of ThunderAgent (arXiv 2602.13692) as in NVIDIA Dynamo's experimental router. A replica is
     charged the context of its programs and `buffer_tokens` for each. A new program goes to the one with most free KV
-    among those where it fits, behind programs that wait. A call of a running program goes home unless more than `pause`
-    of the KV there is taken: its program is paused, between two calls and never within one. Who waits is let in where it
-    fits below `pause - hysteresis`: at home if possible, else where most KV is free. Inside an engine that looks at
-    priorities, calls go by time of dispatch; one that has waited goes `boost_s` earlier, and one to a replica that is
-    filled to between `demote` and `pause` goes `demote_s` later.
+    among those where it fits, behind programs that wait. A call of a running program goes home unless more than
+    `pause` of the KV there is taken: its program is paused, between two calls and never within one. Who waits is let in
+    where it fits below `pause - hysteresis`: at home if possible, else where most KV is free. Inside an engine that
+    looks at priorities, calls go by time of dispatch; one that has waited goes `boost_s` earlier, and one to a replica
+    that is filled to between `demote` and `pause` goes `demote_s` later.
 
     Left out: programs between two calls count for nothing (the original charges them in full when it pauses, and decays
     them to nothing within seconds when it admits); the tick of 5 s (here, whenever something changes); best-fit

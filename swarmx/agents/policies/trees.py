@@ -23,9 +23,9 @@ class TreeEnsemble:
     """The sum of trees, by QuickScorer (Lucchese et al., SIGIR 2015).
 
     Each tree has a word with a bit a leaf, leaf 0 lowest. A row that exceeds a node's threshold cannot end to the left
-    of it, which clears those bits; the lowest bit left over is its leaf. `masks[f][r]`, shape [trees], is what all nodes
-    leave over that ask about feature f and of whose thresholds, `cuts[f]`, a row exceeds the first r. So a row costs
-    one look-up per feature instead of one per node. `leaves` has shape [trees, LEAVES].
+    of it, which clears those bits; the lowest bit left over is its leaf. `masks[f][r]`, shape [trees], is what the
+    nodes that ask about feature f leave over of a row that exceeds the first r of their thresholds, `cuts[f]`. So a
+    row costs one look-up per feature instead of one per node. `leaves` has shape [trees, LEAVES].
     """
 
     cuts: tuple[Floats, ...]

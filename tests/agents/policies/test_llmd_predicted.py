@@ -58,11 +58,18 @@ def test_a_device_twice_as_fast_takes_half_the_time() -> None:
 
 
 def test_a_cached_prompt_keeps_its_calls_while_the_wait_is_bearable() -> None:
-    busy = {"in_flight": [60, 0], "context_tokens": [90_000.0, 0.0], "cached_tokens": [900.0, 0.0]}
-    assert choose(fleet_of(H100, H100, **busy)) == 0
-    assert choose(fleet_of(H100, H100, **busy), penalty_s=1e-3) == 1
-    assert choose(fleet_of(H100, H100, **busy), affinity=0.95) == 1
-    assert choose(fleet_of(H100, H100, **busy), explore=1.0) == 1
+    """A backlog of 100,000 tokens takes 1.7 s."""
+    busy = {
+        "in_flight": [60, 0],
+        "context_tokens": [9e4, 0.0],
+        "cached_tokens": [900.0, 0.0],
+        "prefill_tokens": [1e5, 0],
+    }
+    fleet = fleet_of(H100, H100, **busy)
+    assert choose(fleet) == 0
+    assert choose(fleet, penalty_s=0.2) == 1
+    assert choose(fleet, affinity=0.95) == 1
+    assert choose(fleet, explore=1.0) == 1
 
 
 def test_idle_candidates_go_first_as_in_llmd_even_when_they_are_slower() -> None:

@@ -24,11 +24,13 @@ def test_the_fast_device_wins_until_its_queue_eats_the_difference(work_left: flo
 def test_only_the_mean_of_the_forecast_counts() -> None:
     fleet = a_fleet(3, step_base_s=[0.01, 0.02, 0.03], in_flight=[3, 1, 0], remaining_work=[900.0, 100.0, 0.0])
     wide = Forecast(levels=(0.25, 0.75), quantiles=(0.0, 200.0), unit="tokens", source="prior")
-    costs = [
-        POLICY.choose(a_call_view(forecast), fleet, np.random.default_rng(0)).cost_s
+    sure, unsure = (
+        POLICY.choose(a_call_view(forecast), fleet, np.random.default_rng(0))
         for forecast in (point(wide.mean, unit="tokens"), wide)
-    ]
-    np.testing.assert_allclose(costs[0], costs[1])
+    )
+    assert sure.cost_s is not None
+    assert unsure.cost_s is not None
+    np.testing.assert_allclose(sure.cost_s, unsure.cost_s)
 
 
 def test_equal_replicas_are_chosen_at_random() -> None:

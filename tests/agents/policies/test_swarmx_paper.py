@@ -41,9 +41,7 @@ def test_a_queue_that_may_be_short_gets_its_share_of_the_draws() -> None:
 
 
 def test_more_draws_make_the_likelier_winner_surer() -> None:
-    fleet = a_fleet(
-        2, **SERIAL, step_base_s=0.1, in_flight=1, remaining_work=[500.0, 600.0], work_variance=300.0**2
-    )
+    fleet = a_fleet(2, **SERIAL, step_base_s=0.1, in_flight=1, remaining_work=[500.0, 600.0], work_variance=300.0**2)
     few, many = (chosen(SwarmXPaper(draws=draws), fleet, times=200)[0] for draws in (1.0, 100.0))
     assert few < many
 

@@ -17,7 +17,13 @@ POLICY = ThunderAgent(buffer_tokens=0.0)
 
 
 def choose(
-    used: list[float], *, prompt: int = 100, policy: ThunderAgent = POLICY, seed: int = 0, about: Any = None, **more: Any
+    used: list[float],
+    *,
+    prompt: int = 100,
+    policy: ThunderAgent = POLICY,
+    seed: int = 0,
+    about: Any = None,
+    **more: Any,
 ) -> Choice:
     """Replicas with a cache of 1000 tokens of which so many are used."""
     fleet = a_fleet(len(used), kv_capacity_tokens=1000.0, context_tokens=used, **({"in_flight": 1} | more))

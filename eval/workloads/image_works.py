@@ -1,0 +1,62 @@
+"""How much work images are: measured ComfyUI flows, in megapixel-steps of the device that ran them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from eval.workloads.draft import FLUX, SDXL
+from eval.workloads.reading import Part, belongs, read_table, refuse, table_file
+from swarmx.core.engine import profiles
+from swarmx.core.errors import ConfigError
+from swarmx.neural.training.images import runs
+
+FLOWS, GRAPHS = "measured_comfyui_flows.parquet", "comfyui_flow_graphs.csv"
+
+_SDXL_B = (2.0, 3.0)  # billions of parameters of its denoiser and of those that derive from it
+
+
+def flow_files(source: Path) -> list[Path]:
+    """The two tables in a folder; given one of the files, the other is next to it."""
+    folder = source if source.is_dir() else source.parent
+    return [table_file(folder, FLOWS), table_file(folder, GRAPHS)]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageWorks:
+    """Megapixel-steps by model of the fleet."""
+
+    works: Mapping[str, tuple[int, ...]]
+
+    def draw(self, model: str, rng: np.random.Generator) -> int:
+        """One of them, as likely as it was measured."""
+        return int(rng.choice(self.works[model]))
+
+
+def read_images(source: Path, part: Part) -> ImageWorks:
+    """The work of the measured runs in `part`: their seconds, by what a megapixel-step takes on the same device.
+
+    So an image comes to its measured time on that device, with all that its flow does besides sampling. Flows of
+    SDXL's size stand for sdxl, those of Flux.1-dev for flux-dev; runs that had to load their weights, and devices
+    without a profile, are left out. Raises ConfigError.
+    """
+    files = flow_files(source)
+    table = read_table(files[0], ("flow", "gpu", "exec_s"))
+    refuse(table, (pl.col("exec_s") < 0.0).fill_null(False), files[0], "a negative exec_s", "flow")
+    works: dict[str, list[int]] = {SDXL: [], FLUX: []}
+    for run in runs(files[0].parent):
+        model = (
+            FLUX if run.flow.startswith("flux1_dev") else SDXL if _SDXL_B[0] <= run.job.model_b <= _SDXL_B[1] else ""
+        )
+        profile = profiles().get((model, run.device))
+        if profile is None or run.cold or not belongs(part, "row", f"{run.flow}|{run.device}"):
+            continue
+        works[model].append(max(1, round((run.seconds - profile.call_base_s) / profile.step_base_s)))
+    for model, found in works.items():
+        if not found:
+            raise ConfigError(f"{files[0]} has no run of the {part} part that could stand for {model}.")
+    return ImageWorks({model: tuple(sorted(found)) for model, found in works.items()})
