@@ -232,10 +232,11 @@ def cancel(ctx: click.Context, workflow_id: str) -> None:
 
 @main.command()
 @click.argument("call_id")
+@click.option("--policy", metavar="POLICY", help="Also tell what this policy would have done with what was seen then.")
 @click.pass_context
-def why(ctx: click.Context, call_id: str) -> None:
+def why(ctx: click.Context, call_id: str, policy: str | None) -> None:
     """Explain why a call went where it went."""
-    row = ask(ctx, lambda api: api.get(f"/api/v1/calls/{call_id}/why"))
+    row = ask(ctx, lambda api: api.get(f"/api/v1/calls/{call_id}/why", policy=policy))
 
     def render(console: Console) -> None:
         for item in row["decisions"]:

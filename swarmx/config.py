@@ -5,29 +5,29 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from swarmx.agents.policies import DEFAULT_POLICY, make_policy
-from swarmx.agents.router_settings import RouterSettings
+from swarmx.agents.router_settings import RouterSettings, TenantSettings
 from swarmx.agents.scaler import ScalerSettings
 from swarmx.agents.scaling import DEFAULT_SCALING_POLICY, make_scaling_policy
 from swarmx.core.control import Mode
 from swarmx.core.errors import ConfigError
-from swarmx.core.nouns import ReplicaGroup
+from swarmx.core.nouns import PRIORITIES, ReplicaGroup
+from swarmx.replica_config import ElasticReplicas, EmulatedReplicas, Seconds, Section, StaticReplica
 from swarmx.tools.guard import GuardSettings
 
-Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+__all__ = ["ElasticReplicas", "EmulatedReplicas", "Settings", "StaticReplica", "is_loopback", "load", "parse", "rows"]
+
+Weight = Annotated[float, Field(ge=0.0, le=1e6)]
+TenantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ServerSection(_Section):
+class ServerSection(Section):
     """Where the gateway listens and what it accepts."""
 
     host: str = Field("127.0.0.1", description="Address to listen on. A token is needed on every address.")
@@ -36,14 +36,14 @@ class ServerSection(_Section):
     drain_s: int = Field(10, ge=0, description="How long answers in progress may take when the server is stopped.")
 
 
-class StateSection(_Section):
+class StateSection(Section):
     """Where SwarmX keeps what outlives it."""
 
     dir: Path = Field(Path(".swarmx"), description="Folder of the database, the keys and the journals (mode 0700).")
     journal: bool = Field(True, description="Write every message of the agents to a journal, for `swarmx replay`.")
 
 
-class RouterSection(_Section):
+class RouterSection(Section):
     """The router agent."""
 
     policy: str = Field(DEFAULT_POLICY, description="Routing policy; `swarmx policies` lists them.")
@@ -61,6 +61,10 @@ class RouterSection(_Section):
     call_timeout_s: Seconds = Field(1200.0, description="Silence before a call that is not streamed moves elsewhere.")
     breaker_failures: int = Field(3, ge=1, description="Failures in a row that take a replica out of rotation.")
     breaker_open_s: Seconds = Field(10.0, description="How long it stays out before one more call is tried.")
+    prompt_token_weight: Weight = Field(1.0, description="What an uncached prompt token counts in a tenant's share.")
+    output_token_weight: Weight = Field(2.0, description="What an output token counts in a tenant's share.")
+    priority_age_s: Seconds = Field(30.0, description="Wait after which a call counts as one priority higher.")
+    max_waiting: int = Field(10_000, ge=1, description="Calls of a model that may wait; further ones are refused.")
 
     @model_validator(mode="after")
     def _known_policy(self) -> Self:
@@ -70,12 +74,27 @@ class RouterSection(_Section):
             raise ValueError(str(error)) from None
         return self
 
-    def settings(self, models: list[str]) -> RouterSettings:
+    def settings(self, models: list[str], tenants: Mapping[str, TenantSection]) -> RouterSettings:
         """The agent's own form of these settings; `models` may have no replica at first."""
-        return RouterSettings(models=models, **self.model_dump())
+        owed = {name: TenantSettings(**tenant.model_dump()) for name, tenant in tenants.items()}
+        return RouterSettings(models=models, tenants=owed, **self.model_dump())
 
 
-class ScalerSection(_Section):
+class TenantSection(Section):
+    """One tenant, by its name: what it is owed and what it may take. Tenants without a section have the defaults."""
+
+    weight: float = Field(
+        1.0, gt=0.0, le=1e6, description="Its share of the service where calls of several tenants wait."
+    )
+    tokens_per_minute: float | None = Field(
+        None, gt=0.0, allow_inf_nan=False, description="Prompt and output tokens that it may use a minute; none: any."
+    )
+    priority: int = Field(
+        0, ge=PRIORITIES[0], le=PRIORITIES[-1], description="Highest priority that its calls may have."
+    )
+
+
+class ScalerSection(Section):
     """The scaler agent, which starts and stops the replicas under `[[elastic]]`. Times are wall seconds."""
 
     policy: str = Field(DEFAULT_SCALING_POLICY, description="Scaling policy; docs/scaling.md says which there are.")
@@ -106,7 +125,7 @@ class ScalerSection(_Section):
         return ScalerSettings(groups=groups, startups=startups, **self.model_dump())
 
 
-class PredictorSection(_Section):
+class PredictorSection(Section):
     """Who forecasts the work of a call before it is sent."""
 
     engine: Literal["neural", "empirical"] = Field(
@@ -144,7 +163,7 @@ class PredictorSection(_Section):
     )
 
 
-class GuardSection(_Section):
+class GuardSection(Section):
     """What operators and the coordinator may change at most, and how long a proposal waits."""
 
     approval_s: Seconds = Field(900.0, description="How long a proposal waits for approve or deny.")
@@ -180,7 +199,7 @@ class GuardSection(_Section):
         return self
 
 
-class CoordinatorSection(_Section):
+class CoordinatorSection(Section):
     """The LLM coordinator: a slow loop that reads figures, remembers episodes and proposes changes."""
 
     engine: Literal["off", "rules", "openai", "vllm"] = Field(
@@ -211,7 +230,7 @@ class CoordinatorSection(_Section):
         return self
 
 
-class WatchSection(_Section):
+class WatchSection(Section):
     """How replicas are observed."""
 
     every_s: Seconds = Field(1.0, description="How often each replica's /metrics is read.")
@@ -219,7 +238,7 @@ class WatchSection(_Section):
     failures: int = Field(3, ge=1, description="Failed reads in a row after which a replica counts as gone.")
 
 
-class WorkflowSection(_Section):
+class WorkflowSection(Section):
     """Workflows."""
 
     transparent_idle_s: Seconds = Field(
@@ -227,80 +246,20 @@ class WorkflowSection(_Section):
     )
 
 
-class StaticReplica(_Section):
-    """A server that somebody else runs, under `[[replicas]]`."""
-
-    id: str = Field(description="Name of the replica, unique.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    model: str = Field(description="Model name, as clients ask for it and as the server knows it.")
-    url: str = Field(description="Base URL, without /v1.", pattern=r"^https?://[^\s/]+(/[^\s]*)?$")
-    kind: Literal["llm", "image"] = Field("llm", description="What it serves: chat completions or images.")
-    device: str = Field("unknown", description="Device type, such as h100; sets the speed that the router assumes.")
-    profile: str | None = Field(None, description="Fitted profile to use, if its model has another name than this.")
-
-
-class EmulatedReplicas(_Section):
-    """Replicas that are emulated on this machine, under `[[emulated]]`. For trying things out; no model runs."""
-
-    model: str = Field(description="Model of a fitted profile, such as qwen3-8b or sdxl.")
-    device: str = Field(description="Device of a fitted profile, such as h100.")
-    count: int = Field(1, ge=1, le=64, description="How many of them.")
-    kind: Literal["llm", "image"] = Field("llm", description="What they serve.")
-    size_class: Literal["small", "8b", "32b", "70b"] = Field("8b", description="Length statistics of the answers.")
-    slots: int | None = Field(None, ge=1, description="Calls that one runs at a time (vLLM's --max-num-seqs).")
-
-    def ids(self) -> list[str]:
-        """The names of the replicas."""
-        return [f"{self.model}-{self.device}-{number}" for number in range(self.count)]
-
-
-class ElasticReplicas(_Section):
-    """Replicas that the scaler starts and stops, under `[[elastic]]`: one entry a model and device."""
-
-    model: str = Field(description="Model name, as clients ask for it.")
-    device: str = Field(description='Device type; with provider = "emulated" that of a fitted profile.')
-    provider: Literal["emulated", "process"] = Field(
-        "emulated", description="Emulated replicas, or real vLLM servers that run as processes on this host."
-    )
-    kind: Literal["llm", "image"] = Field("llm", description="What they serve.")
-    size_class: Literal["small", "8b", "32b", "70b"] = Field("8b", description="Length statistics of emulated answers.")
-    slots: int | None = Field(None, ge=1, description="Calls that one runs at a time (vLLM's --max-num-seqs).")
-    folder: Path | None = Field(None, description='Folder of the model, for provider = "process".')
-    min: int = Field(1, ge=0, le=64, description="Fewest replicas at the start.")
-    max: int = Field(4, ge=0, le=64, description="Most replicas at the start; operators move both bounds.")
-    limit: int = Field(8, ge=0, le=64, description="Most replicas that anybody can have.")
-    start_s: Seconds = Field(
-        60.0, description="First guess of the time to start one; emulated ones take it, in emulated seconds."
-    )
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if not self.min <= self.max <= self.limit:
-            raise ValueError(f"min <= max <= limit must hold, got {self.min}, {self.max}, {self.limit}.")
-        if self.provider == "process" and self.folder is None:
-            raise ValueError('provider = "process" needs folder, the model to serve.')
-        if self.provider == "process" and (self.slots is not None or self.kind != "llm"):
-            raise ValueError('provider = "process" serves text, 8 calls at a time; leave slots and kind out.')
-        return self
-
-    @property
-    def group_id(self) -> str:
-        """The name of the group, and the beginning of its replicas' names."""
-        return f"{self.model}-{self.device}"
-
-
-class EmulationSection(_Section):
+class EmulationSection(Section):
     """All emulated replicas together."""
 
     time_scale: float = Field(1.0, gt=0.0, le=1000.0, description="How many times faster than real they run.")
     seed: int = Field(0, ge=0, description="Seed of what they answer.")
 
 
-class Settings(_Section):
+class Settings(Section):
     """Everything that can be set."""
 
     server: ServerSection = ServerSection()
     state: StateSection = StateSection()
     router: RouterSection = RouterSection()
+    tenants: dict[TenantName, TenantSection] = Field({})
     scaler: ScalerSection = ScalerSection()
     predictor: PredictorSection = PredictorSection()
     guard: GuardSection = GuardSection()
@@ -342,6 +301,7 @@ class Settings(_Section):
 
 
 ENTRIES: dict[str, type[BaseModel]] = {
+    "tenants": TenantSection,
     "replicas": StaticReplica,
     "emulated": EmulatedReplicas,
     "elastic": ElasticReplicas,
@@ -377,9 +337,10 @@ def rows(settings: Settings) -> Iterator[tuple[str, str, str]]:
                 yield f"{section}.{name}", str(getattr(value, name)), info.description or ""
         else:
             item = ENTRIES[section]
+            entries, table = (value.values(), f"{section}.NAME") if isinstance(value, dict) else (value, f"{section}[]")
             for name, info in item.model_fields.items():
-                values = [str(getattr(entry, name)) for entry in value]
-                yield f"{section}[].{name}", ", ".join(values), info.description or ""
+                values = [str(getattr(entry, name)) for entry in entries]
+                yield f"{table}.{name}", ", ".join(values), info.description or ""
 
 
 def is_loopback(host: str) -> bool:
@@ -409,6 +370,8 @@ def _explain(data: dict[str, Any], item: Any) -> str:
 
 def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
     for name in path:
+        if name not in model.model_fields:  # the name of an entry, such as a tenant's
+            continue
         annotation: Any = model.model_fields[name].annotation
         inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
         model = inner[0] if inner else annotation

@@ -38,14 +38,15 @@ def settings_page() -> str:
         "Settings are one TOML file: `swarmx up --config FILE`, or its path in `SWARMX_CONFIG`. Without a file all "
         "defaults hold. A name that is not listed here is an error, and the error names the nearest one. "
         "`swarmx config --config FILE` checks a file without starting anything.",
-        "`[[replicas]]` and `[[emulated]]` are lists: write the table once for each entry.",
+        "`[[replicas]]` and `[[emulated]]` are lists: write the table once for each entry. `[tenants.NAME]` is written "
+        "once for each tenant, with its own name.",
     ]
     by_section: dict[str, list[tuple[str, str, str]]] = {}
     for name, _, meaning in rows(Settings()):
-        section, _, field = name.partition(".")
+        section, _, field = name.rpartition(".")
         by_section.setdefault(section, []).append((field, _default(section, field), meaning))
     for section, fields in by_section.items():
-        model = _model(section.removesuffix("[]"))
+        model = _model(section)
         title = f"[[{section.removesuffix('[]')}]]" if section.endswith("[]") else f"[{section}]"
         lines = [f"| `{field}` | {default} | {_cell(meaning)} |" for field, default, meaning in fields]
         table = "\n".join(["| Setting | Default | Meaning |", "| --- | --- | --- |", *lines])
@@ -144,8 +145,8 @@ def _facts(option: click.Option) -> tuple[str, str, str]:
 
 
 def _model(section: str) -> type[BaseModel]:
-    """The model of a section, or of the entries of a list."""
-    annotation: Any = Settings.model_fields[section].annotation
+    """The model of a section, or of the entries of a list or of tables with names."""
+    annotation: Any = Settings.model_fields[section.removesuffix("[]").removesuffix(".NAME")].annotation
     inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
     found: type[BaseModel] = inner[0] if inner else annotation
     return found
@@ -153,7 +154,7 @@ def _model(section: str) -> type[BaseModel]:
 
 def _default(section: str, field: str) -> str:
     """A default as TOML writes it."""
-    value = _model(section.removesuffix("[]")).model_fields[field].default
+    value = _model(section).model_fields[field].default
     if value is PydanticUndefined:
         return "must be given"
     if value is None:

@@ -18,23 +18,36 @@ def columns(*names: str, title: str | None = None) -> Table:
 
 
 def print_decision(console: Console, item: dict[str, Any]) -> None:
-    """The explanation, and the table of candidates that it rests on."""
+    """The explanation, the table of candidates that it rests on, and what another policy would have done with it."""
     for line in item["explanation"]:
         console.print(line, highlight=False)
     decision = item["decision"]
     seen = decision["candidates"]
     costs = seen["cost_s"]
     terms = dict(seen["terms_s"])
+    other = item.get("instead") or {}
+    others = other.get("cost_s")
     table = columns(
-        "candidate", "in flight", *(["expected s"] if costs else []), *(n.removesuffix("_s") for n in terms)
+        "candidate",
+        "in flight",
+        *(["expected s"] if costs else []),
+        *(n.removesuffix("_s") for n in terms),
+        *([f"by {other['policy']}"] if others else []),
     )
     order = sorted(range(len(seen["replica_ids"])), key=lambda i: _cost(costs, i) if costs else seen["in_flight"][i])
-    for i in order[:10]:
+    best = order[:10]
+    if other.get("replica_id") in seen["replica_ids"]:
+        best = list(dict.fromkeys([*best, seen["replica_ids"].index(other["replica_id"])]))
+    for i in best:
         name = seen["replica_ids"][i]
         style = "bold" if name == decision["replica_id"] else None
         cost = [_short(costs[i])] if costs else []
-        table.add_row(name, str(seen["in_flight"][i]), *cost, *(_short(v[i]) for v in terms.values()), style=style)
+        there = [_short(others[i])] if others else []
+        parts = (_short(v[i]) for v in terms.values())
+        table.add_row(name, str(seen["in_flight"][i]), *cost, *parts, *there, style=style)
     console.print(table)
+    for line in other.get("explanation", ()):
+        console.print(line, highlight=False)
 
 
 def print_calls(console: Console, rows: list[dict[str, Any]]) -> None:

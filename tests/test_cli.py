@@ -185,6 +185,12 @@ def test_show_and_why_print_whole_ids(run: Run) -> None:
     assert why.exit_code == 0, why.output
     assert row["calls"][0]["replica_id"] in why.stdout
     assert told(run("--json", "why", call_id))["decisions"][0]["decision"]["replica_id"]
+    other = run("why", call_id, "--policy", "least_outstanding")
+    assert other.exit_code == 0, other.output
+    assert "least_outstanding would have sent it to " in other.stdout
+    unknown = run("why", call_id, "--policy", "least")
+    assert unknown.exit_code == 1
+    assert "unknown policy 'least'" in unknown.output
 
 
 @pytest.mark.process

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from swarmx.agents.policies import POLICIES
+from swarmx.agents.router_settings import TenantSettings
 from swarmx.config import EmulatedReplicas, Settings, is_loopback, load, parse, rows
 from swarmx.core.errors import ConfigError
 
@@ -30,6 +32,7 @@ def complaint(data: dict[str, Any]) -> str:
         ({"replicas": [{**A, "modle": "m"}]}, "replicas.0.modle", "model"),
         ({"emulated": [{"model": "m", "device": "d", "cuont": 1}]}, "emulated.0.cuont", "count"),
         ({"workflows": {"idle_s": 1.0}}, "workflows.idle_s", "transparent_idle_s"),
+        ({"tenants": {"acme": {"wieght": 1.0}}}, "tenants.acme.wieght", "weight"),
     ],
 )
 def test_an_unknown_setting_is_named_with_the_nearest_one(data: dict[str, Any], name: str, nearest: str) -> None:
@@ -62,6 +65,13 @@ def test_a_setting_like_no_other_is_told_all_that_there_are() -> None:
         ({"replicas": [{"id": "a", "url": "http://x"}]}, "replicas.0.model is missing"),
         ({"emulated": [{"model": "m", "device": "d", "count": 65}]}, "emulated.0.count"),
         ({"emulated": [{"model": "m", "device": "d", "size_class": "9b"}]}, "emulated.0.size_class"),
+        ({"tenants": {"acme": {"weight": 0.0}}}, "tenants.acme.weight"),
+        ({"tenants": {"acme": {"weight": float("nan")}}}, "tenants.acme.weight"),
+        ({"tenants": {"acme": {"tokens_per_minute": 0}}}, "tenants.acme.tokens_per_minute"),
+        ({"tenants": {"acme": {"priority": 11}}}, "tenants.acme.priority"),
+        ({"tenants": {"a b": {}}}, "tenants.a b"),
+        ({"router": {"max_waiting": 0}}, "router.max_waiting"),
+        ({"router": {"priority_age_s": 0.0}}, "router.priority_age_s"),
         ({"server": 5}, "server"),
         ({"replicas": {}}, "replicas"),
     ],
@@ -143,7 +153,8 @@ def test_every_setting_has_a_meaning_and_is_listed_once() -> None:
 
 def test_every_section_says_what_it_is_for() -> None:
     for section, info in Settings.model_fields.items():
-        model = info.annotation if isinstance(info.annotation, type) else info.annotation.__args__[0]  # type: ignore[union-attr]
+        kinds = getattr(info.annotation, "__args__", (info.annotation,))
+        (model,) = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
         assert (model.__doc__ or "").strip(), section
 
 
@@ -154,13 +165,19 @@ def test_settings_cannot_be_changed_afterwards() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_can_be_set(policy: str) -> None:
-    assert parse({"router": {"policy": policy}}).router.settings([]).policy == policy
+    assert parse({"router": {"policy": policy}}).router.settings([], {}).policy == policy
 
 
 def test_the_router_takes_every_one_of_its_settings() -> None:
     given = {"max_attempts": 2, "queue_timeout_s": 1.5, "seed": 4, "breaker_failures": 9, "breaker_open_s": 2.0}
-    made = parse({"router": given}).router.settings([])
+    made = parse({"router": given}).router.settings([], {})
     assert {name: getattr(made, name) for name in given} == given
+
+
+def test_the_router_hears_of_the_tenants() -> None:
+    found = parse({"tenants": {"acme": {"weight": 2.0, "tokens_per_minute": 600}, "b": {"priority": 5}}})
+    tenants = found.router.settings([], found.tenants).tenants
+    assert tenants == {"acme": TenantSettings(weight=2.0, tokens_per_minute=600.0), "b": TenantSettings(priority=5)}
 
 
 def test_emulated_replicas_are_numbered() -> None:

@@ -44,6 +44,7 @@ CALLS = 160
 _COLUMNS = ("call_base_s", "step_base_s", "decode_seq_s", "decode_ctx_token_s", "prefill_token_s",
             "prefill_ctx_token_s", "kv_capacity_tokens", "max_step_tokens", "cost_weight")  # fmt: skip
 _NONE = np.zeros(1)
+_ONE = np.ones(1)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -98,7 +99,7 @@ class _Episode:
             max_batch=np.array([profile.max_batch]), remaining_work=_NONE, work_variance=_NONE,
             context_tokens=np.array([float(context)]), cached_tokens=np.array([cached]),
             prefill_tokens=np.array([max(0.0, self.backlog - drained) if self.here else 0.0]),
-            running=_NONE, waiting=_NONE, kv_usage=_NONE, signal_age_s=_NONE,
+            running=_NONE, waiting=_NONE, kv_usage=_NONE, signal_age_s=_NONE, prefill_share=_NONE, slowdown=_ONE,
             **{name: np.array([float(getattr(profile, name))]) for name in _COLUMNS},
         )  # fmt: skip
 

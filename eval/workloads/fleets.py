@@ -28,15 +28,15 @@ class Row:
 
 FLEETS: Mapping[str, Sequence[Row]] = {
     "heterogeneous": (
-        Row(SMALL, "h100", 2), Row(SMALL, "a100", 3), Row(SMALL, "l40s", 2),
-        Row(LARGE, "h100", 3), Row(LARGE, "h200", 1), Row(LARGE, "l40s", 2),
-        Row(SDXL, "h100", 2), Row(SDXL, "a100", 1), Row(SDXL, "l40s", 2),
-        Row(FLUX, "h100", 2), Row(FLUX, "a100", 2), Row(FLUX, "l40s", 1),
-        Row(CPU, CPU_FAST, 1), Row(CPU, CPU_SLOW, 2), Row(OCR, CPU_FAST, 3), Row(OCR, CPU_SLOW, 3),
+        Row(SMALL, "h100", 4), Row(SMALL, "a100", 2), Row(SMALL, "l40s", 5),
+        Row(LARGE, "h100", 4), Row(LARGE, "h200", 1), Row(LARGE, "l40s", 4),
+        Row(SDXL, "h100", 5), Row(SDXL, "a100", 6), Row(SDXL, "l40s", 6),
+        Row(FLUX, "h100", 2), Row(FLUX, "a100", 3), Row(FLUX, "l40s", 3),
+        Row(CPU, CPU_FAST, 3), Row(CPU, CPU_SLOW, 3), Row(OCR, CPU_FAST, 5), Row(OCR, CPU_SLOW, 9),
     ),
     "homogeneous": (
-        Row(SMALL, "h100", 4), Row(LARGE, "h100", 5), Row(SDXL, "h100", 6), Row(FLUX, "h100", 4),
-        Row(CPU, CPU_FAST, 3), Row(OCR, CPU_FAST, 6),
+        Row(SMALL, "h100", 6), Row(LARGE, "h100", 5), Row(SDXL, "h100", 14), Row(FLUX, "h100", 5),
+        Row(CPU, CPU_FAST, 5), Row(OCR, CPU_FAST, 10),
     ),
     "one_model": (Row(SMALL, "h100", 7), Row(SMALL, "a100", 10), Row(SMALL, "l40s", 7)),
 }  # fmt: skip

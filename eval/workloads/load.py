@@ -11,7 +11,7 @@ from swarmx.core.engine import EngineProfile
 from swarmx.core.errors import ConfigError
 from swarmx.core.nouns import Replica
 
-BATCH = 24
+BATCH = 256
 
 
 def offered_load(

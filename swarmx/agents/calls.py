@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from swarmx.agents.line import Line, Place
 from swarmx.agents.orders import Key
+from swarmx.agents.shares import Shares
 from swarmx.core.actions import StartTimer, StopTimer
 from swarmx.core.forecast import Forecast
 from swarmx.core.nouns import Call
+
+_LEAST_S = 1e-3  # what should take less says nothing about the replica
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,56 +31,110 @@ class CallState:
     work_done: float = 0.0
     variance: float = 0.0
     context: float = 0.0
+    expected_s: float | None = None  # from dispatch to end, as its policy saw it
+    unit_s: float = 0.0
     tried: frozenset[str] = field(default_factory=frozenset)
     patience_until_s: float | None = None  # set when it first has no replica; retries do not extend it
-    place: tuple[Key, int] | None = None  # in its line, while it waits
+    foreseen_s: float | None = None  # from ready to the end, by the policy's first word
+    place: Place | None = None  # in its line, while it waits
+    priority: int = 0  # what its tenant may have of the one that it asks for
+    charged: float = 0.0  # weighted tokens, for this attempt
+    budgeted: float = 0.0  # tokens, for the whole call
+
+    def slowness(self, work_done: float, now_s: float) -> float | None:
+        """How many times what its policy expected the call took, had the policy known its work; None if it expected
+        nothing."""
+        if self.expected_s is None:
+            return None
+        expected_s = self.expected_s + (work_done - self.forecast.mean) * self.unit_s
+        return (now_s - self.dispatched_at_s) / expected_s if expected_s > _LEAST_S else None
 
 
 class WaitingCalls:
-    """The calls of one model that wait: by key and then as they came, in one line for each set of replicas tried.
+    """The calls of one model that wait, in one line for each set of replicas tried; `work` is what they should need.
 
     The calls of a line wait for the same slots: where there is nothing for its first, there is nothing for the rest.
-    `untimed` are the calls, by id, that have no patience timer running.
+    `untimed` are the calls, by id, that have no patience timer running. `shares` say which tenant is next.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shares: Shares | None = None, *, priority_age_s: float = 30.0) -> None:
         self.untimed: dict[str, CallState] = {}
-        self._lines: dict[frozenset[str], list[tuple[Key, int]]] = {}
-        self._at: dict[tuple[Key, int], CallState] = {}
+        self.shares = Shares() if shares is None else shares
+        self.work = 0.0
+        self._age_s = priority_age_s
+        self._lines: dict[frozenset[str], Line] = {}
+        self._at: dict[Place, CallState] = {}
+        self._of_tenant: dict[str, int] = {}
         self._count = 0
 
     def __iter__(self) -> Iterator[CallState]:
         return (self._at[place] for line in self._lines.values() for place in line)
 
     def __len__(self) -> int:
+        """How many wait."""
         return len(self._at)
 
     def lines(self) -> list[frozenset[str]]:
         """By the replicas that were tried; calls that were tried nowhere yet come last."""
         return sorted(self._lines, key=lambda tried: not tried)
 
-    def first(self, tried: frozenset[str], count: int) -> list[CallState]:
+    def first(self, tried: frozenset[str], count: int, now_s: float) -> list[CallState]:
         """Who is next in the line, at most so many."""
-        return [self._at[place] for place in self._lines.get(tried, ())[:count]]
+        line = self._lines.get(tried)
+        if line is None:
+            return []
+        return [self._at[place] for place in line.first(count, now_s, self.shares, self._expected)]
 
-    def add(self, state: CallState, key: Key) -> None:
-        """The call waits from now on, without a timer, behind all others of its line with this key."""
+    def must_queue(self, state: CallState) -> bool:
+        """Whether calls of other tenants or priorities wait for what this call wants, so that it is not simply next."""
+        line = self._lines.get(state.tried)
+        return line is not None and not line.is_all_of(state.priority, state.call.tenant)
+
+    def add(self, state: CallState, key: Key) -> Sequence[StartTimer]:
+        """The call waits from now on, until its deadline if it has one, behind all of its line with this key."""
         self._count += 1
-        state.place = (key, self._count)
-        insort(self._lines.setdefault(state.tried, []), state.place)
-        self._at[state.place] = state
+        tenant = state.call.tenant
+        if tenant not in self._of_tenant:
+            self.shares.joins(tenant, self._of_tenant)
+        self._of_tenant[tenant] = self._of_tenant.get(tenant, 0) + 1
+        state.work_left = state.forecast.mean
+        self.work += state.work_left
         self.untimed[state.call.call_id] = state
+        self._stand(state, (key, self._count))
+        if state.call.deadline_at_s is None:
+            return ()
+        return (StartTimer(key=f"deadline:{state.call.call_id}", at_s=state.call.deadline_at_s),)
 
     def remove(self, state: CallState) -> Sequence[StopTimer]:
         """The call waits no longer."""
         assert state.place is not None
-        line = self._lines[state.tried]
-        del line[bisect_left(line, state.place)], self._at[state.place]
+        tenant, line = state.call.tenant, self._lines[state.tried]
+        line.remove(state.priority, tenant, state.place, state.ready_at_s)
+        del self._at[state.place]
         state.place = None
         if not line:
             del self._lines[state.tried]
-        timed = self.untimed.pop(state.call.call_id, None) is None
-        return (StopTimer(key=f"queue:{state.call.call_id}"),) if timed else ()
+        self._of_tenant[tenant] -= 1
+        if not self._of_tenant[tenant]:
+            del self._of_tenant[tenant]
+        self.work = self.work - state.work_left if self._at else 0.0
+        call_id = state.call.call_id
+        timers = [] if self.untimed.pop(call_id, None) is not None else [StopTimer(key=f"queue:{call_id}")]
+        if state.call.deadline_at_s is not None:
+            timers.append(StopTimer(key=f"deadline:{call_id}"))
+        return tuple(timers)
+
+    def refined(self, state: CallState) -> None:
+        """There is a better forecast of a call that waits."""
+        self.work += state.forecast.mean - state.work_left
+        state.work_left = state.forecast.mean
+
+    def serve(self, state: CallState, tokens: float) -> None:
+        """The call is served, for so many weighted tokens; it does not wait, or not any more."""
+        tenant = state.call.tenant
+        if tenant not in self._of_tenant and tenant != self.shares.last:
+            self.shares.joins(tenant, self._of_tenant)
+        self.shares.charge(tenant, tokens)
 
     def reorder(self, key_of: Callable[[CallState], Key]) -> None:
         """Give every call a new key; those with the same key stay in the order in which they came."""
@@ -86,9 +143,7 @@ class WaitingCalls:
         self._at.clear()
         for state in states:
             assert state.place is not None
-            state.place = (key_of(state), state.place[1])
-            insort(self._lines.setdefault(state.tried, []), state.place)
-            self._at[state.place] = state
+            self._stand(state, (key_of(state), state.place[1]))
 
     def start_timers(self, now_s: float, patience_s: float) -> list[StartTimer]:
         """There is nobody to wait for: from now on every call has a timer."""
@@ -99,3 +154,15 @@ class WaitingCalls:
             timers.append(StartTimer(key=f"queue:{call_id}", at_s=state.patience_until_s))
         self.untimed.clear()
         return timers
+
+    def _stand(self, state: CallState, place: Place) -> None:
+        state.place = place
+        self._at[place] = state
+        line = self._lines.get(state.tried)
+        if line is None:
+            line = self._lines[state.tried] = Line(self._age_s)
+        line.add(state.priority, state.call.tenant, place, state.ready_at_s)
+
+    def _expected(self, place: Place) -> float:
+        state = self._at[place]
+        return self.shares.weighed(state.call.prompt_tokens, state.forecast.mean)

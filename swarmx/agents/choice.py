@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 
 import numpy as np
@@ -10,9 +11,17 @@ from swarmx.core.fleet import Choice
 
 
 def is_sound(choice: Choice, replicas: int) -> bool:
-    """Whether the choice points at a replica and speaks about all of them."""
-    columns = [*choice.terms_s.values()] if choice.cost_s is None else [choice.cost_s, *choice.terms_s.values()]
-    return 0 <= operator.index(choice.index) < replicas and all(c.shape == (replicas,) for c in columns)
+    """Whether the choice points at a replica, speaks about all of them, and gives numbers where it gives any.
+
+    A replica may cost more than any number, and need not have a cost at all unless it is the chosen one.
+    """
+    if not 0 <= operator.index(choice.index) < replicas or not math.isfinite(choice.urgency):
+        return False
+    if choice.expected_s is not None and not math.isfinite(choice.expected_s):
+        return False
+    if choice.cost_s is not None and (choice.cost_s.shape != (replicas,) or math.isnan(choice.cost_s[choice.index])):
+        return False
+    return all(term.shape == (replicas,) for term in choice.terms_s.values())
 
 
 def second_of(choice: Choice) -> int | None:
@@ -22,4 +31,6 @@ def second_of(choice: Choice) -> int | None:
     others = choice.cost_s.copy()
     others[choice.index] = np.inf
     second = int(others.argmin())
+    if math.isnan(others[second]):
+        second = int(np.nan_to_num(others, nan=np.inf, posinf=np.inf).argmin())
     return None if second == choice.index else second

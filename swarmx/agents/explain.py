@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from swarmx.core.nouns import Decision
 
+_WORTH_TELLING_S = 0.01
+
 
 def explain(decision: Decision) -> list[str]:
     """Sentences that say where the call went, what spoke for it, and what came second."""
@@ -37,6 +39,8 @@ def explain(decision: Decision) -> list[str]:
         if age_s is None
         else f"The replica's own counters were {age_s:.1f} s old; the router's count of its calls is exact."
     )
+    if decision.waited_s >= _WORTH_TELLING_S:
+        lines.append(f"It had waited {_time(decision.waited_s)} in the router, at priority {call.priority}.")
     if decision.note:
         lines.append(f"Note: {decision.note}.")
     return lines

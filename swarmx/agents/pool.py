@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from swarmx.agents.kept_view import fixed_row, keep
 from swarmx.agents.own_counts import OwnCounts
 from swarmx.agents.prefix_index import PrefixIndex
 from swarmx.core.fleet import Choice, FleetView, Floats, Ints
@@ -34,17 +35,23 @@ _FLOATS = (
     "prefill_at_s",
     "prefill_rate",
     "others",
+    "prompts_busy",
+    "prompts_at_s",
+    "log_slowdown",
 )
 _I = {name: row for row, name in enumerate(_INTS)}
 _F = {name: row for row, name in enumerate(_FLOATS)}
 _IN_FLIGHT, _LAST_CHOSEN, _MAX_BATCH, _SLOT = _I["in_flight"], _I["last_chosen"], _I["max_batch"], _I["slot"]
 _REMAINING, _CONTEXT, _PREFILL = _F["remaining_work"], _F["context_tokens"], _F["prefill_tokens"]
 _VARIANCE, _KV_CAPACITY, _OTHERS = _F["work_variance"], _F["kv_capacity_tokens"], _F["others"]
-_TYPICAL_WEIGHT = 0.02
 _PREFILL_AT, _PREFILL_RATE, _MEASURED_AT = _F["prefill_at_s"], _F["prefill_rate"], _F["measured_at_s"]
-_SEEN = tuple(
-    (name, row) for name, row in _F.items() if row not in (_PREFILL, _PREFILL_AT, _PREFILL_RATE, _MEASURED_AT, _OTHERS)
-)
+_PROMPTS_BUSY, _PROMPTS_AT, _SLOWDOWN = _F["prompts_busy"], _F["prompts_at_s"], _F["log_slowdown"]
+_HIDDEN = (_PREFILL, _PREFILL_AT, _PREFILL_RATE, _MEASURED_AT, _OTHERS, _PROMPTS_BUSY, _PROMPTS_AT, _SLOWDOWN)
+_SEEN = tuple((name, row) for name, row in _F.items() if row not in _HIDDEN)
+_TYPICAL_WEIGHT = 0.02
+_PROMPTS_MEMORY_S = 15.0
+_SLOWDOWN_WEIGHT = 0.05
+_SLOWDOWN_MOST = 4.0  # of one call, either way
 _KEPT_ROWS = 32
 
 
@@ -62,6 +69,7 @@ class Pool:
         self._typical_work = self._typical_context = 0.0
         self.replicas: list[Replica] = []
         self.states: list[ReplicaState] = []
+        self._fixed: list[bytes] = []  # what profiles tell, one object for all that are alike
         self._index: dict[str, int] = {}
         self._broken: set[str] = set()
         self._prefixes = PrefixIndex()
@@ -144,6 +152,8 @@ class Pool:
             max_batch=i[_MAX_BATCH],
             prefill_tokens=np.maximum(0.0, f[_PREFILL] - drained),
             cached_tokens=self._prefixes.cached(prefix, self._slots)[i[_SLOT]] if prefix else np.zeros(len(columns)),
+            prefill_share=f[_PROMPTS_BUSY] * np.exp((f[_PROMPTS_AT] - now_s) / _PROMPTS_MEMORY_S),
+            slowdown=np.exp(f[_SLOWDOWN]),
             signal_age_s=now_s - f[_MEASURED_AT],
             **{name: f[row] for name, row in _SEEN},
         )
@@ -175,8 +185,12 @@ class Pool:
         rate = floats[_PREFILL_RATE]
         if rate > 0.0:
             left = floats[_PREFILL] - (now_s - floats[_PREFILL_AT]) * rate
-            floats[_PREFILL] = max(0.0, left) + max(0.0, call.prompt_tokens - cached_tokens)
+            fresh = max(0.0, call.prompt_tokens - cached_tokens)
+            floats[_PREFILL] = max(0.0, left) + fresh
             floats[_PREFILL_AT] = now_s
+            busy = floats[_PROMPTS_BUSY] * math.exp((floats[_PROMPTS_AT] - now_s) / _PROMPTS_MEMORY_S)
+            floats[_PROMPTS_BUSY] = busy + fresh / rate / _PROMPTS_MEMORY_S
+            floats[_PROMPTS_AT] = now_s
         if self._own is not None:
             self._typical_work += _TYPICAL_WEIGHT * (forecast.mean - self._typical_work)
             self._typical_context += _TYPICAL_WEIGHT * (call.prompt_tokens - self._typical_context)
@@ -208,6 +222,13 @@ class Pool:
             self._floats[_VARIANCE, column] = max(0.0, self._floats[_VARIANCE, column] - variance)
             self.progressed(replica_id, -work_left, -context)
 
+    def took(self, replica_id: str, ratio: float) -> None:
+        """A call took so many times what its policy expected of the replica, `slowdown` included."""
+        column = self._index.get(replica_id)
+        if column is not None and math.isfinite(ratio) and ratio > 0.0:
+            log = math.log(min(_SLOWDOWN_MOST, max(1.0 / _SLOWDOWN_MOST, ratio)))
+            self._floats[_SLOWDOWN, column] += _SLOWDOWN_WEIGHT * log
+
     def in_flight(self, replica_id: str) -> int:
         """How many of this router's calls are on the replica."""
         return int(self._ints[_IN_FLIGHT, self._index[replica_id]])
@@ -215,16 +236,17 @@ class Pool:
     def candidates(self, columns: Ints, view: FleetView, choice: Choice, second: int | None) -> Candidates:
         """What of the view is worth keeping in the decision log: the chosen one, the second and the cheapest others."""
         kept = _kept(view.in_flight if choice.cost_s is None else choice.cost_s, choice.index, second)
-        replicas = self.replicas
+        named = columns[kept].tolist()
         return Candidates(
             total=len(columns),
-            replica_ids=tuple([replicas[c].replica_id for c in columns[kept].tolist()]),
+            replica_ids=tuple([self.replicas[c].replica_id for c in named]),
             in_flight=tuple(view.in_flight[kept].tolist()),
             remaining_work=tuple(view.remaining_work[kept].tolist()),
             context_tokens=tuple(view.context_tokens[kept].tolist()),
             signal_age_s=_finite(view.signal_age_s[kept]),
             cost_s=None if choice.cost_s is None else _finite(choice.cost_s[kept]),
             terms_s={name: _finite(values[kept]) for name, values in choice.terms_s.items()},
+            view=keep(view, kept, [self._fixed[c] for c in named]),
         )
 
     def _add(self, replica: Replica, state: ReplicaState, now_s: float) -> None:
@@ -234,6 +256,7 @@ class Pool:
             self._floats = np.concatenate([self._floats, np.zeros_like(self._floats)], axis=1)
         self.replicas.append(replica)
         self.states.append(state)
+        self._fixed.append(b"")
         self._index[replica.replica_id] = column
         self._ints[:, column] = 0
         self._ints[_SLOT, column] = self._free_slots.pop() if self._free_slots else self._slots
@@ -250,6 +273,8 @@ class Pool:
         """Keep what the replica is; what this router has on it stays."""
         profile = replica.profile
         self.replicas[column] = replica
+        told = fixed_row(profile)
+        self._fixed[column] = next((known for known in self._fixed if known == told), told)
         self._ints[_MAX_BATCH, column] = profile.max_batch
         for name, row in _F.items():
             if hasattr(profile, name):
@@ -263,7 +288,7 @@ class Pool:
         slot = int(self._ints[_SLOT, column])
         self._prefixes.forget(slot)
         self._free_slots.append(slot)
-        del self.replicas[column], self.states[column]
+        del self.replicas[column], self.states[column], self._fixed[column]
         self._ints = np.delete(self._ints, column, axis=1)
         self._floats = np.delete(self._floats, column, axis=1)
         self._index = {replica.replica_id: c for c, replica in enumerate(self.replicas)}

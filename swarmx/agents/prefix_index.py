@@ -73,8 +73,10 @@ class PrefixIndex:
         known = _held_of(prefix, held)
         if known < len(prefix):
             total += TOKENS[len(prefix) - 1] - (TOKENS[known - 1] if known else 0.0)
-            for name in prefix[known:]:
-                holders[name] = holders.get(name, 0) | bit
+            others = _held_of(prefix, holders)
+            for name in prefix[known:others]:
+                holders[name] |= bit
+            holders.update(dict.fromkeys(prefix[others:], bit))
             shares = _SHARES[known : len(prefix)]
             held.update(zip(reversed(prefix[known:]), reversed(shares), strict=True))
         move_to_end = held.move_to_end
@@ -83,24 +85,22 @@ class PrefixIndex:
         while total > capacity_tokens and held:
             name, share = held.popitem(last=False)
             total -= share
-            self._drop(name, bit)
+            if holders[name] == bit:
+                del holders[name]
+            else:
+                holders[name] ^= bit
         self._tokens[slot] = total
 
     def forget(self, slot: int) -> None:
         """The replica is gone, and its cache with it."""
         bit = 1 << slot
         for name in self._held.pop(slot, ()):
-            self._drop(name, bit)
+            self._holders[name] ^= bit
+            if not self._holders[name]:
+                del self._holders[name]
         self._tokens.pop(slot, None)
         for session in [session for session, home in self._homes.items() if home == slot]:
             del self._homes[session]
-
-    def _drop(self, name: int, bit: int) -> None:
-        left = self._holders[name] & ~bit
-        if left:
-            self._holders[name] = left
-        else:
-            del self._holders[name]
 
 
 def _held_of(prefix: tuple[int, ...], held: Container[int]) -> int:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Self, assert_never
 
 import msgspec
 import numpy as np
 
+from swarmx.agents.accounts import Accounts
+from swarmx.agents.admission import Refusal, over_budget, refuse
 from swarmx.agents.breakers import REPLICA_FAULTS, Breakers
-from swarmx.agents.calls import CallState, WaitingCalls
-from swarmx.agents.demand import TIMER, DemandSketch, Load
+from swarmx.agents.calls import CallState
+from swarmx.agents.demand import DemandSketch, Load
+from swarmx.agents.invariants import check_memory
 from swarmx.agents.objective import Objective
 from swarmx.agents.placing import Placed, Placing
 from swarmx.agents.pool import Pool
 from swarmx.agents.router_settings import RouterSettings
+from swarmx.agents.waiting_room import WaitingRoom
 from swarmx.agents.workflow_book import WorkflowBook
 from swarmx.core.actions import Cancel, Dispatch, RefusalReason, Refuse, StartTimer, StopTimer
 from swarmx.core.messages import (
@@ -91,7 +94,8 @@ class RouterAgent:
         self._pools = {model: self._new_pool(model) for model in self.settings.models}
         self._pool_of: dict[str, Pool] = {}
         self._calls: dict[str, CallState] = {}
-        self._waiting: defaultdict[str, WaitingCalls] = defaultdict(WaitingCalls)
+        self._accounts = Accounts(self.settings)
+        self._room = WaitingRoom(self.settings, self._placing, self._accounts.shares)
         self._unsettled: dict[str, None] = {}  # models whose waiting calls may have got, or lost, a replica
         self._breakers = Breakers(self.settings.breaker_failures, self.settings.breaker_open_s)
         self._decisions = 0
@@ -145,9 +149,9 @@ class RouterAgent:
                 return self._signal(message)
             case PolicyChanged():
                 alerts = self.objective.change(message)
-                for waiting in self._waiting.values():
+                for waiting in self._room.lines.values():
                     waiting.reorder(lambda state: self._placing.key(state, now_s))
-                self._unsettled.update(dict.fromkeys(self._waiting))
+                self._unsettled.update(dict.fromkeys(self._room.lines))
                 return alerts
             case WorkflowSubmitted():
                 self._book.submitted(message.workflow_id, message.kind, message.target_s, now_s)
@@ -177,17 +181,20 @@ class RouterAgent:
                 assert_never(message)
 
     def _ready(self, message: CallReady, now_s: float) -> Sequence[Output]:
-        call_id = message.call.call_id
+        call, call_id = message.call, message.call.call_id
         if call_id in self._calls:
             return ()
-        self._calls[call_id] = CallState(
-            call=message.call, forecast=message.forecast, path=message.path, ready_at_s=now_s
-        )
-        self._book.call_ready(message.call.workflow_id, now_s)
-        if message.call.model not in self._pools:
-            return self._place(call_id, now_s)
-        started = self._demand.arrived(message.call, message.forecast.mean, now_s)
-        return [*self._place(call_id, now_s), *started]
+        state = CallState(call=call, forecast=message.forecast, path=message.path, ready_at_s=now_s)
+        state.priority = self._accounts.priority(call)
+        if call.model not in self._pools:
+            detail = f"no replica serves the model {call.model!r}"
+            return [Refuse(call_id=call_id, reason="no_replica", attempts=0, detail=detail)]
+        if (over := self._accounts.accept(state, now_s)) is not None:
+            return [refuse(state, over_budget(over))]
+        self._calls[call_id] = state
+        self._book.call_ready(call.workflow_id, now_s)
+        started = self._demand.arrived(call, message.forecast.mean, now_s)
+        return [*self._place(state, now_s), *started]
 
     def _refined(self, message: ForecastRefined) -> Sequence[Output]:
         """Count on the better forecast from now on, where the call is at a replica as well as where it waits."""
@@ -200,44 +207,31 @@ class RouterAgent:
             if (pool := self._pool_of.get(state.replica_id)) is not None:
                 pool.progressed(state.replica_id, left - state.work_left, 0.0)
             state.work_left = left
+        else:
+            self._room[state.call.model].refined(state)
         return ()
 
-    def _place(self, call_id: str, now_s: float) -> Sequence[Output]:
-        """Dispatch the call, or let it wait for a replica."""
-        state = self._calls[call_id]
-        pool = self._pools.get(state.call.model)
-        if pool is None:
-            return [self._refuse(call_id, "no_replica", f"no replica serves the model {state.call.model!r}")]
-        waiting = self._waiting[pool.model]
-        placed = self._placing.place(state, pool, len(waiting), now_s)
-        if placed is not None:
-            return self._dispatch(state, pool, placed, now_s)
-        waiting.add(state, self._placing.key(state, now_s))
-        return self._start_timers(pool, now_s)
+    def _place(self, state: CallState, now_s: float) -> Sequence[Output]:
+        """Dispatch the call, refuse it, or let it wait for a replica."""
+        pool = self._pools[state.call.model]
+        if self._room[pool.model].must_queue(state):
+            self._unsettled[pool.model] = None
+        placed = self._room.enter(state, pool, now_s)
+        return self._send(state, pool, placed, now_s) if isinstance(placed, Placed | Refusal) else placed
 
     def _settle(self, model: str, now_s: float) -> list[Output]:
         """Place the calls that wait, in the order of the policy, while there is room for them."""
-        pool, waiting = self._pools[model], self._waiting[model]
-        outputs: list[Output] = []
-        for tried in waiting.lines():
-            while len(pool.open(tried)) and (placed := self._place_one_of(tried, pool, waiting, now_s)):
-                outputs += placed
-            if len(pool.open(_NOBODY)) == 0:
-                break
-        return [*outputs, *self._start_timers(pool, now_s)]
+        pool, outputs = self._pools[model], list[Output]()
+        if not self._room[model]:
+            return outputs
+        for state, placed, left in self._room.call_in(pool, now_s):
+            outputs += [*left, *self._send(state, pool, placed, now_s)]
+        return [*outputs, *self._room.timers(pool, now_s)]
 
-    def _place_one_of(self, tried: frozenset[str], pool: Pool, waiting: WaitingCalls, now_s: float) -> list[Output]:
-        """Dispatch the first of the line's head that need not wait; nothing when all of them had better."""
-        for ahead, state in enumerate(waiting.first(tried, self.settings.hold_depth)):
-            if (placed := self._placing.place(state, pool, ahead, now_s)) is not None:
-                return [*waiting.remove(state), *self._dispatch(state, pool, placed, now_s)]
-        return []
-
-    def _start_timers(self, pool: Pool, now_s: float) -> Sequence[Output]:
-        """Calls wait without a timer while there is a replica that may take them later, and with one otherwise."""
-        if len(pool.eligible(_NOBODY)):
-            return ()
-        return self._waiting[pool.model].start_timers(now_s, self.settings.queue_timeout_s)
+    def _send(self, state: CallState, pool: Pool, placed: Placed | Refusal, now_s: float) -> list[Output]:
+        if isinstance(placed, Refusal):
+            return [self._refuse(state, placed, now_s)]
+        return self._dispatch(state, pool, placed, now_s)
 
     def _dispatch(self, state: CallState, pool: Pool, placed: Placed, now_s: float) -> list[Output]:
         """Send the call where the policy wants it."""
@@ -248,6 +242,8 @@ class RouterAgent:
         state.replica_id, state.dispatched_at_s = replica_id, now_s
         state.work_left, state.work_done = state.forecast.mean, 0.0
         state.variance, state.context = state.forecast.variance, float(state.call.prompt_tokens)
+        state.expected_s, state.unit_s = placed.choice.expected_s, placed.choice.unit_s
+        self._accounts.sent(state, self._room[pool.model], placed.cached_tokens)
         patience_s = self.settings.first_token_timeout_s if state.call.stream else self.settings.call_timeout_s
         outputs: list[Output] = [
             Dispatch(call_id=call_id, attempt=state.attempt, replica_id=replica_id, urgency=placed.choice.urgency),
@@ -284,10 +280,15 @@ class RouterAgent:
             return ()
         replica_id = self._release(state, now_s)
         del self._calls[message.call_id]
+        self._accounts.finished(state, self._room[state.call.model], message, now_s)
+        self._placing.took(state, now_s)
+        self._room.ended(state.call.model, message.work_done, now_s)
         self._book.call_ended(state.call.workflow_id, now_s - state.dispatched_at_s, message.work_done)
         self._demand.ended(state.call.model)
-        outputs: list[Output] = [StopTimer(key=f"answer:{message.call_id}")]
-        return [*outputs, *self._breakers.answered(self._pool_of.get(replica_id), replica_id)]
+        pool = self._pool_of.get(replica_id)
+        if pool is not None and (ratio := state.slowness(message.work_done, now_s)) is not None:
+            pool.took(replica_id, ratio)
+        return [StopTimer(key=f"answer:{message.call_id}"), *self._breakers.answered(pool, replica_id)]
 
     def _failed(self, message: CallFailed, now_s: float) -> Sequence[Output]:
         state = self._current(message.call_id, message.attempt)
@@ -302,23 +303,28 @@ class RouterAgent:
     def _again_or_refuse(self, call_id: str, reason: str, retryable: bool, now_s: float) -> Sequence[Output]:
         state = self._calls[call_id]
         state.tried |= {self._release(state, now_s)}
+        self._accounts.failed(state, self._room[state.call.model])
         if retryable and state.attempt < self.settings.max_attempts:
-            return self._place(call_id, now_s)
+            return self._place(state, now_s)
         why: RefusalReason = "retries_exhausted" if retryable else "failed"
-        return [self._refuse(call_id, why, reason)]
+        return [self._refuse(state, Refusal(reason=why, detail=reason), now_s)]
 
-    def _refuse(self, call_id: str, why: RefusalReason, detail: str) -> Refuse:
-        state = self._calls.pop(call_id)
+    def _refuse(self, state: CallState, refusal: Refusal, now_s: float) -> Refuse:
+        """The call ends here, without an answer."""
+        del self._calls[state.call.call_id]
         self._demand.ended(state.call.model)
-        return Refuse(call_id=call_id, reason=why, attempts=state.attempt, detail=detail)
+        self._accounts.given_up(state, now_s)
+        return refuse(state, refusal)
 
     def _cancelled(self, message: CallCancelled, now_s: float) -> Sequence[Output]:
         state = self._calls.pop(message.call_id, None)
         if state is None:
             return ()
         self._demand.ended(state.call.model)
+        waiting = self._room[state.call.model]
+        self._accounts.cancelled(state, waiting, now_s, at_replica=state.replica_id is not None)
         if state.replica_id is None:
-            return self._waiting[state.call.model].remove(state)
+            return waiting.remove(state)
         replica_id = self._release(state, now_s)
         cancel = Cancel(call_id=message.call_id, attempt=state.attempt, replica_id=replica_id)
         return (cancel, StopTimer(key=f"answer:{message.call_id}"))
@@ -351,39 +357,51 @@ class RouterAgent:
             pool.set_signal(
                 message.replica_id, message.running, message.waiting, message.kv_usage, message.measured_at_s
             )
+            if self.settings.shared and self._room[pool.model]:
+                self._unsettled[pool.model] = None  # another router's calls have left, perhaps
         return ()
 
     def _timer(self, key: str, now_s: float) -> Sequence[Output]:
-        if key == TIMER:
-            return self._demand.report(self._loads(now_s), now_s)
         kind, _, subject = key.partition(":")
         state = self._calls.get(subject)
-        if kind == "queue" and state is not None and state.replica_id is None:
-            return self._out_of_patience(subject, state)
-        if kind == "breaker" and (pool := self._pool_of.get(subject)) is not None:
-            self._unsettled[pool.model] = None
-            return self._breakers.half_open(pool, subject)
-        if kind == "answer" and state is not None and state.replica_id is not None:
-            cancel = Cancel(call_id=subject, attempt=state.attempt, replica_id=state.replica_id)
-            faults = self._breakers.failed(self._pool_of.get(state.replica_id), state.replica_id, now_s)
-            return [cancel, *faults, *self._again_or_refuse(subject, "timeout", not state.streamed, now_s)]
+        waits = state is not None and state.replica_id is None
+        match kind:
+            case "demand":
+                return self._demand.report(self._loads(now_s), now_s)
+            case "hold" if subject in self._pools:
+                self._room.looks_again(subject)
+                self._unsettled[subject] = None
+            case "breaker" if (pool := self._pool_of.get(subject)) is not None:
+                self._unsettled[pool.model] = None
+                return self._breakers.half_open(pool, subject)
+            case "queue" if waits and state is not None:
+                return self._out_of_patience(state, now_s)
+            case "deadline" if waits and state is not None:
+                left = self._room[state.call.model].remove(state)
+                late = Refusal(reason="deadline", detail="it came while the call waited", retry_after_s=0.0)
+                return [*left, self._refuse(state, late, now_s)]
+            case "answer" if state is not None and state.replica_id is not None:
+                cancel = Cancel(call_id=subject, attempt=state.attempt, replica_id=state.replica_id)
+                faults = self._breakers.failed(self._pool_of.get(state.replica_id), state.replica_id, now_s)
+                return [cancel, *faults, *self._again_or_refuse(subject, "timeout", not state.streamed, now_s)]
         return ()
 
-    def _out_of_patience(self, call_id: str, state: CallState) -> Sequence[Output]:
+    def _out_of_patience(self, state: CallState, now_s: float) -> Sequence[Output]:
         """Give the call up, unless there are replicas by now: then it waits for room."""
-        waiting = self._waiting[state.call.model]
+        waiting = self._room[state.call.model]
         if len(self._pools[state.call.model].eligible(_NOBODY)):
-            waiting.untimed[call_id] = state
+            waiting.untimed[state.call.call_id] = state
             return ()
-        waiting.remove(state)
-        return (self._refuse(call_id, "no_replica", f"none became ready in {self.settings.queue_timeout_s:g} s"),)
+        detail = f"none became ready in {self.settings.queue_timeout_s:g} s"
+        waiting.untimed[state.call.call_id] = state  # its timer has just run out
+        return [*waiting.remove(state), self._refuse(state, Refusal(reason="no_replica", detail=detail), now_s)]
 
     def _loads(self, now_s: float) -> dict[str, Load]:
         loads: dict[str, Load] = {}
         for model, pool in self._pools.items():
             view = pool.view(np.arange(len(pool)), now_s)
-            waiting = [state.forecast.mean for state in self._waiting[model]]
-            work_left = float(view.remaining_work.sum()) + sum(waiting)
+            waiting = self._room[model]
+            work_left = float(view.remaining_work.sum()) + waiting.work
             loads[model] = Load(int(view.in_flight.sum()), len(waiting), work_left)
         return loads
 
@@ -408,17 +426,4 @@ class RouterAgent:
 
     def validate(self) -> None:
         """Check the memory against itself; tests call it after every step. Raises AssertionError."""
-        counts: dict[str, int] = {}
-        waiting = {state.call.call_id for calls in self._waiting.values() for state in calls}
-        for call_id, state in self._calls.items():
-            assert (call_id in waiting) == (state.replica_id is None), f"{call_id} is neither here nor there"
-            if state.replica_id is not None:
-                counts[state.replica_id] = counts.get(state.replica_id, 0) + 1
-        for replica_id, pool in self._pool_of.items():
-            assert pool.in_flight(replica_id) == counts.get(replica_id, 0), f"{replica_id} counts its calls wrongly"
-        for model, calls in self._waiting.items():
-            pool = self._pools[model]
-            may_hold = self.policy.waits and any(pool.in_flight(r.replica_id) for r in pool.replicas)
-            waits = may_hold or not any(len(pool.open(tried)) for tried in calls.lines())
-            assert waits, f"a call for {model} waits for nothing"
-            assert not calls.untimed or len(pool.eligible(_NOBODY)), f"a call for {model} waits for ever"
+        check_memory(self._calls, self._room.lines, self._pools, self._pool_of, policy_waits=self.policy.waits)

@@ -7,6 +7,18 @@ import msgspec
 from swarmx.agents.policies import DEFAULT_POLICY
 
 
+class TenantSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tenant is owed, and what it may take.
+
+    Where calls of several tenants wait, each gets service in proportion to its `weight`. `tokens_per_minute` bounds
+    its prompt and output tokens, None for no bound. Its calls have `priority` at most.
+    """
+
+    weight: float = 1.0
+    tokens_per_minute: float | None = None
+    priority: int = 0
+
+
 class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How patient a router is. Times in seconds.
 
@@ -20,6 +32,10 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
     for a busy replica for longer than `hold_limit_s`. Workflows of a kind in `targets` should end within so many
     seconds. With `shared` replicas, other routers send them calls, too. With `log_decisions` off, no decision is told
     to the log: only simulations do without.
+
+    Tenants that `tenants` does not name have the defaults of `TenantSettings`. Service is counted in uncached prompt
+    tokens and output tokens with these weights. A call that waits counts as one priority higher for each
+    `priority_age_s`. When `max_waiting` calls of a model wait, further ones are refused.
     """
 
     policy: str = DEFAULT_POLICY
@@ -39,3 +55,8 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
     targets: dict[str, float] = {}
     shared: bool = False
     log_decisions: bool = True
+    tenants: dict[str, TenantSettings] = {}
+    prompt_token_weight: float = 1.0
+    output_token_weight: float = 2.0
+    priority_age_s: float = 30.0
+    max_waiting: int = 10_000

@@ -31,16 +31,21 @@ class Cancel(_Action, frozen=True, kw_only=True):
     replica_id: str
 
 
-RefusalReason = Literal["no_replica", "retries_exhausted", "failed"]
+RefusalReason = Literal["no_replica", "retries_exhausted", "failed", "budget", "overload", "deadline"]
 
 
 class Refuse(_Action, frozen=True, kw_only=True):
-    """Give the call up and tell its client."""
+    """Give the call up and tell its client.
+
+    `budget`, `overload` and `deadline` are said before anything was tried. The same call would fit after
+    `retry_after_s`, as things are; None where nobody can say, or it never would.
+    """
 
     call_id: str
     reason: RefusalReason
     attempts: int
     detail: str
+    retry_after_s: float | None = None
 
 
 class StartTimer(_Action, frozen=True, kw_only=True):

@@ -66,11 +66,12 @@ class FleetView:
     """The replicas that may take the call, never none; every array has shape [replicas].
 
     `in_flight` counts this router's own calls, exactly, with what signals tell of those of other routers; `last_chosen`
-    is the number of the decision that last chose the replica, 0 before the first. `remaining_work` is the expected
-    work that they still need and `work_variance` its variance, `context_tokens` the context they hold,
-    `prefill_tokens` prompts of theirs that no cache held and no first token answered yet. `cached_tokens` of this
-    call's prompt are held by the replica, as far as this router's own dispatches tell. The profile columns are those
-    of `EngineProfile`. The signal columns are the engine's own word, NaN where it never spoke, `signal_age_s` old.
+    is the number of the decision that last chose the replica, 0 before the first. `remaining_work` is the expected work
+    that they still need and `work_variance` its variance, `context_tokens` the context they hold, `prefill_tokens`
+    prompts of theirs that no cache held and no first token answered yet. `cached_tokens` of this call's prompt are held
+    by the replica, as far as this router's own dispatches tell. Of late, `prefill_share` of its time went into prompts,
+    and its calls took `slowdown` times as long as their policy expected. The profile columns are those of
+    `EngineProfile`. The signal columns are the engine's own word, NaN where it never spoke, `signal_age_s` old.
     """
 
     in_flight: Ints
@@ -81,6 +82,8 @@ class FleetView:
     context_tokens: Floats
     prefill_tokens: Floats
     cached_tokens: Floats
+    prefill_share: Floats
+    slowdown: Floats
     kv_capacity_tokens: Floats
     max_step_tokens: Floats
     cost_weight: Floats
@@ -110,14 +113,15 @@ class Choice:
     """A policy's answer: a position in the view, and how it came about.
 
     With `hold`, the call waits in the router, for that replica or a better one, and is asked about again when
-    something has changed. `urgency` is the order inside the engine, lower first. `expected_s` is when the call should
-    end there, in seconds from now; None where a policy does not know. `cost_s` and each array of `terms_s`
-    have shape [replicas]; None where a policy does not weigh costs.
+    something has changed. `urgency` is the order inside the engine, lower first. `expected_s` is how long the call
+    should take there from now on, `unit_s` of it for each unit of its work; None where a policy does not know. `cost_s`
+    and each array of `terms_s` have shape [replicas]; None where a policy does not weigh costs.
     """
 
     index: int
     hold: bool = False
     urgency: float = 0.0
     expected_s: float | None = None
+    unit_s: float = 0.0
     cost_s: Floats | None = None
     terms_s: dict[str, Floats] = field(default_factory=dict)

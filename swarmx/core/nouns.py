@@ -18,6 +18,8 @@ ReplicaState = Literal["starting", "ready", "cordoned", "draining", "gone"]
 FailureReason = Literal[
     "connect", "timeout", "bad_answer", "connection_lost", "replica_gone", "replica_error", "busy", "rejected"
 ]
+PRIORITIES = range(-10, 11)
+"""What a call may ask for; higher is more urgent."""
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -26,7 +28,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `prompt_tokens` is an estimate from bytes; `work_limit` is what the client allows at most (output tokens, or
     megapixel-steps of an image); `deadline_at_s` is absolute, on the clock of the process that accepted the call.
     `prefix` names the beginnings of the prompt (`core.prefixes`), shortest first; calls of one `session` tend to
-    continue each other's prompts.
+    continue each other's prompts. Of calls that wait, those of a higher `priority` go first.
     """
 
     call_id: str
@@ -45,6 +47,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     deadline_at_s: float | None = None
     session: str = ""
     prefix: tuple[int, ...] = ()
+    priority: int = 0
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -79,11 +82,25 @@ class ReplicaGroup(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     start_s: float
 
 
+class KeptView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The columns of a fleet view that candidates do not name (`agents.kept_view`), little-endian.
+
+    `chosen` is `last_chosen`, uint32 [rows]; `moving` float32 [columns, rows]; `fixed` float32 [profiles, columns] is
+    what profiles tell, and `which` uint8 [rows] says whose profile is which.
+    """
+
+    chosen: bytes
+    moving: bytes
+    fixed: bytes
+    which: bytes
+
+
 class Candidates(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The part of the fleet view that a decision saw, by column; all columns have shape [rows].
 
     At most 32 rows are kept (the chosen one, its runner-up and the cheapest); `total` counts all that were eligible.
-    Costs and their terms are None where the policy gave no finite number.
+    Costs and their terms are None where the policy gave no finite number. `view` is None in decisions that older
+    versions stored.
     """
 
     total: int
@@ -94,10 +111,27 @@ class Candidates(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     signal_age_s: tuple[float | None, ...]
     cost_s: tuple[float | None, ...] | None
     terms_s: dict[str, tuple[float | None, ...]]
+    view: KeptView | None = None
+
+
+class SeenWorkflow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a decision knew of the workflow: the fields of `core.fleet.WorkflowView`, without the past of its kind."""
+
+    age_s: float
+    target_s: float
+    remaining_s: float
+    attained_s: float
+    attained_work: float
+    calls: int
+    others_s: float
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Why a call went where it went."""
+    """Why a call went where it went.
+
+    The call had `waited_s`, with `ahead` calls before it; `home` is the replica that served its session last.
+    `workflow` is None in decisions that older versions stored.
+    """
 
     call: Call
     attempt: int
@@ -109,3 +143,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     forecast: Forecast
     candidates: Candidates
     note: str = ""
+    waited_s: float = 0.0
+    ahead: int = 0
+    home: str | None = None
+    workflow: SeenWorkflow | None = None

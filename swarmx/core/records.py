@@ -108,6 +108,7 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     body: dict[str, Any]
     deadline_at_s: float | None = None
+    priority: int = 0
 
 
 class ModelResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -13,13 +14,16 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from swarmx.core.errors import NotFound
-from swarmx.core.nouns import Call, CallKind
+from swarmx.core.nouns import PRIORITIES, Call, CallKind
 from swarmx.core.prompts import PromptText
 from swarmx.core.records import ModelRequest
 from swarmx.gateway.context import Context
 from swarmx.gateway.keys import Key
 from swarmx.gateway.transparent import NO_WORKFLOW, Identity, identity_of, store_id
 from swarmx.runtime.requests import BadRequest, call_of
+
+_PRIORITY = re.compile(r"[+-]?[0-9]{1,2}")
+_SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{0,9})?")
 
 
 def router(context: Context) -> APIRouter:
@@ -96,8 +100,33 @@ def _call(
         kind=kind,
         model=model,
         body=body,
+        deadline_at_s=_deadline(request, context.clock.now_s()),
+        priority=_priority(request),
     )
     return *call_of(request_), identity
+
+
+def _priority(request: Request) -> int:
+    """What `x-swarmx-priority` asks for; the body's own `priority` is the engine's. Raises BadRequest."""
+    text = request.headers.get("x-swarmx-priority", "0")
+    if not _PRIORITY.fullmatch(text) or int(text) not in PRIORITIES:
+        raise BadRequest(
+            f"x-swarmx-priority {text[:40]!r}: a whole number from {PRIORITIES[0]} to {PRIORITIES[-1]} was expected; "
+            "higher is more urgent."
+        )
+    return int(text)
+
+
+def _deadline(request: Request, now_s: float) -> float | None:
+    """When the answer has to be there by `x-swarmx-deadline-s`, which counts from now. Raises BadRequest."""
+    text = request.headers.get("x-swarmx-deadline-s")
+    if text is None:
+        return None
+    if not _SECONDS.fullmatch(text) or float(text) <= 0.0:
+        raise BadRequest(
+            f"x-swarmx-deadline-s {text[:40]!r}: seconds from now were expected, above 0 and below a million."
+        )
+    return now_s + float(text)
 
 
 async def _streamed(

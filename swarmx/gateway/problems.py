@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -28,6 +29,9 @@ from swarmx.runtime.calls import CallRefused
 from swarmx.runtime.requests import BadRequest
 
 log = logging.getLogger(__name__)
+
+_COMES_BACK = frozenset({"no_replica", "budget", "overload", "deadline"})
+_RETRY_AFTER_S = 5  # where the router cannot tell
 
 _STATUS: dict[type[SwarmXError], int] = {
     ConfigError: 400,
@@ -128,9 +132,16 @@ def refusal(error: CallRefused) -> Response:
     headers = {"x-swarmx-call-id": error.call_id, "x-swarmx-attempts": str(error.attempts)}
     if 400 <= error.status < 500 and _is_openai_error(error.body):
         return Response(error.body, error.status, headers, media_type="application/json")
-    if error.reason == "no_replica":
-        headers["retry-after"] = "5"
+    if error.reason in _COMES_BACK:
+        # Whole seconds; clients of OpenAI's own make heed both.
+        headers["retry-after"] = str(_RETRY_AFTER_S if error.retry_after_s is None else _whole(error.retry_after_s))
+        if error.reason == "deadline" and error.retry_after_s is None:
+            headers["x-should-retry"] = "false"
     return openai_error(error.status, str(error), code=error.reason, headers=headers)
+
+
+def _whole(seconds: float) -> int:
+    return max(1, math.ceil(seconds))
 
 
 def _is_openai_error(body: bytes) -> bool:

@@ -12,11 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from swarmx.agents.counterfactual import explain_instead, instead
 from swarmx.agents.explain import explain
 from swarmx.agents.policies import POLICIES, describe, make_policy, parameters_of
 from swarmx.core.control import ToolCall
 from swarmx.core.errors import NotFound, Refused, WorkflowError
 from swarmx.core.messages import ServiceCurvePublished
+from swarmx.core.nouns import Decision
 from swarmx.core.records import CallRecord, WorkflowRecord, WorkflowState
 from swarmx.gateway.context import Context
 from swarmx.gateway.keys import Key
@@ -90,13 +92,15 @@ def router(context: Context) -> APIRouter:
         return JSONResponse(_call(record))
 
     @routes.get("/calls/{call_id}/why", tags=["calls"], summary="Why a call went where it went")
-    async def why(call_id: str, key: Caller) -> Response:
+    async def why(call_id: str, key: Caller, policy: str | None = None) -> Response:
         key.require("read")
+        if policy is not None:
+            make_policy(policy)
         await context.flush()
         decisions = await context.store.decisions(call_id, tenant=key.sees)
         if not decisions:
             raise NotFound(f"no decision about a call {call_id!r} is known here.")
-        rows = [{"explanation": explain(d), "decision": msgspec.to_builtins(d)} for d in decisions]
+        rows = [_why(decision, policy) for decision in decisions]
         return JSONResponse({"call_id": call_id, "decisions": rows})
 
     @routes.get("/replicas", tags=["operators"], summary="Replicas, their state and load")
@@ -193,6 +197,15 @@ def _submission(body: bytes) -> tuple[WorkflowSpec, dict[str, Any]]:
 def _summary(record: WorkflowRecord) -> dict[str, Any]:
     row: dict[str, Any] = msgspec.to_builtins(record)
     row["outcome"] = msgspec.json.decode(record.outcome) if record.outcome is not None else None
+    return row
+
+
+def _why(decision: Decision, policy: str | None) -> dict[str, Any]:
+    """The decision, and what the policy would have done instead."""
+    row = {"explanation": explain(decision), "decision": msgspec.to_builtins(decision)}
+    if policy is not None:
+        other = instead(decision, policy)
+        row["instead"] = {**msgspec.to_builtins(other), "explanation": explain_instead(decision, other)}
     return row
 
 

@@ -28,6 +28,9 @@ class Telemetry:
             registry=self._registry,
         ).set_function(faults)
         self._calls = Counter("swarmx_calls", "Calls that ended.", ["model", "state"], registry=self._registry)
+        self._refused = Counter(
+            "swarmx_refusals", "Calls that were refused.", ["model", "reason"], registry=self._registry
+        )
         self._call_s = Histogram(
             "swarmx_call_seconds", "From acceptance to end.", ["model"], buckets=_SECONDS, registry=self._registry
         )
@@ -80,6 +83,8 @@ class Telemetry:
         """Count a call; a model that no replica ever served goes under "unknown", whatever clients call it."""
         model = record.model if record.model in self._book.models() else "unknown"
         self._calls.labels(model, record.state).inc()
+        if record.state == "refused":
+            self._refused.labels(model, (record.error or "").partition(":")[0]).inc()
         self._call_s.labels(model).observe(max(0.0, record.ended_at_s - record.ready_at_s))
         self.predictor.call_ended(record)
 

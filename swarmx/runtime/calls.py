@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import aiohttp
 import msgspec
 
-from swarmx.core.actions import Cancel, Dispatch, Refuse
+from swarmx.core.actions import Cancel, Dispatch, RefusalReason, Refuse
 from swarmx.core.forecast import Forecast
 from swarmx.core.messages import (
     CallCancelled,
@@ -60,15 +60,22 @@ class Answer:
     attempts: int
 
 
+_STATUS: dict[RefusalReason, int] = {"no_replica": 503, "overload": 503, "deadline": 503, "budget": 429}
+
+
 class CallRefused(Exception):
-    """The call was given up. `status` and `body` are the replica's own where it refused the request itself."""
+    """The call was given up. `status` and `body` are the replica's own where it refused the request itself.
+
+    The same call might fit after `retry_after_s`, None where the router could not tell.
+    """
 
     def __init__(self, refusal: Refuse, failure: AttemptFailed | None) -> None:
         super().__init__(f"{refusal.reason}: {failure.detail if failure else refusal.detail}")
         self.call_id = refusal.call_id
         self.reason = refusal.reason
         self.attempts = refusal.attempts
-        self.status = 503 if refusal.reason == "no_replica" else failure.status if failure else 502
+        self.retry_after_s = refusal.retry_after_s
+        self.status = _STATUS.get(refusal.reason) or (failure.status if failure else 502)
         self.body = failure.body if failure else b""
 
 
@@ -158,10 +165,13 @@ class CallService:
             self._post(ForecastRefined(call_id=call_id, forecast=forecast))
 
     async def complete(self, request: ModelRequest) -> ModelResult:
-        """Have a workflow's call answered; cancelling the awaiting task cancels the call down to the engine."""
+        """Have a workflow's call answered; cancelling the awaiting task cancels the call down to the engine.
+
+        A call that is over its tenant's budget, or too many, is offered again when it was told to come back.
+        """
         call, prompt = call_of(request)
         try:
-            answer = await self.answer(call, prompt, msgspec.json.encode(request.body))
+            answer = await self.answer(call, prompt, msgspec.json.encode(request.body), patient=True)
         except CallRefused as refused:
             return ModelResult(
                 call_id=call.call_id, replica_id=None, attempts=refused.attempts, error=_explain(refused)
@@ -170,9 +180,9 @@ class CallService:
             call_id=call.call_id, replica_id=answer.replica_id, attempts=answer.attempts, answer=answer.decoded
         )
 
-    async def answer(self, call: Call, prompt: PromptText, body: bytes) -> Answer:
-        """The whole answer to a call. Raises CallRefused."""
-        pending = self._accept(call, prompt, body)
+    async def answer(self, call: Call, prompt: PromptText, body: bytes, *, patient: bool = False) -> Answer:
+        """The whole answer to a call. Raises CallRefused; one that is `patient` not where waiting helps."""
+        pending = self._accept(call, prompt, body, patient=patient)
         try:
             while True:
                 replica = await self._assignment(pending)
@@ -261,7 +271,7 @@ class CallService:
         pending.first_token_at_s = self._clock.now_s()
         self._post(FirstToken(call_id=pending.call.call_id, attempt=pending.attempt))
 
-    def _accept(self, call: Call, prompt: PromptText, body: bytes) -> PendingCall:
+    def _accept(self, call: Call, prompt: PromptText, body: bytes, *, patient: bool = False) -> PendingCall:
         """The prompt is read once, here; only its encoding is kept."""
         encoding = self._forecaster.encode(call, prompt)
         forecast = self._forecaster.forecast(call, encoding)
@@ -274,6 +284,7 @@ class CallService:
             body=body,
             ready_at_s=self._clock.now_s(),
             position=self._positions.next(call.workflow_id),
+            patient=patient,
         )
         self._pending[call.call_id] = pending
         self._post(CallReady(call=call, forecast=forecast))
@@ -291,6 +302,10 @@ class CallService:
                 await pending.wake.wait()
             verdict = pending.verdicts.popleft()
             if isinstance(verdict, Refuse):
+                if (wait_s := pending.comes_back_after_s(verdict, self._clock.now_s())) is not None:
+                    await asyncio.sleep(wait_s)
+                    self._post(CallReady(call=pending.call, forecast=pending.forecast))
+                    continue
                 self._record(pending, "refused", error=f"{verdict.reason}: {verdict.detail}")
                 raise CallRefused(verdict, pending.failure)
             pending.attempt = verdict.attempt

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from swarmx.core.actions import Dispatch, Refuse
+from swarmx.core.actions import Dispatch, RefusalReason, Refuse
 from swarmx.core.forecast import Forecast
 from swarmx.core.nouns import Call, Decision, Replica
 from swarmx.core.prompts import Encoding
@@ -17,6 +17,8 @@ from swarmx.runtime.experience import Sent
 from swarmx.runtime.upstream import AttemptFailed, Usage
 
 _MOST_FLOAT16 = 65_504.0
+_PASSING: frozenset[RefusalReason] = frozenset({"budget", "overload"})  # refusals that time alone mends
+_LEAST_WAIT_S = 0.1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,7 +27,7 @@ class PendingCall:
 
     `forecast` and `encoding` are the ones in force; the first ones are those that the call began with: they differ once
     a slower predictor has answered. The record keeps the first encoding, which is what the first head is trained on.
-    `aborted` is the last attempt that the router gave up itself.
+    `aborted` is the last attempt that the router gave up itself. One that is `patient` waits for its tenant's budget.
     """
 
     call: Call
@@ -36,6 +38,7 @@ class PendingCall:
     body: bytes
     ready_at_s: float
     position: int
+    patient: bool = False
     decisions: dict[int, Decision] = field(default_factory=dict)
     verdicts: deque[Dispatch | Refuse] = field(default_factory=deque)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -57,6 +60,13 @@ class PendingCall:
     def refined(self) -> bool:
         """Whether a slower predictor has answered."""
         return self.encoding is not self.first_encoding
+
+    def comes_back_after_s(self, refusal: Refuse, now_s: float) -> float | None:
+        """How long a patient call waits before it is offered again; None where that does not help, or not in time."""
+        if not self.patient or refusal.reason not in _PASSING or refusal.retry_after_s is None:
+            return None
+        wait_s, due_s = max(_LEAST_WAIT_S, refusal.retry_after_s), self.call.deadline_at_s
+        return wait_s if due_s is None or now_s + wait_s < due_s else None
 
     def record(
         self, state: CallState, ended_at_s: float, *, usage: Usage | None, work_done: float, error: str | None

@@ -54,6 +54,7 @@ def call_of(request: ModelRequest) -> tuple[Call, PromptText]:
         work_limit=_work_limit(request.kind, request.body),
         stream=request.kind == "llm" and bool(request.body.get("stream", False)),
         deadline_at_s=request.deadline_at_s,
+        priority=request.priority,
         session=request.workflow_id,
         prefix=_prefix(request.body, texts, tools) if request.kind == "llm" else (),
     )

@@ -291,6 +291,7 @@ class WorkflowRunner:
             model=call.model,
             body=call.body,
             deadline_at_s=record.deadline_at_s,
+            priority=live.run.graph.spec.priority,
         )
         call_id: str | None = None
         event: Event

@@ -112,7 +112,7 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
         def prompt_read(call: Call, prompt: PromptText) -> None:
             coming.prompt_read(call.workflow_id, prompt.text)
 
-        router = RouterAgent(settings.router.settings(sorted(on_demand)))
+        router = RouterAgent(settings.router.settings(sorted(on_demand), settings.tenants))
         scaler = ScalerAgent(settings.scaler.settings(elastic, await control.startups()))
         agents: Sequence[SchedulerAgent] = (router, scaler, *learning.agents)
         switchboard = Switchboard(agents, epoch=int(clock.now_s()), journal=await _journal(settings, agents, stack))

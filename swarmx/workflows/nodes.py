@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from swarmx.core.errors import WorkflowError
+from swarmx.core.nouns import PRIORITIES
 from swarmx.workflows.values import checked
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
@@ -156,6 +157,7 @@ class WorkflowSpec(_Form):
     name: Label
     kind: Label = "default"
     deadline_s: float | None = Field(default=None, gt=0.0, le=30 * 86400.0, allow_inf_nan=False)
+    priority: int = Field(default=0, ge=PRIORITIES[0], le=PRIORITIES[-1])
     inputs: JsonMapping = {}
     nodes: dict[Name, Node] = Field(min_length=1)
     outputs: dict[Name, Text] = {}

@@ -20,7 +20,7 @@ def test_calls_that_were_tried_are_served_before_fresh_ones_and_each_line_in_ord
         waiting.add(state, KEY)
     served = list[str]()
     for tried in waiting.lines():
-        while first := waiting.first(tried, 1):
+        while first := waiting.first(tried, 1, 0.0):
             waiting.remove(first[0])
             served.append(first[0].call.call_id)
     assert served == ["b", "d", "a", "c"]
@@ -51,8 +51,8 @@ def test_a_lower_key_goes_first_and_a_new_order_moves_those_that_wait() -> None:
     waiting = WaitingCalls()
     for call_id, key in (("a", 3.0), ("b", 1.0), ("c", 2.0)):
         waiting.add(a_state(call_id), (key, 0.0))
-    assert [state.call.call_id for state in waiting.first(FRESH, 2)] == ["b", "c"]
+    assert [state.call.call_id for state in waiting.first(FRESH, 2, 0.0)] == ["b", "c"]
     waiting.reorder(lambda state: KEY)
     assert [state.call.call_id for state in waiting] == ["a", "b", "c"]
-    assert waiting.remove(waiting.first(FRESH, 1)[0]) == ()
+    assert waiting.remove(waiting.first(FRESH, 1, 0.0)[0]) == ()
     assert len(waiting) == 2

@@ -30,7 +30,18 @@ from swarmx.core.messages import (
     WorkflowEnded,
     WorkflowSubmitted,
 )
-from tests.agents.worlds import FORECAST, IMPATIENT, Referee, a_profile, changed, dispatches, failed, finished, ready
+from tests.agents.worlds import (
+    FORECAST,
+    IMPATIENT,
+    TENANTS,
+    Referee,
+    a_profile,
+    changed,
+    dispatches,
+    failed,
+    finished,
+    ready,
+)
 
 MODELS = ("m", "other")
 REPLICAS = tuple(f"r{i}" for i in range(6))  # the even ones serve "m"
@@ -43,7 +54,11 @@ class Chaos(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 0.0
-        self.referee = Referee(msgspec.structs.replace(IMPATIENT, demand_every_s=2.0))
+        self.referee = Referee(
+            msgspec.structs.replace(
+                IMPATIENT, demand_every_s=2.0, tenants=TENANTS, priority_age_s=2.0, max_waiting=20, hold_limit_s=5.0
+            )
+        )
         self.made = 0
 
     def say(self, message: Any) -> None:
@@ -71,6 +86,16 @@ class Chaos(RuleBasedStateMachine):
     def call_arrives(self, model: str, stream: bool, prompt: int) -> None:
         self.made += 1
         self.say(ready(f"c{self.made}", model=model, stream=stream, prompt_tokens=prompt))
+
+    @rule(
+        tenant=st.sampled_from([*TENANTS, "unheard-of"]),
+        priority=st.integers(-10, 10),
+        within_s=st.none() | st.floats(0.0, 8.0),
+    )
+    def a_call_of_a_tenant_arrives(self, tenant: str, priority: int, within_s: float | None) -> None:
+        self.made += 1
+        due_s = None if within_s is None else self.now_s + within_s
+        self.say(ready(f"c{self.made}", tenant=tenant, priority=priority, deadline_at_s=due_s))
 
     @precondition(lambda self: self.referee.live_calls())
     @rule(data=st.data())
@@ -119,7 +144,21 @@ class Chaos(RuleBasedStateMachine):
     def a_workflow_ends(self, workflow_id: str, state: Any) -> None:
         self.say(WorkflowEnded(workflow_id=workflow_id, state=state))
 
-    @rule(key=st.sampled_from(["answer:nobody", "queue:nobody", "breaker:nobody", "demand", "plan", "", "tea"]))
+    @rule(
+        key=st.sampled_from(
+            [
+                "answer:nobody",
+                "queue:nobody",
+                "breaker:nobody",
+                "deadline:nobody",
+                "hold:m",
+                "demand",
+                "plan",
+                "",
+                "tea",
+            ]
+        )
+    )
     def a_timer_fires_that_nobody_started(self, key: str) -> None:
         self.say(TimerFired(key=key))
 

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from swarmx.agents.router import RouterAgent
-from swarmx.agents.router_settings import RouterSettings
+from swarmx.agents.router_settings import RouterSettings, TenantSettings
 from swarmx.core.actions import Action, Cancel, Dispatch, Refuse, StartTimer, StopTimer
 from swarmx.core.engine import EngineProfile
 from swarmx.core.forecast import Forecast, from_samples
@@ -85,10 +85,12 @@ def a_call(
     prompt_tokens: int = 100,
     work_limit: float = 500.0,
     stream: bool = False,
+    tenant: str = "t",
+    **more: Any,
 ) -> Call:
     return Call(
         call_id=call_id,
-        tenant="t",
+        tenant=tenant,
         kind=kind,
         model=model,
         role=role,
@@ -100,6 +102,7 @@ def a_call(
         prompt_tokens=prompt_tokens,
         work_limit=work_limit,
         stream=stream,
+        **more,
     )
 
 
@@ -245,16 +248,22 @@ class Referee:
         seen.attempt, seen.replica_id, seen.waits_since = action.attempt, action.replica_id, None
 
     def _check_turn(self, seen: _Seen) -> None:
-        """First come first served among the calls of a model that were tried nowhere, or on the same replicas."""
+        """First come first served among the calls of a tenant that were tried nowhere, or on the same replicas."""
         if seen.tried and seen.waits_since is None:  # a retry may go before those that wait
             return
         if self.agent.policy.order != "arrival" or self.agent.policy.waits:
             return
+        if seen.tried and len({other.call.priority for other in self.calls.values()}) > 1:
+            return  # what counts for one that has aged is how long it has been ready
         before = self._messages if seen.waits_since is None else seen.waits_since
         for other in self.calls.values():
-            alike = (other.call.model, other.tried) == (seen.call.model, seen.tried) and not other.ended
+            alike = self._kind_of(other) == self._kind_of(seen) and not other.ended
             if alike and other.waits_since is not None:
                 assert other.waits_since >= before, f"{seen.call.call_id} goes before {other.call.call_id}"
+
+    @staticmethod
+    def _kind_of(seen: _Seen) -> tuple[object, ...]:
+        return seen.call.model, seen.tried, seen.call.tenant, seen.call.priority
 
     def _open_ids(self, model: str) -> set[str]:
         return {
@@ -289,9 +298,16 @@ class Referee:
             may_hold = self.agent.policy.waits and bool(open_ids & busy)  # for a busy one that will have done
             assert not could or may_hold, f"{call_id} waits though there is room"
         self.most_waiting = max(self.most_waiting, len(queued - must_hurry))
-        timers = {key for key in self.timers if not key.startswith("breaker:") and key != "demand"}
+        others = ("breaker:", "hold:", "deadline:", "demand")
+        timers = {key for key in self.timers if not key.startswith(others)}
         assert answers | must_hurry <= timers <= answers | queued
         assert {key for key in self.timers if key.startswith("breaker:")} == {f"breaker:{i}" for i in self._broken}
+        due = {
+            f"deadline:{i}"
+            for i, s in self.calls.items()
+            if f"queue:{i}" in queued and s.call.deadline_at_s is not None
+        }
+        assert {key for key in self.timers if key.startswith("deadline:")} == due
         assert {i: self.agent.in_flight(i) for i in self._states if self.agent.in_flight(i)} == counts
 
     @staticmethod
@@ -300,6 +316,12 @@ class Referee:
             seen.tried.add(seen.replica_id)
         seen.replica_id = None
 
+
+TENANTS = {
+    "t": TenantSettings(priority=2),
+    "heavy": TenantSettings(weight=3.0, priority=1),
+    "poor": TenantSettings(tokens_per_minute=2_000.0, priority=-1),
+}
 
 # Reports no demand: there is nobody here to hear of it.
 IMPATIENT = RouterSettings(

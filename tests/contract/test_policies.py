@@ -41,6 +41,7 @@ def a_fleet(replicas: int, **columns: Any) -> FleetView:
         "kv_capacity_tokens": 1e6,
         "max_step_tokens": 8192,
         "cost_weight": 1,
+        "slowdown": 1,
         "step_base_s": 0.01,
         "decode_seq_s": 1e-4,
     }

@@ -75,7 +75,7 @@ def test_the_writer_of_pages_wants_one_folder(tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize("name", [name for name, _, _ in rows(Settings())])
 def test_a_setting_is_documented_with_a_meaning(name: str) -> None:
-    section, _, field = name.partition(".")
+    section, _, field = name.rpartition(".")
     title = f"[[{section.removesuffix('[]')}]]" if section.endswith("[]") else f"[{section}]"
     part = TEXT["docs/reference/settings.md"].split(f"## `{title}`\n")[1].split("\n## ")[0]
     line = next(line for line in part.splitlines() if line.startswith(f"| `{field}` |"))

@@ -25,7 +25,6 @@ LLM = EngineProfile(
     max_batch=8,
     max_step_tokens=2048,
 )
-SERIAL = EngineProfile(model="m", device="gpu", step_base_s=0.001, max_batch=1)
 
 
 def replicas(count: int, profile: EngineProfile = LLM, *, model: str = "m", first: int = 0) -> list[Replica]:
@@ -64,16 +63,4 @@ def workload(flows: Sequence[tuple[float, Sequence[PlannedCall]]], *, kind: str 
             for i, (at_s, calls) in enumerate(flows)
         ],
         quantiles=np.array([np.linspace(20.0, 90.0, len(LEVELS))], dtype=np.float32),
-    )
-
-
-def queue(rate_per_s: float, service_s: np.ndarray[Any, Any], seed: int, *, unit_s: float = 0.001) -> Workload:
-    """Single calls to serial servers, Poisson, with these services; a unit of work takes `unit_s`."""
-    at_s = np.cumsum(np.random.default_rng([seed, 1]).exponential(1.0 / rate_per_s, size=len(service_s)))
-    work = np.maximum(1, np.round(service_s / unit_s))
-    return workload(
-        [
-            (float(t), [call(kind="image", prompt_tokens=0, work=float(w), work_limit=float(w))])
-            for t, w in zip(at_s, work, strict=True)
-        ]
     )

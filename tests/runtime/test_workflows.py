@@ -146,6 +146,20 @@ async def test_a_workflow_runs_to_its_outputs(store: SqliteStore, start: Start) 
     assert runner.running == 0
 
 
+async def test_the_calls_of_a_workflow_have_its_priority_after_a_restart_too(store: SqliteStore, start: Start) -> None:
+    spec = parse_workflow(ONE.replace("nodes:", "priority: -3, nodes:", 1))
+    first = EchoModel(hung=frozenset({"only"}))
+    runner = start(first)
+    workflow_id = await runner.submit(spec, {}, "a")
+    await first.hanging.wait()
+    await runner.close()
+    second = EchoModel()
+    again = start(second)
+    await again.recover()
+    await again.wait(workflow_id, "a")
+    assert [request.priority for request in (*first.asked, *second.asked)] == [-3, -3]
+
+
 async def test_a_submission_is_durable_before_it_returns(store: SqliteStore, start: Start) -> None:
     runner = start(EchoModel(hung=frozenset({"only"})))
     workflow_id = await runner.submit(parse_workflow(ONE), {}, "a")

@@ -50,5 +50,8 @@ class LeastWork:
         cheapest = (cost_s <= cost_s.min() * (1.0 + 1e-9)).nonzero()[0]
         index = int(cheapest[0] if len(cheapest) == 1 else cheapest[rng.integers(len(cheapest))])
         return Choice(
-            index=index, cost_s=cost_s, terms_s={"wait_s": wait_s, "prefill_s": prefill_s, "decode_s": decode_s}
+            index=index,
+            expected_s=float(cost_s[index]),
+            cost_s=cost_s,
+            terms_s={"wait_s": wait_s, "prefill_s": prefill_s, "decode_s": decode_s},
         )

@@ -5,7 +5,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from swarmx.core.fleet import CallView, Choice, FleetView, Order
+from swarmx.core.fleet import CallView, Choice, FleetView, Floats, Order
+
+_MOST_SHARE = 0.8  # of a replica's time that prompts may take in the eyes of a policy
+_LEAST_WEIGHT, _MOST_WEIGHT = 0.25, 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,18 +18,21 @@ class Marginal:
     With n calls there of which each still needs r, batch limit B, own work w, prompt p of which c is cached, and the
     constants of `core.engine`:
 
-        step      = step_base + decode_seq * min(n + 1, B) + decode_ctx_token * (context + p + w / 2)
+        step      = (step_base + decode_seq * min(n + 1, B) + decode_ctx_token * (context + p + w / 2))
+                    / (1 - share of the replica's time that went into prompts of late)
+                    * how much longer than expected its calls took of late
         own       = wait + prefill of the backlog and of p - c + w * step
         overlap   = n * w * r / (w + r)          steps that the call shares with them, if both are exponential
         others    = n * prefill of p - c + overlap * (decode_seq + decode_ctx_token * (p + w / 2))
-        cost      = own + externality * others
+        cost      = lateness * own + externality * others
 
     `wait` is the time until a slot, and room in the KV cache, are free: completions that must come first, at the
     rate r * step / n, counting the calls that wait ahead. The call is held back when the cheapest replica has no room.
-    Calls wait in the order of their workflows' slack. Of a call with siblings that take longer, `siblings` of the time
-    until the last of them ends is free.
+    `lateness` is what the workflow will have taken over its target, within [1/4, 4]; calls wait in the order of slack.
+    Of a call whose siblings take longer, `siblings` of the time until the last of them ends is free.
 
-    Every ingredient can be switched off: `externality`, `prefix`, `slack`, `hold`, `kv`, `siblings` at 0.
+    Every ingredient is off at 0: `externality`, `prefix`, `slack` (both of its uses), `hold`, `kv`, `siblings`, `share`
+    (prompts that interrupt), `learn` (from how long calls took).
     """
 
     name: ClassVar[str] = "marginal"
@@ -36,7 +42,9 @@ class Marginal:
     slack: float = 1.0
     hold: float = 1.0
     kv: float = 1.0
-    siblings: float = 0.0
+    siblings: float = 1.0
+    share: float = 1.0
+    learn: float = 1.0
 
     @property
     def order(self) -> Order:
@@ -50,33 +58,30 @@ class Marginal:
         work = max(call.forecast.mean, 1e-9)
         prompt = float(call.call.prompt_tokens)
         cached = np.minimum(fleet.cached_tokens, prompt) * self.prefix
-        fresh_s = fleet.prefill_token_s * (prompt - cached) + fleet.prefill_ctx_token_s * (
+        prompt_s = fleet.prefill_token_s * (prompt - cached) + fleet.prefill_ctx_token_s * (
             (prompt * prompt - cached * cached) / 2.0
         )
         count = fleet.in_flight.astype(np.float64)
-        batch = np.minimum(count + 1.0, fleet.max_batch)
         own_context = prompt + work / 2.0
-        step_s = (
+        stretch = fleet.slowdown**self.learn / (1.0 - self.share * np.minimum(fleet.prefill_share, _MOST_SHARE))
+        step_s = stretch * (
             fleet.step_base_s
-            + fleet.decode_seq_s * batch
+            + fleet.decode_seq_s * np.minimum(count + 1.0, fleet.max_batch)
             + fleet.decode_ctx_token_s * (fleet.context_tokens + own_context)
         )
         some = np.maximum(count, 1.0)
         left = fleet.remaining_work / some
-        completion_s = (left * step_s + fleet.call_base_s) / some
-        first = np.maximum(0.0, count + 1.0 - fleet.max_batch)
-        if self.kv:
-            peak = fleet.context_tokens + fleet.remaining_work / 2.0 + prompt + work
-            short = np.maximum(0.0, peak - fleet.kv_capacity_tokens)
-            first = np.maximum(first, np.minimum(count, short / np.maximum(fleet.context_tokens / some + left, 1.0)))
+        first = self._must_end_first(call, fleet, count, left)
         has_room = first <= 0.0
-        wait_s = np.where(has_room, 0.0, (first + call.ahead) * completion_s)
-        prefill_s = fleet.call_base_s + fleet.prefill_token_s * fleet.prefill_tokens + fresh_s
-        own_s = wait_s + prefill_s + work * step_s
-        free_s = self.siblings * call.workflow.others_s
+        wait_s = np.where(has_room, 0.0, (first + call.ahead) * (left * step_s + fleet.call_base_s) / some)
+        prefill_s = fleet.call_base_s + fleet.prefill_token_s * fleet.prefill_tokens + prompt_s
+        decode_s = work * step_s
+        own_s = wait_s + prefill_s + decode_s
         overlap = count * work * left / np.maximum(work + left, 1e-9)
-        others_s = count * fresh_s + overlap * (fleet.decode_seq_s + fleet.decode_ctx_token_s * own_context)
-        cost_s = np.maximum(own_s - free_s, 0.1 * own_s) + self.externality * others_s
+        slower_s = stretch * (fleet.decode_seq_s + fleet.decode_ctx_token_s * own_context)
+        others_s = count * prompt_s + overlap * slower_s
+        felt_s = np.maximum(own_s - self.siblings * call.workflow.others_s, 0.1 * own_s)
+        cost_s = self._lateness(call) * felt_s + self.externality * others_s
         cheapest = (cost_s <= cost_s.min() * (1.0 + 1e-9)).nonzero()[0]
         index = int(cheapest[0] if len(cheapest) == 1 else cheapest[rng.integers(len(cheapest))])
         return Choice(
@@ -84,6 +89,25 @@ class Marginal:
             hold=bool(self.hold) and not bool(has_room[index]),
             urgency=call.now_s + call.workflow.slack_s,
             expected_s=float(own_s[index]),
+            unit_s=float(step_s[index]),
             cost_s=cost_s,
-            terms_s={"wait_s": wait_s, "prefill_s": prefill_s, "decode_s": work * step_s, "others_s": others_s},
+            terms_s={"wait_s": wait_s, "prefill_s": prefill_s, "decode_s": decode_s, "others_s": others_s},
         )
+
+    def _must_end_first(self, call: CallView, fleet: FleetView, count: Floats, left: Floats) -> Floats:
+        """Calls that must end before this one has a slot and, when all have grown by half of what they still need,
+        room in the KV cache."""
+        first = np.maximum(0.0, count + 1.0 - fleet.max_batch)
+        if not self.kv:
+            return first
+        peak = fleet.context_tokens + fleet.remaining_work / 2.0 + call.call.prompt_tokens + call.forecast.mean
+        short = np.maximum(0.0, peak - fleet.kv_capacity_tokens)
+        frees = np.maximum(fleet.context_tokens / np.maximum(count, 1.0) + left, 1.0)
+        return np.maximum(first, np.minimum(count, short / frees))
+
+    def _lateness(self, call: CallView) -> float:
+        workflow = call.workflow
+        if not self.slack or workflow.target_s <= 0.0:
+            return 1.0
+        late = (workflow.age_s + workflow.remaining_s) / workflow.target_s
+        return min(_MOST_WEIGHT, max(_LEAST_WEIGHT, late))

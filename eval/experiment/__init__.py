@@ -1,0 +1,1 @@
+"""Comparisons of routing policies: jobs, tuning, capacity, targets, ratios with intervals, claims and plots."""

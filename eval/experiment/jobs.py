@@ -1,0 +1,222 @@
+"""A job is one simulation with everything that decides its outcome; a run is what is kept of it, one line of JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+import eval.sim
+import eval.workloads
+import swarmx
+from eval.experiment.bound import bound_s
+from eval.experiment.grounds import Grounds, Wanted
+from eval.sim.outcome import Outcome
+from eval.sim.settings import ForecastName, PathName, SimSettings
+from eval.sim.simulate import simulate
+from eval.workloads.fleets import fleet, sized
+from eval.workloads.plan import Workload
+from swarmx.agents.policies import POLICIES
+from swarmx.agents.router_settings import RouterSettings
+from swarmx.core.nouns import Replica
+
+BOUND = "lower_bound"
+"""Not a policy: every workflow alone in the system, on the fastest device of each model."""
+
+
+class Signals(msgspec.Struct, frozen=True, kw_only=True):
+    """How many routers there are, and how old is what they hear. As in `SimSettings`."""
+
+    routers: int = 1
+    ownership: str = "shared"
+    age_s: float = 0.0
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One policy with its settings on one workload and fleet; `replicas` 0 leaves the fleet as large as it is.
+
+    `targets` are the seconds in which workflows of a kind should end. The first `trim` of the workflows are run, but
+    not counted.
+    """
+
+    workload: Wanted
+    fleet: str
+    policy: str
+    replicas: int = 0
+    parameters: dict[str, float] = {}
+    late_binding: bool = True
+    forecast: ForecastName = "role_means"
+    path: PathName = "none"
+    targets: dict[str, float] = {}
+    signals: Signals = Signals()
+    trim: float = 0.1
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a job.
+
+    `latency_s` has for each kind one entry a workflow, in the order of submission; None where it was refused. What had
+    not ended counts until the end of the run. `thirds` are mean slowdowns of what arrived in each third of the time,
+    none of it left out. `jain_slowdown` is Jain's index of the slowdowns of a kind. `cost` is replica seconds x weight.
+    """
+
+    key: str
+    code: str
+    job: Job
+    latency_s: dict[str, list[float | None]]
+    max_slowdown: dict[str, float]
+    jain_slowdown: dict[str, float]
+    thirds: dict[str, list[float]]
+    jain: float
+    cost: float
+    hit_ratio: float
+    preemptions: int
+    unended: int
+    refusals: int
+    span_s: float
+    drained_s: float
+    calls: int
+    cpu_s: float
+
+
+def key_of(job: Job, grounds: Grounds) -> str:
+    """A name for the job and its data."""
+    seen = [msgspec.to_builtins(job), grounds.fingerprint]
+    return sha256(msgspec.json.encode(seen, order="deterministic")).hexdigest()[:24]
+
+
+def code_of(policy: str) -> str:
+    """A hash of all code that decides what comes of a job with this policy: with a change, old runs say nothing."""
+    module = POLICIES[policy].__module__.rsplit(".", 1)[1] if policy in POLICIES else ""
+    return sha256(f"{_common()}{_hash(_ROUTER / 'policies' / f'{module}.py') if module else ''}".encode()).hexdigest()[
+        :12
+    ]
+
+
+def run_job(job: Job, grounds: Grounds) -> Run:
+    """Do it. Raises ConfigError for a job that makes no sense."""
+    workload = grounds.build(job.workload)
+    if job.policy == BOUND:
+        return _bound(job, grounds, workload)
+    shared = job.signals.routers > 1 and job.signals.ownership == "shared"
+    settings = SimSettings(
+        router=RouterSettings(
+            policy=job.policy, parameters=job.parameters, seed=job.workload.content.seed, demand_every_s=0.0,
+            late_binding=job.late_binding, targets=job.targets, shared=shared, log_decisions=False,
+        ),
+        forecast=job.forecast,
+        path=job.path,
+        routers=job.signals.routers,
+        ownership=job.signals.ownership,  # type: ignore[arg-type]
+        signal_age_s=job.signals.age_s,
+    )  # fmt: skip
+    replicas = replicas_of(job)
+    outcome = simulate(workload, replicas, settings, job.workload.content.seed)
+    return _kept(job, grounds, workload, replicas, outcome)
+
+
+def replicas_of(job: Job) -> list[Replica]:
+    """The fleet of a job."""
+    return sized(job.fleet, job.replicas) if job.replicas else fleet(job.fleet)
+
+
+def _kept(job: Job, grounds: Grounds, workload: Workload, replicas: list[Replica], outcome: Outcome) -> Run:
+    flows, kinds, trim = outcome.workflows, outcome.kinds, job.trim
+    ends_s = np.where(np.isnan(flows.end_s), outcome.stopped_s, flows.end_s)
+    latency_s, slow = ends_s - flows.at_s, (ends_s - flows.at_s) / np.maximum(flows.unloaded_s, 1e-9)
+    last_s = float(flows.at_s[-1])
+    third = np.minimum(2, flows.at_s * 3.0 / max(last_s, 1e-9)).astype(int)
+    rows = {kind: outcome.rows(kind, trim=trim) for kind in kinds}
+    slowdowns = {kind: outcome.slowdown(kind, trim=trim) for kind in kinds}
+    weight = sum(replica.profile.cost_weight for replica in replicas)
+    queried = int(outcome.replicas.query_tokens.sum())
+    used = [
+        outcome.jain_index(model)
+        for model in outcome.models
+        if (outcome.replicas.model == outcome.models.index(model)).any()
+    ]
+    counted = outcome.rows(trim=trim)
+    return Run(
+        key=key_of(job, grounds),
+        code=code_of(job.policy),
+        job=job,
+        latency_s={
+            kind: [None if flows.refused[i] else round(float(latency_s[i]), 4) for i in rows[kind]] for kind in kinds
+        },
+        max_slowdown={kind: float(s.max()) if len(s) else 0.0 for kind, s in slowdowns.items()},
+        jain_slowdown={kind: jain_index(s) for kind, s in slowdowns.items()},
+        thirds={
+            kind: [_mean(slow[(third == part) & (flows.kind == kinds.index(kind))]) for part in range(3)]
+            for kind in kinds
+        },
+        jain=float(np.mean(used)),
+        cost=weight * outcome.stopped_s,
+        hit_ratio=int(outcome.replicas.hit_tokens.sum()) / queried if queried else 0.0,
+        preemptions=int(outcome.replicas.preemptions.sum()),
+        unended=int(np.isnan(flows.end_s).sum()),
+        refusals=int(flows.refused[counted].sum()),
+        span_s=last_s - float(flows.at_s[counted[0]]),
+        drained_s=outcome.stopped_s - last_s,
+        calls=workload.calls,
+        cpu_s=outcome.cpu_s,
+    )
+
+
+def _bound(job: Job, grounds: Grounds, workload: Workload) -> Run:
+    first = int(job.trim * len(workload.workflows))
+    least_s = bound_s(workload, replicas_of(job))
+    by_kind: dict[str, list[float | None]] = {}
+    for workflow, seconds in list(zip(workload.workflows, least_s, strict=True))[first:]:
+        by_kind.setdefault(workflow.kind, []).append(round(seconds, 4))
+    ones = dict.fromkeys(by_kind, 1.0)
+    last_s = workload.workflows[-1].at_s
+    return Run(
+        key=key_of(job, grounds), code=code_of(job.policy), job=job, latency_s=by_kind, max_slowdown=ones,
+        jain_slowdown=ones, thirds={kind: [1.0, 1.0, 1.0] for kind in by_kind}, jain=1.0, cost=0.0, hit_ratio=1.0,
+        preemptions=0, unended=0, refusals=0, span_s=last_s - workload.workflows[first].at_s, drained_s=0.0,
+        calls=workload.calls, cpu_s=0.0,
+    )  # fmt: skip
+
+
+def jain_index(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+    """1 when all are alike, 1/n when one has it all (Jain et al. 1984)."""
+    squares = float((values**2).sum())
+    return float(values.sum()) ** 2 / (len(values) * squares) if squares > 0.0 else 1.0
+
+
+def _mean(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+    return float(values.mean()) if len(values) else 1.0
+
+
+_SWARMX = Path(swarmx.__path__[0])
+_ROUTER = _SWARMX / "agents"
+_NOT_SEEN = {"training", "__pycache__", "reference"}
+
+
+@cache
+def _common() -> str:
+    """Of the simulator, the workloads and the agents, but for the policies, of which one has a hash by itself."""
+    places = [
+        Path(eval.sim.__path__[0]),
+        Path(eval.workloads.__path__[0]),
+        _SWARMX / "core",
+        _ROUTER,
+        _SWARMX / "neural",
+    ]
+    policies = {_ROUTER / "policies" / f"{maker.__module__.rsplit('.', 1)[1]}.py" for maker in POLICIES.values()}
+    policies.add(_ROUTER / "policies" / "__init__.py")
+    found = (path for place in places for path in sorted(place.rglob("*")) if path.is_file())
+    return "".join(_hash(path) for path in _decisive(found) if path not in policies)
+
+
+def _decisive(paths: Iterable[Path]) -> Iterable[Path]:
+    return (path for path in paths if not _NOT_SEEN.intersection(path.parts))
+
+
+@cache
+def _hash(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()[:16]

@@ -1,0 +1,116 @@
+"""How true the simulator is: to queueing theory, to the emulated fleet over real HTTP, and to a real vLLM.
+
+    python -m eval validation --out out/validation [--quick]
+    python -m eval validation --out out/validation --part vllm --vllm .models/qwen2.5-coder-0.5b-instruct
+
+The last starts a vLLM server on this CPU for about six minutes (after `make setup-vllm`); `--url` and `--model` take
+one that runs already, on any device. Nothing else should use the machine meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import msgspec
+
+from eval.result import Claim, Row, claim, table, write_result
+from eval.sim.against_http import FLEETS, http_rows
+from eval.sim.against_vllm import vllm_rows
+from eval.sim.queueing import queue_rows
+from swarmx.core.engine import EngineProfile
+from swarmx.providers.process import CPU_PROFILE, VllmServer, check_model
+
+PARTS = ("queueing", "emulated", "vllm")
+POLICY, LOAD = "least_work", 0.5
+QUEUE_AIM, SAME_AIM, EMULATED_AIM, VLLM_AIM = 3.0, 0.001, 0.10, 0.20
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for result.json and result.md.")
+@click.option("--quick", is_flag=True, help="Fewer calls and workflows: under three minutes.")
+@click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Only this; all but vllm by default.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--time-scale", default=1.0, show_default=True, help="How many times faster than real the fleet runs.")
+@click.option("--workflows", type=int, help="Workflows for the emulated fleet.")
+@click.option("--vllm", type=click.Path(path_type=Path), help="Folder of a model to serve with vLLM on this CPU.")
+@click.option("--url", help="A vLLM server that runs already.")
+@click.option("--model", default="m", show_default=True, help="Name of the model at --url.")
+@click.option("--max-batch", default=CPU_PROFILE.max_batch, show_default=True, help="--max-num-seqs of it.")
+@click.option("--requests", default=40, show_default=True, help="Requests of each load for vLLM.")
+def main(
+    out: Path,
+    quick: bool,
+    parts: Sequence[str],
+    seed: int,
+    time_scale: float,
+    workflows: int | None,
+    vllm: Path | None,
+    url: str | None,
+    model: str,
+    max_batch: int,
+    requests: int,
+) -> None:
+    """Validate the simulator."""
+    wanted = parts or ("queueing", "emulated")
+    rows: list[Row] = []
+    if "queueing" in wanted:
+        rows += queue_rows(4_000 if quick else 8_000, range(seed, seed + (2 if quick else 5)))
+    if "emulated" in wanted:
+        for name in list(FLEETS)[:1] if quick else FLEETS:
+            count = workflows or (36 if quick else 150)
+            rows += asyncio.run(http_rows(name, POLICY, count, time_scale=time_scale, load=LOAD, seed=seed))
+    if "vllm" in wanted:
+        limits = msgspec.structs.replace(CPU_PROFILE, max_batch=max_batch)
+        if url is None and vllm is None:
+            raise click.UsageError("the part vllm needs --vllm, a folder with a model, or --url.")
+        rows += asyncio.run(_against_vllm(url, vllm, model, requests, seed, limits))
+    print(table(rows))
+    print(
+        write_result(out, shlex.join(["python", "-m", "eval", "validation", *sys.argv[1:]]), rows, claims(rows), [seed])
+    )
+
+
+async def _against_vllm(
+    url: str | None, folder: Path | None, model: str, requests: int, seed: int, limits: EngineProfile
+) -> list[Row]:
+    if url is not None:
+        return await vllm_rows(url, model, limits, requests=requests, seed=seed)
+    assert folder is not None
+    check_model(folder)
+    with tempfile.TemporaryDirectory(prefix="swarmx-validation-") as logs:
+        server = VllmServer(model_dir=folder, name=model, log=Path(logs) / "vllm.log")
+        own_url = await server.start()
+        try:
+            return await vllm_rows(own_url, model, limits, requests=requests, seed=seed)
+        finally:
+            await server.stop()
+
+
+def claims(rows: Sequence[Row]) -> list[Claim]:
+    """The largest relative errors, workflow kinds each by itself; of what the books say, in standard errors."""
+    found: list[Claim] = []
+    queues = [_distance(row) for row in rows if row["part"] == "queueing"]
+    if queues:
+        found.append(claim("sim_vs_queueing_standard_errors", max(queues), "<=", QUEUE_AIM))
+    same = [abs(float(ratio) - 1.0) for row in rows if (ratio := row.get("ratio_same")) is not None]
+    if same:
+        found.append(claim("sim_vs_recursion", max(same), "<=", SAME_AIM))
+    for part, aim in (("emulated", EMULATED_AIM), ("vllm", VLLM_AIM)):
+        for level in ("p50", "p95"):
+            errors = [abs(float(row[f"ratio_{level}"] or 0.0) - 1.0) for row in rows if row["part"] == part]
+            if errors:
+                found.append(claim(f"sim_vs_{part}_{level}", max(errors), "<=", aim))
+    return found
+
+
+def _distance(row: Row) -> float:
+    simulated_s, expected_s, error_s = (
+        float(row[name] or 0.0) for name in ("simulated_s", "expected_s", "standard_error_s")
+    )
+    return abs(simulated_s - expected_s) / error_s

@@ -1,0 +1,98 @@
+"""The calls that wait in a router, model by model: who may stay, who goes next, and when to look again."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+from swarmx.agents.admission import Refusal, ServiceRate, overload
+from swarmx.agents.calls import CallState, WaitingCalls
+from swarmx.agents.placing import Placed, Placing
+from swarmx.agents.pool import Pool
+from swarmx.agents.router_settings import RouterSettings
+from swarmx.agents.shares import Shares
+from swarmx.core.actions import StartTimer, StopTimer
+
+_NOBODY: frozenset[str] = frozenset()
+
+
+class WaitingRoom:
+    """Asks `placing` about calls as they come, and about those that wait when something has changed."""
+
+    def __init__(self, settings: RouterSettings, placing: Placing, shares: Callable[[], Shares]) -> None:
+        self._settings = settings
+        self._placing = placing
+        self._lines: defaultdict[str, WaitingCalls] = defaultdict(
+            lambda: WaitingCalls(shares(), priority_age_s=settings.priority_age_s)
+        )
+        self._rates: defaultdict[str, ServiceRate] = defaultdict(ServiceRate)
+        self._looks_again: set[str] = set()  # models with a timer for calls that are held back
+
+    def __getitem__(self, model: str) -> WaitingCalls:
+        return self._lines[model]
+
+    @property
+    def lines(self) -> dict[str, WaitingCalls]:
+        """The calls that wait, by model."""
+        return self._lines
+
+    def enter(self, state: CallState, pool: Pool, now_s: float) -> Placed | Refusal | Sequence[StartTimer]:
+        """What becomes of a call that has just come, or come back: it is placed, refused, or waits with these timers.
+
+        Where calls of other tenants or priorities wait already, it waits for its turn, which `call_in` knows.
+        """
+        waiting = self._lines[pool.model]
+        placed = None if waiting.must_queue(state) else self._placing.place(state, pool, len(waiting), now_s)
+        placed = placed or self._placing.hopeless(state, pool, len(waiting), now_s)
+        if placed is not None:
+            return placed
+        if state.attempt == 0 and len(waiting) >= self._settings.max_waiting:
+            return overload(pool.model, waiting, self._rates[pool.model], now_s)
+        return [*waiting.add(state, self._placing.key(state, now_s)), *self.timers(pool, now_s)]
+
+    def call_in(self, pool: Pool, now_s: float) -> Iterator[tuple[CallState, Placed | Refusal, Sequence[StopTimer]]]:
+        """Those whose turn it is, while there is room for them: each leaves the room, and has to be sent on its way
+        before the next is asked about.
+        """
+        waiting = self._lines[pool.model]
+        for tried in waiting.lines():
+            while len(pool.open(tried)) and (found := self._next(tried, pool, waiting, now_s)) is not None:
+                state, placed = found
+                yield state, placed, waiting.remove(state)
+            if len(pool.open(_NOBODY)) == 0:
+                break
+
+    def timers(self, pool: Pool, now_s: float) -> Sequence[StartTimer]:
+        """Calls wait without a timer while there is a replica that may take them later, and with one otherwise.
+
+        Where the policy holds calls back although there is room, one timer a model says when to ask it again.
+        """
+        model, waiting = pool.model, self._lines[pool.model]
+        if len(pool.eligible(_NOBODY)) == 0:
+            return waiting.start_timers(now_s, self._settings.queue_timeout_s)
+        if not waiting or not self._placing.may_hold or model in self._looks_again or len(pool.open(_NOBODY)) == 0:
+            return ()
+        depth = self._settings.hold_depth
+        held = [state for tried in waiting.lines() for state in waiting.first(tried, depth, now_s)]
+        until_s = self._placing.held_until_s(held, now_s)
+        if until_s is None:
+            return ()
+        self._looks_again.add(model)
+        return (StartTimer(key=f"hold:{model}", at_s=until_s),)
+
+    def looks_again(self, model: str) -> None:
+        """The timer of the model has run out."""
+        self._looks_again.discard(model)
+
+    def ended(self, model: str, work: float, now_s: float) -> None:
+        """A call of the model came to so much work."""
+        self._rates[model].ended(work, now_s)
+
+    def _next(
+        self, tried: frozenset[str], pool: Pool, waiting: WaitingCalls, now_s: float
+    ) -> tuple[CallState, Placed | Refusal] | None:
+        """The first of the line's head that need not wait; None when all of them had better."""
+        for ahead, state in enumerate(waiting.first(tried, self._settings.hold_depth, now_s)):
+            if (placed := self._placing.place(state, pool, ahead, now_s)) is not None:
+                return state, placed
+        return None

@@ -1,0 +1,77 @@
+"""The replicas that a settings file may name: run by somebody else, emulated here, or started on demand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A table of the settings file: unknown names in it are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StaticReplica(Section):
+    """A server that somebody else runs, under `[[replicas]]`."""
+
+    id: str = Field(description="Name of the replica, unique.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    model: str = Field(description="Model name, as clients ask for it and as the server knows it.")
+    url: str = Field(description="Base URL, without /v1.", pattern=r"^https?://[^\s/]+(/[^\s]*)?$")
+    kind: Literal["llm", "image"] = Field("llm", description="What it serves: chat completions or images.")
+    device: str = Field("unknown", description="Device type, such as h100; sets the speed that the router assumes.")
+    profile: str | None = Field(None, description="Fitted profile to use, if its model has another name than this.")
+
+
+class EmulatedReplicas(Section):
+    """Replicas that are emulated on this machine, under `[[emulated]]`. For trying things out; no model runs."""
+
+    model: str = Field(description="Model of a fitted profile, such as qwen3-8b or sdxl.")
+    device: str = Field(description="Device of a fitted profile, such as h100.")
+    count: int = Field(1, ge=1, le=64, description="How many of them.")
+    kind: Literal["llm", "image"] = Field("llm", description="What they serve.")
+    size_class: Literal["small", "8b", "32b", "70b"] = Field("8b", description="Length statistics of the answers.")
+    slots: int | None = Field(None, ge=1, description="Calls that one runs at a time (vLLM's --max-num-seqs).")
+
+    def ids(self) -> list[str]:
+        """The names of the replicas."""
+        return [f"{self.model}-{self.device}-{number}" for number in range(self.count)]
+
+
+class ElasticReplicas(Section):
+    """Replicas that the scaler starts and stops, under `[[elastic]]`: one entry a model and device."""
+
+    model: str = Field(description="Model name, as clients ask for it.")
+    device: str = Field(description='Device type; with provider = "emulated" that of a fitted profile.')
+    provider: Literal["emulated", "process"] = Field(
+        "emulated", description="Emulated replicas, or real vLLM servers that run as processes on this host."
+    )
+    kind: Literal["llm", "image"] = Field("llm", description="What they serve.")
+    size_class: Literal["small", "8b", "32b", "70b"] = Field("8b", description="Length statistics of emulated answers.")
+    slots: int | None = Field(None, ge=1, description="Calls that one runs at a time (vLLM's --max-num-seqs).")
+    folder: Path | None = Field(None, description='Folder of the model, for provider = "process".')
+    min: int = Field(1, ge=0, le=64, description="Fewest replicas at the start.")
+    max: int = Field(4, ge=0, le=64, description="Most replicas at the start; operators move both bounds.")
+    limit: int = Field(8, ge=0, le=64, description="Most replicas that anybody can have.")
+    start_s: Seconds = Field(
+        60.0, description="First guess of the time to start one; emulated ones take it, in emulated seconds."
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.min <= self.max <= self.limit:
+            raise ValueError(f"min <= max <= limit must hold, got {self.min}, {self.max}, {self.limit}.")
+        if self.provider == "process" and self.folder is None:
+            raise ValueError('provider = "process" needs folder, the model to serve.')
+        if self.provider == "process" and (self.slots is not None or self.kind != "llm"):
+            raise ValueError('provider = "process" serves text, 8 calls at a time; leave slots and kind out.')
+        return self
+
+    @property
+    def group_id(self) -> str:
+        """The name of the group, and the beginning of its replicas' names."""
+        return f"{self.model}-{self.device}"

@@ -1,0 +1,334 @@
+"""The parts of a comparison: jobs and their file, tuning, capacity, the bound, ratios, claims and throughput."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+pytest.importorskip("polars")
+pytest.importorskip("matplotlib")
+
+from eval.experiment import claims, plots, throughput
+from eval.experiment.bound import bound_s
+from eval.experiment.capacity import bounded
+from eval.experiment.compare import ratio
+from eval.experiment.contestants import EARLY, OURS, ROLE_MEANS, chosen, contestants
+from eval.experiment.grids import GRIDS, Settings, candidates, changed, defaults, dimensions
+from eval.experiment.grounds import TUNING_SEED, Content, Grounds, Wanted
+from eval.experiment.jobs import BOUND, Job, Run, code_of, jain_index, key_of, run_job
+from eval.experiment.measures import ALL, missed_of_all, overall, rows_of, without_infinities
+from eval.experiment.store import RunFile
+from eval.experiment.tuning import Tuned, TunedFile, read_tuned, tune, write_tuned
+from eval.result import Row
+from eval.workloads.plan import BLOCK_TOKENS
+from swarmx.agents.policies import POLICIES, make_policy, parameters_of
+from swarmx.core.errors import ConfigError
+from tests.eval import sims
+
+GROUNDS = Grounds(fingerprint="toy")
+CHAT = {"chat": 1.0}
+
+
+def job(policy: str = "least_work", *, seed: int = 0, count: int = 40, tuning: bool = False, rate: float = 20.0) -> Job:
+    content = Content(tuning=tuning, count=count, seed=seed, mix=CHAT)
+    wanted = Wanted(content=content, arrivals="poisson", rate_per_s=rate)
+    return Job(workload=wanted, fleet="one_model", policy=policy)
+
+
+def made(latency_s: Sequence[float | None], *, seed: int = 0, **about: object) -> Run:
+    """A run of which only these latencies, of chat, matter."""
+    run = Run(
+        key="k", code="c", job=job(seed=seed), latency_s={"chat": list(latency_s)}, max_slowdown={"chat": 1.0},
+        jain_slowdown={"chat": 1.0}, thirds={"chat": [1.0, 1.0, 1.0]}, jain=1.0, cost=1.0, hit_ratio=0.0, preemptions=0,
+        unended=0, refusals=0, span_s=10.0, drained_s=1.0, calls=1, cpu_s=1.0,
+    )  # fmt: skip
+    return msgspec.structs.replace(run, **about)
+
+
+def test_a_job_gives_the_same_run_again_but_for_the_time_it_took() -> None:
+    one, two = (msgspec.structs.replace(run_job(job(), GROUNDS), cpu_s=0.0) for _ in range(2))
+    assert one == two
+    assert len(one.latency_s["chat"]) == 36, "a tenth warms up"
+
+
+def test_policies_see_the_same_arrivals_and_tuning_others() -> None:
+    kept = [GROUNDS.build(job(policy).workload).workflows for policy in ("random", "least_work")]
+    assert kept[0] == kept[1]
+    other = GROUNDS.build(job(seed=TUNING_SEED, tuning=True).workload).workflows
+    assert [w.at_s for w in other] != [w.at_s for w in kept[0]]
+
+
+def test_only_what_is_submitted_until_then_is_run() -> None:
+    wanted = job().workload
+    whole = GROUNDS.build(wanted)
+    cut = GROUNDS.build(msgspec.structs.replace(wanted, until_s=1.0))
+    assert list(cut.workflows) == [w for w in whole.workflows if w.at_s <= 1.0]
+    assert 0 < len(cut.workflows) < len(whole.workflows)
+
+
+def test_the_key_of_a_job_changes_with_each_setting_and_with_the_data() -> None:
+    base = job()
+    others = [
+        msgspec.structs.replace(base, late_binding=False),
+        msgspec.structs.replace(base, parameters={"x": 1.0}),
+        msgspec.structs.replace(base, targets={"chat": 1.0}),
+        job(seed=1),
+    ]
+    keys = {key_of(each, GROUNDS) for each in [base, *others]} | {key_of(base, Grounds(fingerprint="other"))}
+    assert len(keys) == 6
+
+
+def test_the_code_of_one_policy_is_not_that_of_another() -> None:
+    assert code_of("random") != code_of("least_work")
+    assert code_of("random") == code_of("random")
+
+
+def test_runs_in_the_file_are_found_and_a_line_that_was_cut_off_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    kept = RunFile(path)
+    jobs = [job(seed=seed) for seed in range(3)]
+    for each in jobs[:2]:
+        kept.add(run_job(each, GROUNDS))
+    path.write_bytes(path.read_bytes()[:-20])
+    again = RunFile(path)
+    assert again.missing(jobs, GROUNDS) == jobs[1:]
+    again.add(run_job(jobs[1], GROUNDS))
+    assert RunFile(path).missing(jobs, GROUNDS) == jobs[2:]
+
+
+def test_runs_of_other_code_are_left_unless_they_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    RunFile(path).add(msgspec.structs.replace(run_job(job(), GROUNDS), code="old"))
+    assert RunFile(path).get(job(), GROUNDS) is None
+    assert RunFile(path).stale == 1
+    assert RunFile(path, any_code=True).get(job(), GROUNDS) is not None
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_value_of_a_grid_is_one_that_the_policy_takes(policy: str) -> None:
+    for dimension in dimensions(policy):
+        for change in dimension:
+            make_policy(policy, changed(defaults(policy), change).parameters)
+
+
+def test_ours_is_searched_no_longer_than_the_baseline_with_the_largest_grid() -> None:
+    assert candidates(OURS) <= max(candidates(policy) for policy in GRIDS if policy != OURS)
+
+
+def test_all_policies_take_part_with_the_information_of_their_originals() -> None:
+    known = contestants()
+    assert {each.policy for each in known.values()} == {*POLICIES, BOUND}
+    assert known["round_robin"].forecast == known["murakkab_mean"].forecast == "role_means"
+    assert known["swarmx_paper"].forecast == known["gittins"].forecast == "neural"
+    assert [each.name for each in chosen(["ours"], known)] == [OURS, ROLE_MEANS]
+    with pytest.raises(ConfigError, match=r"round_robbin.*round_robin"):
+        chosen(["round_robbin"], known)
+
+
+def test_an_ablation_takes_one_ingredient_away_and_is_left_out_where_there_is_none() -> None:
+    known = contestants()
+    tuned = Settings(parameters=parameters_of(OURS) | {"siblings": 0.0})
+    without = known[f"{OURS}/no_hold"].settled(tuned)
+    assert without is not None
+    assert without.parameters == tuned.parameters | {"hold": 0.0}
+    assert known[f"{OURS}/no_siblings"].settled(tuned) is None
+    assert known[EARLY].settled(msgspec.structs.replace(tuned, late_binding=False)) is None
+
+
+def test_who_knows_role_means_only_hears_means_of_paths_too() -> None:
+    neural = Settings(path="neural")
+    assert contestants()[ROLE_MEANS].allowed(neural).path == "means"
+    assert contestants()[OURS].allowed(neural).path == "neural"
+
+
+def test_tuning_keeps_the_settings_with_the_lowest_p99_and_counts_what_it_tried() -> None:
+    known = contestants()
+    asked: list[Job] = []
+
+    def jobs(each: object, settings: Settings, fleet: str, load: float) -> list[Job]:
+        parameters = settings.parameters
+        return [msgspec.structs.replace(job(tuning=True), parameters=parameters, late_binding=settings.late_binding)]
+
+    def run(some: Sequence[Job], what: str) -> list[Run]:
+        asked.extend(some)
+        return [
+            msgspec.structs.replace(made([abs(each.parameters["batch"] - 60.0) + each.late_binding + 1.0]), job=each)
+            for each in some
+        ]
+
+    (found,) = tune([known["speed_edf"]], [("one_model", 0.7)], jobs, run)
+    assert found.settings.parameters["batch"] == 64.0
+    assert not found.settings.late_binding
+    assert found.searched == len(asked) == candidates("speed_edf")
+    assert found.score == pytest.approx(5.0)
+
+
+def test_the_best_baseline_is_the_one_of_the_tuning_split_and_never_ours(tmp_path: Path) -> None:
+    def tuned(name: str, score: float | None) -> Tuned:
+        return Tuned(fleet="f", load=0.7, contestant=name, settings=Settings(), score=score, searched=1)
+
+    some = [tuned("random", 3.0), tuned("round_robin", 2.0), tuned(OURS, 1.0), tuned("least_work", None)]
+    file = TunedFile(workload="toy", command="", tuned=some)
+    everyone = list(contestants().values())
+    assert file.best("f", 0.7, everyone) == "round_robin"
+    assert file.best("f", 0.85, everyone) == "round_robin", "the nearest load that was tuned"
+    assert file.best("g", 0.7, everyone) is None
+    assert file.best("f", 0.7, [each for each in everyone if each.name == "random"]) == "random"
+    write_tuned(tmp_path / "tuned.json", file)
+    assert read_tuned(tmp_path / "tuned.json") == file
+    with pytest.raises(ConfigError, match="nothing was tuned"):
+        file.settings("random", "g", 0.7)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "nonsense"])
+def test_a_tuned_file_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "tuned.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"no tuned\.json"):
+        read_tuned(path)
+
+
+def test_queues_are_bounded_unless_the_last_third_is_slower_or_something_is_left() -> None:
+    assert bounded(made([1.0]))
+    assert not bounded(made([1.0], thirds={"chat": [1.0, 1.0, 1.0], "coding": [1.0, 1.0, 1.3]}))
+    assert not bounded(made([1.0], drained_s=1000.0))
+    assert not bounded(made([1.0], unended=1))
+
+
+def test_nobody_is_faster_than_the_bound() -> None:
+    asked = msgspec.structs.replace(job("least_work", rate=2.0), forecast="oracle")
+    least = run_job(msgspec.structs.replace(asked, policy=BOUND), GROUNDS).latency_s["chat"]
+    came = run_job(asked, GROUNDS).latency_s["chat"]
+    assert all(a is not None and b is not None and a <= b for a, b in zip(least, came, strict=True))
+
+
+def test_the_bound_takes_a_prefix_as_cached_only_where_another_call_has_it() -> None:
+    shared, own = sims.call(prompt_tokens=BLOCK_TOKENS, blocks=(1,)), sims.call(prompt_tokens=BLOCK_TOKENS, blocks=(2,))
+    workload = sims.workload([(0.0, [shared]), (1.0, [shared]), (2.0, [own])])
+    seconds = bound_s(workload, sims.replicas(1))
+    assert seconds[0] == seconds[1] < seconds[2]
+    assert seconds[2] == pytest.approx(sims.LLM.alone_s(BLOCK_TOKENS, 50.0))
+
+
+def test_jains_index_is_one_when_all_are_alike_and_one_nth_when_one_has_all() -> None:
+    assert jain_index(np.array([2.0, 2.0, 2.0])) == pytest.approx(1.0)
+    assert jain_index(np.array([0.0, 0.0, 5.0])) == pytest.approx(1.0 / 3.0)
+
+
+def test_a_refused_workflow_is_a_miss_and_makes_a_quantile_infinite() -> None:
+    run = made([1.0, 2.0, None, 3.0])
+    assert missed_of_all(run, {"chat": 2.5}) == 0.5
+    assert overall(run, 0.99) == math.inf
+    rows = [without_infinities(row) for row in rows_of(run, {"experiment": "routing"}, {"chat": 2.0}, 2.0)]
+    assert [row["kind"] for row in rows] == ["chat", ALL]
+    assert rows[0]["p99_s"] is None
+    assert (rows[0]["miss"], rows[0]["miss_1.5x"], rows[0]["miss_3x"]) == (0.5, 0.75, 0.25)
+    assert rows[0]["goodput"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("seeds", [2, 5])
+def test_the_interval_of_a_ratio_is_the_same_each_time_and_holds_its_median(seeds: int) -> None:
+    rng = np.random.default_rng(0)
+    ours = [made((1.0 + rng.random(200)).tolist(), seed=seed) for seed in range(seeds)]
+    theirs = [made((2.0 + rng.random(200)).tolist(), seed=seed) for seed in range(seeds)]
+    found = ratio(ours, theirs)
+    assert found == ratio(ours, theirs)
+    assert found.low <= found.value <= found.high < 1.0
+    assert found.over == ("seeds" if seeds >= 4 else "workflows")
+
+
+def test_runs_of_different_arrivals_are_not_compared() -> None:
+    with pytest.raises(ConfigError, match="same workloads"):
+        ratio([made([1.0], seed=0)], [made([1.0], seed=1)])
+
+
+def row(policy: str, p99_s: float, *, kind: str = ALL, seed: int = 0, load: float = 0.7, **about: float) -> Row:
+    place = {"experiment": "routing", "fleet": "heterogeneous", "load": load, "arrivals": "poisson"}
+    return {**place, "policy": policy, "kind": kind, "seed": seed, "p99_s": p99_s, "p50_s": p99_s / 2.0, **about}
+
+
+def test_claims_are_medians_over_seeds_of_paired_ratios() -> None:
+    rows = [
+        *(row(OURS, value, seed=seed) for seed, value in enumerate((8.0, 9.0, 30.0))),
+        *(row("least_work", value, seed=seed) for seed, value in enumerate((10.0, 10.0, 10.0))),
+        *(row("random", 1.0, seed=seed) for seed in range(3)),
+        row(OURS, 5.0, kind="chat"),
+        row("least_work", 4.0, kind="chat"),
+    ]
+    found = {each.name: each for each in claims.claims_of(rows, {("heterogeneous", 0.7): "least_work"})}
+    at = "@heterogeneous,0.7,poisson"
+    assert found[f"p99_vs_best_baseline{at}"].value == pytest.approx(0.9)
+    assert found[f"p99_vs_best_baseline{at}"].met
+    assert found[f"p99_vs_best_baseline{at}"].aim == 0.90
+    assert found[f"p99_worst_kind{at}"].value == pytest.approx(1.25)
+    assert not found[f"p99_worst_kind{at}"].met
+    assert found[f"p50_vs_best_baseline{at}"].value == pytest.approx(0.9)
+    assert not any("round_robin" in name for name in found)
+
+
+def test_the_gap_to_perfect_lengths_is_only_closed_where_there_is_one() -> None:
+    wide = [row(ROLE_MEANS, 10.0), row(OURS, 9.25), row("marginal/lengths", 9.0), row("oracle", 8.5)]
+    found = {each.name.split("@")[0]: each.value for each in claims.claims_of(wide, {})}
+    assert found["gap_closed"] == pytest.approx(0.75)
+    assert found["learning_gain_p99"] == pytest.approx(0.925)
+    assert found["oracle_distance"] == pytest.approx(9.25 / 8.5)
+    narrow = [row(ROLE_MEANS, 10.0), row(OURS, 9.95), row("marginal/lengths", 9.9)]
+    assert not any(each.name.startswith("gap_closed") for each in claims.claims_of(narrow, {}))
+    (said,) = claims.gap_rows(narrow)
+    assert said["gap"] == pytest.approx(0.01)
+    assert said["gap_closed"] is None
+
+
+def test_round_robin_is_compared_at_the_highest_load_that_it_bears() -> None:
+    rows = [
+        each
+        for load, miss in ((0.5, 0.0), (0.7, 0.09), (0.85, 0.4))
+        for each in (row("round_robin", 10.0, load=load, miss=miss), row(OURS, 10.0 * load, load=load, miss=0.0))
+    ]
+    (found,) = (each for each in claims.claims_of(rows, {}) if "round_robin" in each.name)
+    assert found.name == "p99_vs_round_robin@heterogeneous,0.7,poisson"
+    assert found.value == pytest.approx(0.7)
+
+
+def test_throughput_is_the_highest_load_with_few_misses() -> None:
+    limits = {OURS: 0.8, "power_of_two": 0.4, "random": 0.0}
+    searches = [throughput.Search(contestant=name, fleet="f", arrivals="poisson") for name in limits]
+
+    def run(jobs: Sequence[Job], what: str) -> list[Run]:
+        over = [each.workload.rate_per_s > limits[each.policy] for each in jobs]
+        return [made([9.0] * 50 if late else [1.0] * 50) for late in over]
+
+    def jobs_at(each: throughput.Search) -> list[Job]:
+        return [job(each.contestant, rate=each.middle)]
+
+    throughput.search(searches, jobs_at, {"f": {"chat": 5.0}}, run)
+    rows = list(throughput.rows_of(searches, {"f": 10.0}, "toy"))
+    assert [r["load"] for r in rows] == pytest.approx([0.8, 0.4, 0.05], abs=0.02)
+    assert [r["at_bound"] for r in rows] == [False, False, True]
+    found = {each.name: each.value for each in throughput.claims_of(rows, ["power_of_two", "random"])}
+    assert found["throughput_at_slo_vs_best_baseline@f,poisson"] == pytest.approx(2.0, abs=0.1)
+    assert found["throughput_at_slo_vs_power_of_two@f,poisson"] == pytest.approx(2.0, abs=0.1)
+
+
+def test_p99_is_drawn_against_load_where_there_are_several(tmp_path: Path) -> None:
+    rows = [row(OURS, 10.0 * load, load=load, seed=seed) for load in (0.5, 0.7) for seed in range(2)]
+    assert not plots.p99_by_load(rows[:2], [OURS], "title", tmp_path / "one.png")
+    assert plots.p99_by_load(rows, [OURS, "least_work"], "title", tmp_path / "two.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["two.png"]
+
+
+def test_kinds_without_data_are_left_out_and_said(tmp_path: Path) -> None:
+    from eval.workloads.reading import Sources
+
+    given = Grounds(sources=Sources(prompts=tmp_path))
+    assert set(given.mix("heterogeneous")) == {"chat", "coding", "research", "pools"}
+    assert set(given.mix("one_model")) == {"chat"}
+    with pytest.raises(ConfigError, match="sessions needs --sessions"):
+        given.mix("one_model", ["sessions"])
+    with pytest.raises(ConfigError, match="no workflow kind 'chats'"):
+        given.mix("one_model", ["chats"])
