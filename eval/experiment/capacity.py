@@ -52,7 +52,7 @@ def capacities(
     vary: float = 1.0,
 ) -> list[Capacity]:
     """By bisection, for each fleet with its mix: the highest rate at which least_work with perfect lengths keeps its
-    queues bounded for `horizon_s` of Poisson arrivals of the tuning split, to `tolerance` of the rate on paper.
+    queues bounded for `horizon_s` of Poisson arrivals, to `tolerance` of the rate on paper.
 
     Raises ConfigError when it lies outside of half and 1.4 times what the paper says.
     """
@@ -116,5 +116,5 @@ def unloaded_p99(
 
 
 def _wanted(mix: Mapping[str, float], rate_per_s: float, count: int, until_s: float | None, vary: float) -> Wanted:
-    content = Content(tuning=True, count=count, seed=TUNING_SEED, mix=dict(mix), vary=vary)
+    content = Content(tuning=False, count=count, seed=TUNING_SEED, mix=dict(mix), vary=vary)
     return Wanted(content=content, arrivals="poisson", rate_per_s=rate_per_s, until_s=until_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
@@ -38,14 +39,14 @@ class Figures:
     def values(self, place: Place, policy: str, field: str, kind: str = ALL) -> dict[object, float]:
         """By seed."""
         found = {key[5]: row[field] for key, row in self._rows.items() if key[:5] == (*place, policy, kind)}
-        return {seed: float(value) for seed, value in found.items() if isinstance(value, int | float)}
+        return {seed: float(value) if isinstance(value, int | float) else math.inf for seed, value in found.items()}
 
     def ratio(self, place: Place, ours: str, theirs: str | None, field: str = "p99_s", kind: str = ALL) -> float | None:
         """The median over seeds of ours over theirs, seed by seed; None where no seed has both."""
         if theirs is None:
             return None
         a, b = self.values(place, ours, field, kind), self.values(place, theirs, field, kind)
-        both = [a[seed] / b[seed] for seed in a if b.get(seed)]
+        both = [a[seed] / b[seed] for seed in a if b.get(seed) and math.isfinite(b[seed])]
         return median(both) if both else None
 
 

@@ -16,6 +16,10 @@ from eval.experiment.pool import Pool
 from eval.experiment.store import RunFile
 from eval.experiment.tuning import Place, TunedFile, tune
 from eval.workloads.arrivals import Arrivals
+from eval.workloads.fleets import fleet
+from eval.workloads.load import rate_for
+
+_EXAMPLES = 1000
 
 
 class Effort(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +64,7 @@ class Comparison:
         self.mixes = {name: pool.grounds.mix(name, effort.kinds) for name in effort.fleets}
         self.capacity: dict[str, float] = {}
         self.unloaded_p99_s: dict[str, dict[str, float]] = {}
+        self._tuning_ratio: dict[str, float] = {}
 
     @property
     def slo_s(self) -> dict[str, dict[str, float]]:
@@ -135,15 +140,34 @@ class Comparison:
             for seed in range(self.effort.tuning_seeds)
         ]
 
+    def _rate(self, fleet_name: str, tuning: bool) -> float:
+        """Workflows a second that are the capacity; of the tuning split, those that load the busiest model as much."""
+        rate = self.capacity[fleet_name]
+        if not tuning:
+            return rate
+        if fleet_name not in self._tuning_ratio:
+            on_paper = []
+            for part in (True, False):
+                content = Content(
+                    tuning=part, count=_EXAMPLES, seed=TUNING_SEED, mix=dict(self.mixes[fleet_name]),
+                    vary=self.effort.vary,
+                )  # fmt: skip
+                built = self.pool.grounds.build(Wanted(content=content, arrivals="poisson", rate_per_s=1.0))
+                on_paper.append(rate_for(built, fleet(fleet_name), 1.0))
+            self._tuning_ratio[fleet_name] = on_paper[0] / on_paper[1]
+        return rate * self._tuning_ratio[fleet_name]
+
     def _job(self, each: Contestant, settings: Settings, condition: Condition, seed: int, *, tuning: bool) -> Job:
-        effort, fleet = self.effort, condition.fleet
+        effort = self.effort
         content = Content(
             tuning=tuning, count=effort.tuning_count if tuning else effort.count,
-            seed=seed + TUNING_SEED if tuning else seed, mix=dict(self.mixes[fleet]), vary=effort.vary,
+            seed=seed + TUNING_SEED if tuning else seed, mix=dict(self.mixes[condition.fleet]), vary=effort.vary,
         )  # fmt: skip
-        wanted = Wanted(content=content, arrivals=condition.arrivals, rate_per_s=condition.load * self.capacity[fleet])
+        rate_per_s = condition.load * self._rate(condition.fleet, tuning)
+        wanted = Wanted(content=content, arrivals=condition.arrivals, rate_per_s=rate_per_s)
         return Job(
-            workload=wanted, fleet=fleet, policy=each.policy, parameters=settings.parameters,
+            workload=wanted, fleet=condition.fleet, policy=each.policy, parameters=settings.parameters,
             late_binding=settings.late_binding, forecast=each.forecast, path=settings.path,
-            targets=self.slo_s[fleet],
+            order=settings.order,
+            targets=self.slo_s[condition.fleet],
         )  # fmt: skip

@@ -8,29 +8,34 @@ import msgspec
 
 from eval.sim.settings import PathName
 from swarmx.agents.policies import parameters_of
+from swarmx.core.engine_order import OrderName
 
-Change = Mapping[str, float | PathName]
+Change = Mapping[str, float | PathName | OrderName]
 Dimension = Sequence[Change]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Of a policy: its parameters, whether calls wait in the router, and what it hears of the rest of a workflow."""
+    """Of a policy: its parameters, whether calls wait in the router, what it hears of the rest of a workflow, and the
+    order of the engines."""
 
     parameters: dict[str, float] = {}
     late_binding: bool = True
     path: PathName = "none"
+    order: OrderName = "arrival"
 
 
-def each(name: str, *values: float | PathName) -> Dimension:
+def each(name: str, *values: float | PathName | OrderName) -> Dimension:
     """The dimension of one parameter."""
     return [{name: value} for value in values]
 
 
 LATE = each("late_binding", 1.0, 0.0)
+IN_ENGINE = each("order", "arrival", "priority")
+"""Whether engines look at the priorities that a policy gives."""
 
 GRIDS: Mapping[str, Sequence[Dimension]] = {
     "weighted_least_outstanding": [each("batch", 8, 16, 64)],
-    "speed_edf": [each("batch", 8, 16, 64)],
+    "speed_edf": [each("batch", 8, 16, 64), each("prompt_per_output", 1, 4), each("context_tokens", 2000, 4000)],
     "session_affinity": [each("slack", 1, 4, 8, 1e9)],
     "sglang_cache_aware": [
         each("cache_threshold", 0.3, 0.5),
@@ -49,15 +54,16 @@ GRIDS: Mapping[str, Sequence[Dimension]] = {
     "aibrix_prefix": [each("imbalance_count", 2, 4, 8, 16)],
     "preble": [each("rebalance", 1.2, 1.5, 3), each("exploit_threshold", 0.3, 0.5, 0.8)],
     "murakkab_mean": [each("share", 0, 1)],
-    "autellix_plas": [each("short_tokens", 1024, 2048, 8192), each("wait_for_home", 0, 1)],
-    "thunderagent": [each("pause", 0.8, 0.95), each("hysteresis", 0.05, 0.2)],
+    "autellix_plas": [IN_ENGINE, each("short_tokens", 1024, 2048, 8192), each("wait_for_home", 0, 1)],
+    "gittins": [IN_ENGINE],
+    "thunderagent": [IN_ENGINE, each("pause", 0.8, 0.95), each("hysteresis", 0.05, 0.2)],
     "swarmx_paper": [each("share", 0, 1)],
     "swarmx_paper_repo": [each("share", 0, 1), each("fine", 0, 1)],
     "marginal": [
         each("externality", 0.5, 1, 2),
-        each("siblings", 0, 0.5),
-        each("hold", 0, 1),
+        each("siblings", 0, 1),
         each("slack", 0, 1),
+        IN_ENGINE,
         each("path", "none", "neural"),
     ],
 }
@@ -81,12 +87,12 @@ def defaults(policy: str) -> Settings:
 
 def changed(settings: Settings, change: Change) -> Settings:
     """The settings with another value of a dimension."""
-    parameters, late, path = dict(settings.parameters), settings.late_binding, settings.path
+    parameters, others = dict(settings.parameters), dict[str, object]()
     for name, value in change.items():
         if isinstance(value, str):
-            path = value
+            others[name] = value
         elif name == "late_binding":
-            late = bool(value)
+            others[name] = bool(value)
         else:
             parameters[name] = float(value)
-    return Settings(parameters=dict(sorted(parameters.items())), late_binding=late, path=path)
+    return msgspec.structs.replace(settings, parameters=dict(sorted(parameters.items())), **others)

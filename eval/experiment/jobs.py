@@ -22,10 +22,20 @@ from eval.workloads.fleets import fleet, sized
 from eval.workloads.plan import Workload
 from swarmx.agents.policies import POLICIES
 from swarmx.agents.router_settings import RouterSettings
+from swarmx.core.engine_order import OrderName
 from swarmx.core.nouns import Replica
 
 BOUND = "lower_bound"
 """Not a policy: every workflow alone in the system, on the fastest device of each model."""
+
+
+SIGNAL_EVERY_S = {"llmd_load": 0.1, "llmd_predicted": 0.1}
+"""How often policies that live on the engines' counters hear them; llm-d reads them every 50 ms."""
+
+HOLD_LIMIT_S = {"thunderagent": 1800.0}
+"""How long a program may be paused in the original; for others as the router has it."""
+
+_PATIENT_S = 1e6  # nobody is retried for being slow: who binds early would pay for waiting, who binds late would not
 
 
 class Signals(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +61,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     late_binding: bool = True
     forecast: ForecastName = "role_means"
     path: PathName = "none"
+    order: OrderName = "arrival"
     targets: dict[str, float] = {}
     signals: Signals = Signals()
     trim: float = 0.1
@@ -92,9 +103,8 @@ def key_of(job: Job, grounds: Grounds) -> str:
 def code_of(policy: str) -> str:
     """A hash of all code that decides what comes of a job with this policy: with a change, old runs say nothing."""
     module = POLICIES[policy].__module__.rsplit(".", 1)[1] if policy in POLICIES else ""
-    return sha256(f"{_common()}{_hash(_ROUTER / 'policies' / f'{module}.py') if module else ''}".encode()).hexdigest()[
-        :12
-    ]
+    own = "".join(_hash(path) for path in (_ROUTER / "policies").glob("*.py") if path.stem in (module, *_BASES))
+    return sha256(f"{_common()}{own}".encode()).hexdigest()[:12]
 
 
 def run_job(job: Job, grounds: Grounds) -> Run:
@@ -107,7 +117,12 @@ def run_job(job: Job, grounds: Grounds) -> Run:
         router=RouterSettings(
             policy=job.policy, parameters=job.parameters, seed=job.workload.content.seed, demand_every_s=0.0,
             late_binding=job.late_binding, targets=job.targets, shared=shared, log_decisions=False,
+            call_timeout_s=_PATIENT_S, first_token_timeout_s=_PATIENT_S,
+            hold_limit_s=HOLD_LIMIT_S.get(job.policy, 60.0),
         ),
+        order=job.order,
+        stream=True,
+        signal_every_s=SIGNAL_EVERY_S.get(job.policy, 1.0),
         forecast=job.forecast,
         path=job.path,
         routers=job.signals.routers,
@@ -195,6 +210,7 @@ def _mean(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
 _SWARMX = Path(swarmx.__path__[0])
 _ROUTER = _SWARMX / "agents"
 _NOT_SEEN = {"training", "__pycache__", "reference"}
+_BASES = ("least_work", "weighted_least_outstanding", "serial_view", "trees", "ties")  # what other policies build on
 
 
 @cache
@@ -206,10 +222,13 @@ def _common() -> str:
         _SWARMX / "core",
         _ROUTER,
         _SWARMX / "neural",
+        Path(__file__).parent / "jobs.py",
+        Path(__file__).parent / "bound.py",
     ]
     policies = {_ROUTER / "policies" / f"{maker.__module__.rsplit('.', 1)[1]}.py" for maker in POLICIES.values()}
     policies.add(_ROUTER / "policies" / "__init__.py")
-    found = (path for place in places for path in sorted(place.rglob("*")) if path.is_file())
+    everything = [path for place in places for path in ([place] if place.is_file() else sorted(place.rglob("*")))]
+    found = (path for path in everything if path.is_file())
     return "".join(_hash(path) for path in _decisive(found) if path not in policies)
 
 

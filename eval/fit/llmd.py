@@ -100,6 +100,7 @@ class _Episode:
             context_tokens=np.array([float(context)]), cached_tokens=np.array([cached]),
             prefill_tokens=np.array([max(0.0, self.backlog - drained) if self.here else 0.0]),
             running=_NONE, waiting=_NONE, kv_usage=_NONE, signal_age_s=_NONE, prefill_share=_NONE, slowdown=_ONE,
+            unread_tokens=_NONE, shared_tokens=_NONE,
             **{name: np.array([float(getattr(profile, name))]) for name in _COLUMNS},
         )  # fmt: skip
 

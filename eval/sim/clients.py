@@ -152,7 +152,7 @@ class Clients:
             prompt_tokens=prompt_tokens,
             work_limit=planned.work_limit,
             stream=settings.stream and planned.kind == "llm",
-            session=workflow.workflow_id,
+            session=workflow.workflow_id if planned.kind == "llm" else "",
             prefix=names_of_blocks(planned.blocks[: planned.prompt_tokens // BLOCK_TOKENS]),
         )
         forecast = self._forecasts.of(workflow, planned)

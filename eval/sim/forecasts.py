@@ -62,12 +62,12 @@ class _RoleMeans:
     def of(self, workflow: PlannedWorkflow, call: PlannedCall) -> Forecast:
         if call.kind != "llm":
             return forecast_of(self._workload, call)
-        _, mean = self._means.get((workflow.kind, call.role, call.model), (0, PRIOR_TOKENS))
+        _, mean = self._means.get((workflow.kind, call.role, call.recorded or call.model), (0, PRIOR_TOKENS))
         return point(mean, unit="tokens")
 
     def finished(self, workflow: PlannedWorkflow, call: PlannedCall) -> None:
         if call.kind == "llm":
-            key = (workflow.kind, call.role, call.model)
+            key = (workflow.kind, call.role, call.recorded or call.model)
             count, mean = self._means.get(key, (0, 0.0))
             self._means[key] = (count + 1, mean + (call.work - mean) / (count + 1))
 
@@ -83,7 +83,7 @@ class _RoleQuantiles:
     def of(self, workflow: PlannedWorkflow, call: PlannedCall) -> Forecast:
         if call.kind != "llm":
             return forecast_of(self._workload, call)
-        key = (workflow.kind, call.role, call.model)
+        key = (workflow.kind, call.role, call.recorded or call.model)
         if (made := self._made.get(key)) is None:
             past = self._past.get(key)
             made = point(PRIOR_TOKENS, unit="tokens") if past is None else from_samples(past, unit="tokens")
@@ -92,6 +92,6 @@ class _RoleQuantiles:
 
     def finished(self, workflow: PlannedWorkflow, call: PlannedCall) -> None:
         if call.kind == "llm":
-            key = (workflow.kind, call.role, call.model)
+            key = (workflow.kind, call.role, call.recorded or call.model)
             self._past.setdefault(key, deque(maxlen=HISTORY)).append(call.work)
             self._made.pop(key, None)

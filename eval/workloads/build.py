@@ -143,7 +143,7 @@ class _Recorded:
         return cls(
             prompts=read_prompts(_given(sources.prompts, "prompts"), split) if kinds & _PROMPTED else None,
             sessions=(read_sessions(_given(sources.sessions, "sessions"), split) if "sessions" in kinds else None),
-            images=read_images(_given(sources.engine, "engine"), split) if "media" in kinds else None,
+            images=read_images(_given(sources.engine, "engine")) if "media" in kinds else None,
         )
 
     def llm(self, role: str, model: str, rng: np.random.Generator) -> Drawn:

@@ -51,6 +51,7 @@ def planned(drafts: Sequence[Draft]) -> list[PlannedWorkflow]:
                     role=call.role, model=call.model, kind=call.kind, after=call.after, gap_s=call.gap_s,
                     prompt_tokens=tokens_of(call.prompt), work=float(call.work), work_limit=call.work_limit,
                     blocks=names.of((*call.prompt, call.answer)), forecast=row,
+                    recorded=call.drawn.data_model if call.drawn else "",
                 )
             )  # fmt: skip
             row += 1

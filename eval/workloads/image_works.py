@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from eval.workloads.draft import FLUX, SDXL
-from eval.workloads.reading import Part, belongs, read_table, refuse, table_file
+from eval.workloads.reading import read_table, refuse, table_file
 from swarmx.core.engine import profiles
 from swarmx.core.errors import ConfigError
 from swarmx.neural.training.images import runs
@@ -37,12 +37,13 @@ class ImageWorks:
         return int(rng.choice(self.works[model]))
 
 
-def read_images(source: Path, part: Part) -> ImageWorks:
-    """The work of the measured runs in `part`: their seconds, by what a megapixel-step takes on the same device.
+def read_images(source: Path) -> ImageWorks:
+    """The work of the measured runs: their seconds, by what a megapixel-step takes on the same device.
 
     So an image comes to its measured time on that device, with all that its flow does besides sampling. Flows of
     SDXL's size stand for sdxl, those of Flux.1-dev for flux-dev; runs that had to load their weights, and devices
-    without a profile, are left out. Raises ConfigError.
+    without a profile, are left out. Nothing learns from them, as a request for an image tells its work; so few of
+    them, divided, would be two different loads. Raises ConfigError.
     """
     files = flow_files(source)
     table = read_table(files[0], ("flow", "gpu", "exec_s"))
@@ -53,10 +54,10 @@ def read_images(source: Path, part: Part) -> ImageWorks:
             FLUX if run.flow.startswith("flux1_dev") else SDXL if _SDXL_B[0] <= run.job.model_b <= _SDXL_B[1] else ""
         )
         profile = profiles().get((model, run.device))
-        if profile is None or run.cold or not belongs(part, "row", f"{run.flow}|{run.device}"):
+        if profile is None or run.cold:
             continue
         works[model].append(max(1, round((run.seconds - profile.call_base_s) / profile.step_base_s)))
     for model, found in works.items():
         if not found:
-            raise ConfigError(f"{files[0]} has no run of the {part} part that could stand for {model}.")
+            raise ConfigError(f"{files[0]} has no run that could stand for {model}.")
     return ImageWorks({model: tuple(sorted(found)) for model, found in works.items()})

@@ -18,7 +18,8 @@ class PlannedCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One call of a workflow. It becomes ready `gap_s` after the last of the calls `after` ended (or after the start).
 
     `after` are positions of earlier calls in the workflow. `prompt_tokens` and `work` (output tokens, or units of work
-    of a serial server) are the truth; `work` is hidden from agents. `blocks[i]` names the first i + 1 full blocks of
+    of a serial server) are the truth; `work` is hidden from agents. `recorded` is the model whose answer it was: who
+    forecasts is told it, as it stands for the model that is called. `blocks[i]` names the first i + 1 full blocks of
     the prompt followed by the answer: equal names are equal text. `forecast` is a row of `Workload.quantiles`.
     """
 
@@ -32,6 +33,7 @@ class PlannedCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     work_limit: float
     blocks: tuple[int, ...]
     forecast: int
+    recorded: str = ""
 
 
 class PlannedWorkflow(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -23,13 +23,16 @@ _MOST_WITHOUT = 0.5
 # gpt-4o's latency over all sessions with both. What is left of the gap is the tool's.
 _ANSWER_BASE_S, _ANSWER_TOKEN_S = 0.74, 0.0109
 
+LONGEST_ANSWER = 8192
+
 
 @dataclass(frozen=True, slots=True)
 class SessionRows:
-    """Draws a session. `left_out` counts those with a call of no tokens."""
+    """Draws a session. `left_out` counts those with a call of no tokens, `runaway` those with an endless answer."""
 
     sessions: tuple[tuple[Turn, ...], ...]
     left_out: int
+    runaway: int = 0
 
     def draw(self, rng: np.random.Generator) -> tuple[Turn, ...]:
         """One of them, each as likely."""
@@ -40,8 +43,9 @@ def read_sessions(source: Path, part: Part) -> SessionRows:
     """Read and check sessions of `part`.
 
     Sessions with a call of no tokens (their provider did not report some) are left out; when they are more than half
-    it is an error, as are steps or times that fall, negative numbers, and calls beyond the model's context.
-    Raises ConfigError.
+    it is an error. Left out, too, are those with an answer of more than `LONGEST_ANSWER` tokens: such answers run on
+    until the recorder cuts them, and one such session would be the tail of its kind by itself. Errors are steps or
+    times that fall, negative numbers, and calls beyond the model's context. Raises ConfigError.
     """
     path = table_file(source, "sessions.parquet")
     rows = read_table(path, _COLUMNS, _OPTIONAL)
@@ -63,7 +67,7 @@ def read_sessions(source: Path, part: Part) -> SessionRows:
     refuse(asked, tokens[0] + tokens[1] > most, path, f"more tokens than a context of {most}", "session")
     shared = _shared(asked)
     found: list[tuple[Turn, ...]] = []
-    left_out = 0
+    left_out = runaway = 0
     for (session,), group in rows.group_by("session", maintain_order=True):
         if not belongs(part, "session", str(session)):
             continue
@@ -71,13 +75,16 @@ def read_sessions(source: Path, part: Part) -> SessionRows:
         if of_calls.is_empty() or (of_calls.select(pl.min_horizontal(*tokens).min()).item() or 0) <= 0:
             left_out += 1
             continue
+        if (of_calls.select(tokens[1].max()).item() or 0) > LONGEST_ANSWER:
+            runaway += 1
+            continue
         found.append(tuple(_turns(group, shared)))
     if not found or left_out > _MOST_WITHOUT * (len(found) + left_out):
         raise ConfigError(
             f"{path}: {len(found)} sessions of the {part} part can be used, {left_out} have calls of no tokens; "
             "give more sessions, or another split."
         )
-    return SessionRows(tuple(found), left_out)
+    return SessionRows(tuple(found), left_out, runaway)
 
 
 _Group = tuple[str, str, str]

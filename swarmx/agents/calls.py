@@ -9,6 +9,7 @@ from swarmx.agents.line import Line, Place
 from swarmx.agents.orders import Key
 from swarmx.agents.shares import Shares
 from swarmx.core.actions import StartTimer, StopTimer
+from swarmx.core.fleet import Choice
 from swarmx.core.forecast import Forecast
 from swarmx.core.nouns import Call
 
@@ -31,7 +32,9 @@ class CallState:
     work_done: float = 0.0
     variance: float = 0.0
     context: float = 0.0
-    expected_s: float | None = None  # from dispatch to end, as its policy saw it
+    unread: float = 0.0  # tokens of its prompt that the replica has to read and has not answered yet
+    shared: float = 0.0  # tokens of its prompt that were in the replica's cache
+    profile_s: float | None = None  # from dispatch to end, as the replica's profile has it
     unit_s: float = 0.0
     tried: frozenset[str] = field(default_factory=frozenset)
     patience_until_s: float | None = None  # set when it first has no replica; retries do not extend it
@@ -41,12 +44,21 @@ class CallState:
     charged: float = 0.0  # weighted tokens, for this attempt
     budgeted: float = 0.0  # tokens, for the whole call
 
+    def sent(self, replica_id: str, choice: Choice, cached_tokens: float, now_s: float) -> None:
+        """One more attempt begins, at the replica that the policy chose."""
+        self.attempt += 1
+        self.replica_id, self.dispatched_at_s = replica_id, now_s
+        self.work_left, self.work_done, self.variance = self.forecast.mean, 0.0, self.forecast.variance
+        self.context = float(self.call.prompt_tokens)
+        self.shared = min(cached_tokens, self.context)
+        self.unread = self.context - self.shared
+        self.profile_s, self.unit_s = choice.profile_s, choice.unit_s
+
     def slowness(self, work_done: float, now_s: float) -> float | None:
-        """How many times what its policy expected the call took, had the policy known its work; None if it expected
-        nothing."""
-        if self.expected_s is None:
+        """How many times what the profile says the call took, given its work; None where nobody knows either."""
+        if self.profile_s is None or work_done <= 0.0:
             return None
-        expected_s = self.expected_s + (work_done - self.forecast.mean) * self.unit_s
+        expected_s = self.profile_s + (work_done - self.forecast.mean) * self.unit_s
         return (now_s - self.dispatched_at_s) / expected_s if expected_s > _LEAST_S else None
 
 

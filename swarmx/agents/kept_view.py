@@ -14,6 +14,8 @@ from swarmx.core.nouns import Candidates, KeptView
 MOVING = (
     "work_variance",
     "prefill_tokens",
+    "unread_tokens",
+    "shared_tokens",
     "cached_tokens",
     "prefill_share",
     "slowdown",

@@ -35,6 +35,8 @@ _FLOATS = (
     "prefill_at_s",
     "prefill_rate",
     "others",
+    "unread_tokens",
+    "shared_tokens",
     "prompts_busy",
     "prompts_at_s",
     "log_slowdown",
@@ -45,6 +47,7 @@ _IN_FLIGHT, _LAST_CHOSEN, _MAX_BATCH, _SLOT = _I["in_flight"], _I["last_chosen"]
 _REMAINING, _CONTEXT, _PREFILL = _F["remaining_work"], _F["context_tokens"], _F["prefill_tokens"]
 _VARIANCE, _KV_CAPACITY, _OTHERS = _F["work_variance"], _F["kv_capacity_tokens"], _F["others"]
 _PREFILL_AT, _PREFILL_RATE, _MEASURED_AT = _F["prefill_at_s"], _F["prefill_rate"], _F["measured_at_s"]
+_UNREAD, _SHARED = _F["unread_tokens"], _F["shared_tokens"]
 _PROMPTS_BUSY, _PROMPTS_AT, _SLOWDOWN = _F["prompts_busy"], _F["prompts_at_s"], _F["log_slowdown"]
 _HIDDEN = (_PREFILL, _PREFILL_AT, _PREFILL_RATE, _MEASURED_AT, _OTHERS, _PROMPTS_BUSY, _PROMPTS_AT, _SLOWDOWN)
 _SEEN = tuple((name, row) for name, row in _F.items() if row not in _HIDDEN)
@@ -176,16 +179,19 @@ class Pool:
         ints = self._ints[:, column]
         ints[_IN_FLIGHT] += 1
         ints[_LAST_CHOSEN] = decision
-        if ints[_IN_FLIGHT] == ints[_MAX_BATCH]:
+        if ints[_IN_FLIGHT] == ints[_MAX_BATCH] or self._own is not None:
             self._roomy = None
         floats = self._floats[:, column]
         floats[_REMAINING] += forecast.mean
         floats[_VARIANCE] += forecast.variance
         floats[_CONTEXT] += call.prompt_tokens
+        shared = min(cached_tokens, float(call.prompt_tokens))
+        floats[_SHARED] += shared
+        floats[_UNREAD] += call.prompt_tokens - shared
         rate = floats[_PREFILL_RATE]
         if rate > 0.0:
             left = floats[_PREFILL] - (now_s - floats[_PREFILL_AT]) * rate
-            fresh = max(0.0, call.prompt_tokens - cached_tokens)
+            fresh = call.prompt_tokens - shared
             floats[_PREFILL] = max(0.0, left) + fresh
             floats[_PREFILL_AT] = now_s
             busy = floats[_PROMPTS_BUSY] * math.exp((floats[_PROMPTS_AT] - now_s) / _PROMPTS_MEMORY_S)
@@ -205,7 +211,15 @@ class Pool:
             self._floats[_REMAINING, column] = max(0.0, self._floats[_REMAINING, column] + work_change)
             self._floats[_CONTEXT, column] = max(0.0, self._floats[_CONTEXT, column] + context_change)
 
-    def ended(self, replica_id: str, work_left: float, variance: float, context: float, now_s: float) -> None:
+    def prompt_read(self, replica_id: str, tokens: float) -> None:
+        """That many tokens of a prompt are read: its answer began, or ended."""
+        column = self._index.get(replica_id)
+        if column is not None:
+            self._floats[_UNREAD, column] = max(0.0, self._floats[_UNREAD, column] - tokens)
+
+    def ended(
+        self, replica_id: str, work_left: float, variance: float, context: float, now_s: float, shared: float = 0.0
+    ) -> None:
         """The call is no longer on the replica, whatever became of it."""
         column = self._index.get(replica_id)
         if column is None:
@@ -214,20 +228,21 @@ class Pool:
         ints[_IN_FLIGHT] -= 1
         if self._own is not None:
             self._own.setdefault(replica_id, OwnCounts()).changed(int(ints[_IN_FLIGHT]), now_s)
-        if ints[_IN_FLIGHT] == ints[_MAX_BATCH] - 1:
+        if ints[_IN_FLIGHT] == ints[_MAX_BATCH] - 1 or self._own is not None:
             self._roomy = None
         if ints[_IN_FLIGHT] == 0:  # an idle replica is idle exactly: no rounding error survives
-            self._floats[[_REMAINING, _VARIANCE, _CONTEXT, _PREFILL], column] = 0.0
+            self._floats[[_REMAINING, _VARIANCE, _CONTEXT, _PREFILL, _UNREAD, _SHARED], column] = 0.0
         else:
             self._floats[_VARIANCE, column] = max(0.0, self._floats[_VARIANCE, column] - variance)
+            self._floats[_SHARED, column] = max(0.0, self._floats[_SHARED, column] - shared)
             self.progressed(replica_id, -work_left, -context)
 
     def took(self, replica_id: str, ratio: float) -> None:
-        """A call took so many times what its policy expected of the replica, `slowdown` included."""
+        """A call took so many times what the profile of the replica says: a mean of late, each within bounds."""
         column = self._index.get(replica_id)
         if column is not None and math.isfinite(ratio) and ratio > 0.0:
             log = math.log(min(_SLOWDOWN_MOST, max(1.0 / _SLOWDOWN_MOST, ratio)))
-            self._floats[_SLOWDOWN, column] += _SLOWDOWN_WEIGHT * log
+            self._floats[_SLOWDOWN, column] += _SLOWDOWN_WEIGHT * (log - self._floats[_SLOWDOWN, column])
 
     def in_flight(self, replica_id: str) -> int:
         """How many of this router's calls are on the replica."""

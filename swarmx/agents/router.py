@@ -238,11 +238,7 @@ class RouterAgent:
         call_id = state.call.call_id
         replica_id = pool.replicas[placed.column].replica_id
         self._decisions += 1
-        state.attempt += 1
-        state.replica_id, state.dispatched_at_s = replica_id, now_s
-        state.work_left, state.work_done = state.forecast.mean, 0.0
-        state.variance, state.context = state.forecast.variance, float(state.call.prompt_tokens)
-        state.expected_s, state.unit_s = placed.choice.expected_s, placed.choice.unit_s
+        state.sent(replica_id, placed.choice, placed.cached_tokens, now_s)
         self._accounts.sent(state, self._room[pool.model], placed.cached_tokens)
         patience_s = self.settings.first_token_timeout_s if state.call.stream else self.settings.call_timeout_s
         outputs: list[Output] = [
@@ -261,6 +257,9 @@ class RouterAgent:
         if state is None or state.streamed:
             return ()
         state.streamed = True
+        if state.replica_id is not None and (pool := self._pool_of.get(state.replica_id)) is not None:
+            pool.prompt_read(state.replica_id, state.unread)
+        state.unread = 0.0
         return (StartTimer(key=f"answer:{message.call_id}", at_s=now_s + self.settings.call_timeout_s),)
 
     def _progressed(self, message: TokensProgressed) -> Sequence[Output]:
@@ -415,7 +414,8 @@ class RouterAgent:
         assert replica_id is not None
         self._book.call_left(state.call.workflow_id, state.call.call_id)
         if (pool := self._pool_of.get(replica_id)) is not None:
-            pool.ended(replica_id, state.work_left, state.variance, state.context, now_s)
+            pool.prompt_read(replica_id, state.unread)
+            pool.ended(replica_id, state.work_left, state.variance, state.context, now_s, state.shared)
             self._unsettled[pool.model] = None
         return replica_id
 

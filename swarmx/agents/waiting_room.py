@@ -42,10 +42,10 @@ class WaitingRoom:
         Where calls of other tenants or priorities wait already, it waits for its turn, which `call_in` knows.
         """
         waiting = self._lines[pool.model]
-        placed = None if waiting.must_queue(state) else self._placing.place(state, pool, len(waiting), now_s)
-        placed = placed or self._placing.hopeless(state, pool, len(waiting), now_s)
-        if placed is not None:
-            return placed
+        if not waiting.must_queue(state):
+            placed = self._placing.place(state, pool, len(waiting), now_s)
+            if (found := placed or self._placing.hopeless(state, pool, len(waiting), now_s)) is not None:
+                return found
         if state.attempt == 0 and len(waiting) >= self._settings.max_waiting:
             return overload(pool.model, waiting, self._rates[pool.model], now_s)
         return [*waiting.add(state, self._placing.key(state, now_s)), *self.timers(pool, now_s)]

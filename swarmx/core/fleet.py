@@ -67,11 +67,15 @@ class FleetView:
 
     `in_flight` counts this router's own calls, exactly, with what signals tell of those of other routers; `last_chosen`
     is the number of the decision that last chose the replica, 0 before the first. `remaining_work` is the expected work
-    that they still need and `work_variance` its variance, `context_tokens` the context they hold, `prefill_tokens`
-    prompts of theirs that no cache held and no first token answered yet. `cached_tokens` of this call's prompt are held
-    by the replica, as far as this router's own dispatches tell. Of late, `prefill_share` of its time went into prompts,
-    and its calls took `slowdown` times as long as their policy expected. The profile columns are those of
-    `EngineProfile`. The signal columns are the engine's own word, NaN where it never spoke, `signal_age_s` old.
+    that they still need and `work_variance` its variance, `context_tokens` the context they hold, of which
+    `shared_tokens` were in the cache when their calls came, so that several may hold the same. Of their prompts that
+    no cache held, `prefill_tokens` are left if they are read at the device's rate, and `unread_tokens` are those of
+    calls of which no first token, or without a stream no end, has been heard.
+
+    `cached_tokens` of this call's prompt are held by the replica, as far as this router's own dispatches tell. Of late,
+    `prefill_share` of its time went into prompts, and its calls took `slowdown` times as long as its profile says. The
+    profile columns are those of `EngineProfile`. The signal columns are the engine's own word, NaN where it never
+    spoke, `signal_age_s` old.
     """
 
     in_flight: Ints
@@ -81,6 +85,8 @@ class FleetView:
     work_variance: Floats
     context_tokens: Floats
     prefill_tokens: Floats
+    unread_tokens: Floats
+    shared_tokens: Floats
     cached_tokens: Floats
     prefill_share: Floats
     slowdown: Floats
@@ -114,7 +120,8 @@ class Choice:
 
     With `hold`, the call waits in the router, for that replica or a better one, and is asked about again when
     something has changed. `urgency` is the order inside the engine, lower first. `expected_s` is how long the call
-    should take there from now on, `unit_s` of it for each unit of its work; None where a policy does not know. `cost_s`
+    should take there from now on; None where a policy does not know. `profile_s` is the same without regard to
+    `slowdown`, `unit_s` of it for each unit of its work: what slowdown is learnt from, None for not at all. `cost_s`
     and each array of `terms_s` have shape [replicas]; None where a policy does not weigh costs.
     """
 
@@ -122,6 +129,7 @@ class Choice:
     hold: bool = False
     urgency: float = 0.0
     expected_s: float | None = None
+    profile_s: float | None = None
     unit_s: float = 0.0
     cost_s: Floats | None = None
     terms_s: dict[str, Floats] = field(default_factory=dict)

@@ -25,9 +25,12 @@ BOUNDARIES: tuple[int, ...] = _boundaries()
 """`prefix[i]` names the first `BOUNDARIES[i]` blocks; a shared beginning is known to one sixteenth of its length."""
 
 
-def names_of(texts: Iterable[bytes]) -> tuple[int, ...]:
-    """The names of a prompt that is these texts in a row: 63-bit hashes, each of everything up to its boundary."""
-    digest = blake2b(digest_size=8)
+def names_of(texts: Iterable[bytes], key: bytes = b"") -> tuple[int, ...]:
+    """The names of a prompt that is these texts in a row: 63-bit hashes, each of everything up to its boundary.
+
+    With a secret `key` nobody can make up two prompts of the same name.
+    """
+    digest = blake2b(digest_size=8, key=key)
     found: list[int] = []
     taken, boundary = 0, 0
     for text in texts:

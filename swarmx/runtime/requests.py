@@ -19,6 +19,7 @@ DEFAULT_IMAGE_STEPS = 30
 _BYTES_PER_TOKEN = 4.0
 _DEFAULT_WORK_LIMIT_TOKENS = 131_072.0  # no limit was named: a long context's worth
 _MOST = 10_000_000
+_NAMES_KEY = secrets.token_bytes(16)  # of this process: nobody else needs to know its names
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 
@@ -33,10 +34,11 @@ class BadRequest(Exception):
 def call_of(request: ModelRequest) -> tuple[Call, PromptText]:
     """The call of a workflow node, and its prompt for the predictor. Raises BadRequest for what no engine would take.
 
-    `prompt_bytes` counts the texts alone, without the line ends between them.
+    `prompt_bytes` counts the texts alone, without the line ends between them; `prompt_tokens` the tools, too.
     """
     system, user, texts = _prompt(request.kind, request.body)
     tools = request.body.get("tools")
+    told = msgspec.json.encode(tools) if tools else b""
     sizes = [len(text) if text.isascii() else len(text.encode()) for text in texts]
     size = sum(sizes)
     call = Call(
@@ -50,13 +52,13 @@ def call_of(request: ModelRequest) -> tuple[Call, PromptText]:
         node=request.node,
         prompt_key=prompt_key(system, user),
         prompt_bytes=size,
-        prompt_tokens=max(1, int(size / _BYTES_PER_TOKEN)),
+        prompt_tokens=max(1, int((size + len(told)) / _BYTES_PER_TOKEN)),
         work_limit=_work_limit(request.kind, request.body),
         stream=request.kind == "llm" and bool(request.body.get("stream", False)),
         deadline_at_s=request.deadline_at_s,
         priority=request.priority,
-        session=request.workflow_id,
-        prefix=_prefix(request.body, texts, tools) if request.kind == "llm" else (),
+        session=request.workflow_id if request.kind == "llm" else "",
+        prefix=_prefix(request.body, texts, told) if request.kind == "llm" else (),
     )
     return call, _prompt_text(texts, size + len(texts) - 1, tools=len(tools) if isinstance(tools, list) else 0)
 
@@ -66,11 +68,11 @@ def new_id(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(12)}"
 
 
-def _prefix(body: dict[str, Any], texts: list[str], tools: object) -> tuple[int, ...]:
+def _prefix(body: dict[str, Any], texts: list[str], tools: bytes) -> tuple[int, ...]:
     """Names of the beginnings of what the engine will see: the tools, then each message behind its role."""
     roles = [str(message["role"]).encode() for message in body["messages"]]
     parts = [part for role, text in zip(roles, texts, strict=True) for part in (b"\0" + role + b"\0", text.encode())]
-    return names_of([msgspec.json.encode(tools), *parts] if tools else parts)
+    return names_of([tools, *parts], _NAMES_KEY)
 
 
 def _prompt_text(texts: list[str], total_bytes: int, *, tools: int) -> PromptText:

@@ -228,24 +228,22 @@ def _flows(folder: Path, seconds: float | None = None) -> Path:
 
 
 def test_an_image_comes_to_its_measured_time_on_the_device_that_it_was_measured_on(tmp_path: Path) -> None:
-    works = read_images(_flows(tmp_path), "everything").works
+    works = read_images(_flows(tmp_path)).works
     assert works[FLUX] == tuple(sorted([*range(10, 25)] * 3))  # runs that loaded their weights are left out
     assert works[SDXL] == tuple(sorted([*range(25, 40)] * 3))
-    assert read_images(tmp_path / FLOWS, "everything").works == works
+    assert read_images(tmp_path / FLOWS).works == works
 
 
-def test_tuning_and_evaluation_have_no_measured_row_in_common(tmp_path: Path) -> None:
+def test_both_parts_draw_from_all_images_as_nothing_is_learnt_from_them(tmp_path: Path) -> None:
     flows = _flows(tmp_path)
-    parts = {part: len(read_images(flows, part).works[SDXL]) for part in ("tuning", "evaluation")}  # type: ignore[arg-type]
-    for part, split in (("tuning", "validation"), ("evaluation", "test")):
-        of_split = [1 for i in range(15) for d in _GPUS.values() if split_of("row", f"dream_xl_{i}|{d}") == split]
-        assert parts[part] == len(of_split)
+    assert read_images(flows).works[SDXL]
+    assert len(read_images(flows).works[SDXL]) == 15 * len(_GPUS)
 
 
 def test_images_without_a_run_or_with_a_negative_time_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=FLOWS):
-        read_images(tmp_path, "tuning")
+        read_images(tmp_path)
     with pytest.raises(ConfigError, match="a negative exec_s"):
-        read_images(_flows(tmp_path, seconds=-1.0), "tuning")
-    with pytest.raises(ConfigError, match="no run of the tuning part"):
-        read_images(_flows(tmp_path, seconds=0.0), "tuning")
+        read_images(_flows(tmp_path, seconds=-1.0))
+    with pytest.raises(ConfigError, match="no run that"):
+        read_images(_flows(tmp_path, seconds=0.0))

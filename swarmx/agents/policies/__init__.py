@@ -55,7 +55,7 @@ POLICIES: Mapping[str, Callable[..., Policy]] = {
     "swarmx_paper_repo": SwarmXPaperRepo,
     "marginal": Marginal,
 }
-DEFAULT_POLICY = "least_work"
+DEFAULT_POLICY = "marginal"
 
 
 def make_policy(name: str, parameters: Mapping[str, float] | None = None) -> Policy:

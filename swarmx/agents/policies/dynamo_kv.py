@@ -27,8 +27,9 @@ class DynamoKv:
 
     The original indexes KV events of the engines; here `cached_tokens` is what this router sent. Its active blocks are
     prompts, shared ones counted once; here each call's context counts, output included (--router-track-output-blocks).
-    Its backlog falls at the first token; here it drains at the profile's prefill rate (--router-prefill-load-model).
-    A block has 64 tokens, and is not rounded up. Like it, this is blind to devices and to lengths.
+    Its backlog falls at the first token, or, without a stream, at the end, as here.
+    A block has 64 tokens, and is not rounded up. Calls without a prompt, which the original never meets, go to the
+    fewest in flight. Like it, this is blind to devices and to lengths.
     """
 
     name: ClassVar[str] = "dynamo_kv"
@@ -43,7 +44,9 @@ class DynamoKv:
 
     def choose(self, call: CallView, fleet: FleetView, rng: np.random.Generator) -> Choice:
         prompt = float(call.call.prompt_tokens)
-        backlog = fleet.prefill_tokens
+        if prompt <= 0.0:
+            return Choice(index=least(fleet.in_flight, rng))
+        backlog = fleet.unread_tokens
         credit = self.overlap_score_credit * np.minimum(fleet.cached_tokens, prompt)
         if self.overlap_score_credit_decay > 0.0:
             excess = (backlog - backlog.min()) / max(prompt, BLOCK_TOKENS)

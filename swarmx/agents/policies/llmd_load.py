@@ -22,7 +22,8 @@ class LlmdLoad:
     max-score-picker (llm-d-router ebab687, pkg/epp/config/loader/defaults.go, and its three scorers).
 
     Queue and KV use are the engines' own word in both, and as old as the last report (50 ms there by default), so a
-    burst between two reports is not seen; an engine that never spoke counts as idle, as there.
+    burst between two reports is not seen; an engine that never spoke counts as idle, as there. A call
+    without a prompt (an image) goes to the fewest calls in flight.
     """
 
     name: ClassVar[str] = "llmd_load"
@@ -34,7 +35,9 @@ class LlmdLoad:
     kv_weight: float = 2.0
 
     def choose(self, call: CallView, fleet: FleetView, rng: np.random.Generator) -> Choice:
-        prompt = max(1.0, float(call.call.prompt_tokens))
+        if call.call.prompt_tokens <= 0:
+            return Choice(index=least(fleet.in_flight, rng))
+        prompt = float(call.call.prompt_tokens)
         waiting, kv_usage = np.nan_to_num(fleet.waiting), np.nan_to_num(fleet.kv_usage)
         prefix = np.minimum(fleet.cached_tokens / prompt, 1.0)
         shortest, longest = waiting.min(), waiting.max()

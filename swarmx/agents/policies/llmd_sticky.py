@@ -23,8 +23,8 @@ class LlmdSticky:
     The original turns tokens into seconds by one calibrated rate for its pool, B / T(B) with B tokens an iteration
     (15,928/s for Qwen3-32B on two H100, so that 18 s are 286,704 tokens, the blog's threshold). The same recipe is
     applied to each replica's profile here, so the gate knows devices; the score is in tokens, as there, and does not.
-    Its tokens in flight fall at the first token; here they drain at the profile's prefill rate. A call without a prompt
-    (an image) goes to the fewest calls in flight, since tokens say nothing about it.
+    Its tokens in flight fall at the first token of a stream, else at the end, as here. A call without a prompt (an
+    image) goes to the fewest calls in flight, since tokens say nothing about it.
     """
 
     name: ClassVar[str] = "llmd_sticky"
@@ -40,7 +40,7 @@ class LlmdSticky:
         if prompt <= 0.0:
             return Choice(index=least(fleet.in_flight, rng))
         cached = np.minimum(fleet.cached_tokens, prompt)
-        load = fleet.prefill_tokens + (prompt - cached) + self.call_tokens * fleet.in_flight
+        load = fleet.unread_tokens + (prompt - cached) + self.call_tokens * fleet.in_flight
         sticky = cached >= self.affinity_threshold * prompt
         if not sticky.any() or sticky.all() or self._saturated(fleet, sticky):
             return Choice(index=least(load, rng))
@@ -50,6 +50,6 @@ class LlmdSticky:
         """Whether the prompts in flight take too much longer at the best sticky replica than at the best other one."""
         chunk = np.maximum(1.0, fleet.max_step_tokens)
         chunk_s = fleet.step_base_s + fleet.prefill_token_s * chunk + fleet.prefill_ctx_token_s * (chunk * chunk / 2.0)
-        ttft_s = fleet.prefill_tokens * chunk_s / chunk
+        ttft_s = fleet.unread_tokens * chunk_s / chunk
         lag_s = ttft_s[sticky].min() - ttft_s[~sticky].min()
         return bool(self.max_ttft_penalty_s > 0.0 and lag_s > self.max_ttft_penalty_s)

@@ -20,8 +20,7 @@ class Marginal:
 
         step      = (step_base + decode_seq * min(n + 1, B) + decode_ctx_token * (context + p + w / 2))
                     / (1 - share of the replica's time that went into prompts of late)
-                    * how much longer than expected its calls took of late
-        own       = wait + prefill of the backlog and of p - c + w * step
+        own       = slowdown * (wait + prefill of the backlog and of p - c + w * step)
         overlap   = n * w * r / (w + r)          steps that the call shares with them, if both are exponential
         others    = n * prefill of p - c + overlap * (decode_seq + decode_ctx_token * (p + w / 2))
         cost      = lateness * own + externality * others
@@ -57,13 +56,14 @@ class Marginal:
     def choose(self, call: CallView, fleet: FleetView, rng: np.random.Generator) -> Choice:
         work = max(call.forecast.mean, 1e-9)
         prompt = float(call.call.prompt_tokens)
-        cached = np.minimum(fleet.cached_tokens, prompt) * self.prefix
+        cached = np.minimum(fleet.cached_tokens, prompt) * _within_one(self.prefix)
         prompt_s = fleet.prefill_token_s * (prompt - cached) + fleet.prefill_ctx_token_s * (
             (prompt * prompt - cached * cached) / 2.0
         )
         count = fleet.in_flight.astype(np.float64)
         own_context = prompt + work / 2.0
-        stretch = fleet.slowdown**self.learn / (1.0 - self.share * np.minimum(fleet.prefill_share, _MOST_SHARE))
+        slow = fleet.slowdown ** _within_one(self.learn)
+        stretch = 1.0 / (1.0 - _within_one(self.share) * np.minimum(fleet.prefill_share, _MOST_SHARE))
         step_s = stretch * (
             fleet.step_base_s
             + fleet.decode_seq_s * np.minimum(count + 1.0, fleet.max_batch)
@@ -71,15 +71,16 @@ class Marginal:
         )
         some = np.maximum(count, 1.0)
         left = fleet.remaining_work / some
-        first = self._must_end_first(call, fleet, count, left)
+        first = self._must_end_first(call, fleet, count, left, cached)
         has_room = first <= 0.0
         wait_s = np.where(has_room, 0.0, (first + call.ahead) * (left * step_s + fleet.call_base_s) / some)
         prefill_s = fleet.call_base_s + fleet.prefill_token_s * fleet.prefill_tokens + prompt_s
         decode_s = work * step_s
-        own_s = wait_s + prefill_s + decode_s
+        profile_s = wait_s + prefill_s + decode_s
+        own_s = slow * profile_s
         overlap = count * work * left / np.maximum(work + left, 1e-9)
         slower_s = stretch * (fleet.decode_seq_s + fleet.decode_ctx_token_s * own_context)
-        others_s = count * prompt_s + overlap * slower_s
+        others_s = slow * (count * prompt_s + overlap * slower_s)
         felt_s = np.maximum(own_s - self.siblings * call.workflow.others_s, 0.1 * own_s)
         cost_s = self._lateness(call) * felt_s + self.externality * others_s
         cheapest = (cost_s <= cost_s.min() * (1.0 + 1e-9)).nonzero()[0]
@@ -89,20 +90,27 @@ class Marginal:
             hold=bool(self.hold) and not bool(has_room[index]),
             urgency=call.now_s + call.workflow.slack_s,
             expected_s=float(own_s[index]),
+            profile_s=float(profile_s[index]),
             unit_s=float(step_s[index]),
             cost_s=cost_s,
-            terms_s={"wait_s": wait_s, "prefill_s": prefill_s, "decode_s": decode_s, "others_s": others_s},
+            terms_s={
+                "wait_s": slow * wait_s,
+                "prefill_s": slow * prefill_s,
+                "decode_s": slow * decode_s,
+                "others_s": others_s,
+            },
         )
 
-    def _must_end_first(self, call: CallView, fleet: FleetView, count: Floats, left: Floats) -> Floats:
+    def _must_end_first(self, call: CallView, fleet: FleetView, count: Floats, left: Floats, cached: Floats) -> Floats:
         """Calls that must end before this one has a slot and, when all have grown by half of what they still need,
         room in the KV cache."""
         first = np.maximum(0.0, count + 1.0 - fleet.max_batch)
         if not self.kv:
             return first
-        peak = fleet.context_tokens + fleet.remaining_work / 2.0 + call.call.prompt_tokens + call.forecast.mean
+        held = np.maximum(0.0, fleet.context_tokens - fleet.shared_tokens)
+        peak = held + fleet.remaining_work / 2.0 + (call.call.prompt_tokens - cached) + call.forecast.mean
         short = np.maximum(0.0, peak - fleet.kv_capacity_tokens)
-        frees = np.maximum(fleet.context_tokens / np.maximum(count, 1.0) + left, 1.0)
+        frees = np.maximum(held / np.maximum(count, 1.0) + left, 1.0)
         return np.maximum(first, np.minimum(count, short / frees))
 
     def _lateness(self, call: CallView) -> float:
@@ -111,3 +119,8 @@ class Marginal:
             return 1.0
         late = (workflow.age_s + workflow.remaining_s) / workflow.target_s
         return min(_MOST_WEIGHT, max(_LEAST_WEIGHT, late))
+
+
+def _within_one(value: float) -> float:
+    """An ingredient is there in part at most once."""
+    return min(1.0, max(0.0, value))

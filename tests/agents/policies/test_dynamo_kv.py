@@ -30,7 +30,7 @@ def test_a_cached_block_is_worth_an_active_one(held: float, chosen: int) -> None
 
 
 def test_a_backlog_of_prompts_counts_and_by_its_scale() -> None:
-    columns: dict[str, Any] = {"prefill_tokens": [640.0, 0.0], "context_tokens": [0.0, 1000.0]}
+    columns: dict[str, Any] = {"unread_tokens": [640.0, 0.0], "context_tokens": [0.0, 1000.0]}
     assert choose(DynamoKv(), **columns) == 0
     assert choose(DynamoKv(prefill_load_scale=2.0), **columns) == 1
 
@@ -40,7 +40,7 @@ def test_without_credit_the_cache_is_not_looked_at() -> None:
 
 
 def test_the_credit_decays_with_the_backlog_above_the_least() -> None:
-    columns: dict[str, Any] = {"cached_tokens": [640.0, 0.0], "prefill_tokens": [500.0, 0.0]}
+    columns: dict[str, Any] = {"cached_tokens": [640.0, 0.0], "unread_tokens": [500.0, 0.0]}
     assert choose(DynamoKv(), **columns) == 0  # 500 against 640
     assert choose(DynamoKv(overlap_score_credit_decay=1.0), **columns) == 1  # 500 + 640 - 359 against 640
 
@@ -75,6 +75,6 @@ def test_equal_costs_are_drawn_with_and_without_temperature() -> None:
 )
 def test_no_candidate_has_fewer_blocks_to_work_and_to_hold(rows: list[tuple[int, int, int]], seed: int) -> None:
     held, backlog, cached = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
-    index = choose(DynamoKv(), context_tokens=held, prefill_tokens=backlog, cached_tokens=cached, seed=seed)
+    index = choose(DynamoKv(), context_tokens=held, unread_tokens=backlog, cached_tokens=cached, seed=seed)
     tokens = backlog + np.maximum(0.0, 640.0 - cached) + held
     assert tokens[index] <= tokens.min() + 1e-6
