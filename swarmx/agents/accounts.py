@@ -42,7 +42,7 @@ class Accounts:
         if state.call.tenant not in self._budgets or state.call.kind != "llm":
             return None
         tokens = state.call.prompt_tokens + state.forecast.mean
-        refused = self._budgets.take(state.call.tenant, tokens, now_s)
+        refused = self._budgets.take(state.call.tenant, tokens, now_s, state.call.call_id)
         if refused is None:
             state.budgeted = tokens
         return refused

@@ -13,6 +13,7 @@ from swarmx.core.fleet import Choice
 from swarmx.core.forecast import Forecast
 from swarmx.core.nouns import Call
 
+_NOWHERE: frozenset[str] = frozenset()
 _LEAST_S = 1e-3  # what should take less says nothing about the replica
 
 
@@ -37,9 +38,9 @@ class CallState:
     profile_s: float | None = None  # from dispatch to end, as the replica's profile has it
     unit_s: float = 0.0
     tried: frozenset[str] = field(default_factory=frozenset)
-    patience_until_s: float | None = None  # set when it first has no replica; retries do not extend it
     foreseen_s: float | None = None  # from ready to the end, by the policy's first word
     place: Place | None = None  # in its line, while it waits
+    joined: bool = False  # it waited for this attempt, so its tenant's share was brought up to date when it came
     priority: int = 0  # what its tenant may have of the one that it asks for
     charged: float = 0.0  # weighted tokens, for this attempt
     budgeted: float = 0.0  # tokens, for the whole call
@@ -105,7 +106,7 @@ class WaitingCalls:
     def add(self, state: CallState, key: Key) -> Sequence[StartTimer]:
         """The call waits from now on, until its deadline if it has one, behind all of its line with this key."""
         self._count += 1
-        tenant = state.call.tenant
+        tenant, state.joined = state.call.tenant, True
         if tenant not in self._of_tenant:
             self.shares.joins(tenant, self._of_tenant)
         self._of_tenant[tenant] = self._of_tenant.get(tenant, 0) + 1
@@ -144,8 +145,9 @@ class WaitingCalls:
     def serve(self, state: CallState, tokens: float) -> None:
         """The call is served, for so many weighted tokens; it does not wait, or not any more."""
         tenant = state.call.tenant
-        if tenant not in self._of_tenant and tenant != self.shares.last:
+        if not state.joined and tenant not in self._of_tenant and tenant != self.shares.last:
             self.shares.joins(tenant, self._of_tenant)
+        state.joined = False
         self.shares.charge(tenant, tokens)
 
     def reorder(self, key_of: Callable[[CallState], Key]) -> None:
@@ -159,13 +161,33 @@ class WaitingCalls:
 
     def start_timers(self, now_s: float, patience_s: float) -> list[StartTimer]:
         """There is nobody to wait for: from now on every call has a timer."""
-        timers: list[StartTimer] = []
-        for call_id, state in self.untimed.items():
-            if state.patience_until_s is None:
-                state.patience_until_s = now_s + patience_s
-            timers.append(StartTimer(key=f"queue:{call_id}", at_s=state.patience_until_s))
+        timers = [StartTimer(key=f"queue:{call_id}", at_s=now_s + patience_s) for call_id in self.untimed]
         self.untimed.clear()
         return timers
+
+    def stop_timers(self) -> list[StopTimer]:
+        """There is somebody to wait for again: no call has a timer, and its patience is whole once more."""
+        if len(self.untimed) == len(self._at):
+            return []
+        timed = [state for state in self._at.values() if state.call.call_id not in self.untimed]
+        self.untimed.update((state.call.call_id, state) for state in timed)
+        return [StopTimer(key=f"queue:{state.call.call_id}") for state in timed]
+
+    def displaced_by(self, tenant: str, places: int) -> CallState | None:
+        """Who has to go where all places are taken and the tenant has less than its share of them, by weight.
+
+        It is the last call, of those that were tried nowhere, of the tenant that is furthest above its share; None
+        where nobody is further above it than this tenant would be with one call more.
+        """
+        weights = {name: self.shares.weight_of(name) for name in (*self._of_tenant, tenant)}
+        each = places / sum(weights.values())
+        above = {name: self._of_tenant.get(name, 0) - each * weight for name, weight in weights.items()}
+        most = max(above, key=lambda name: above[name])
+        line = self._lines.get(_NOWHERE)
+        if line is None or above[tenant] >= 0.0 or above[tenant] + 1.0 >= above[most]:
+            return None
+        place = line.last_of(most)
+        return None if place is None else self._at[place]
 
     def _stand(self, state: CallState, place: Place) -> None:
         state.place = place

@@ -11,7 +11,6 @@ from swarmx.agents.choice import is_sound
 from swarmx.agents.kept_view import view_of
 from swarmx.agents.objective import parameters_in
 from swarmx.agents.policies import make_policy
-from swarmx.core.errors import ConfigError
 from swarmx.core.fleet import CallView, FleetView, WorkflowView
 from swarmx.core.nouns import Decision
 
@@ -38,7 +37,7 @@ def instead(decision: Decision, policy: str) -> Instead:
     Raises ConfigError for a policy that does not exist.
     """
     asked = make_policy(policy, decision.parameters if policy == decision.policy else None)
-    parameters, could_wait = parameters_in(asked), _waits(decision)
+    parameters, same = parameters_in(asked), policy == decision.policy
     view, seen = view_of(decision.candidates), decision.candidates
     notes: list[str] = []
 
@@ -49,17 +48,18 @@ def instead(decision: Decision, policy: str) -> Instead:
 
     if view is None or decision.workflow is None:
         return nothing("This decision was stored without all that a policy looks at, by another version of SwarmX.")
-    rows = np.arange(len(view))
+    rows, full = np.arange(len(view)), view.room == 0
+    sent_to = seen.replica_ids.index(decision.replica_id) if decision.replica_id in seen.replica_ids else None
+    bound_late = sent_to is None or not full[sent_to]  # then the router sends nothing to a full one
     if seen.total > len(view):
         notes.append(
             f"Of {seen.total} candidates {len(view)} were kept, the best by {decision.policy}; it saw no others."
         )
-    if not asked.waits and could_wait and (view.room > 0).any():
-        rows = (view.room > 0).nonzero()[0]  # what the router shows a policy that lets no call wait
-        if len(rows) < len(view):
-            notes.append(f"{policy} holds no call back: it was shown the {len(rows)} candidates with room.")
-    elif asked.waits and not could_wait:
-        notes.append(f"Candidates without room were not kept, so {policy} could not hold the call for one of them.")
+    if not asked.waits and not same and bound_late and full.any() and not full.all():
+        rows = (~full).nonzero()[0]  # what the router shows a policy that lets no call wait
+        notes.append(f"{policy} holds no call back: it was shown the {len(rows)} candidates with room.")
+    elif asked.waits and not same and not full.any():  # there were none, or the policy in force was not shown them
+        notes.append(f"No candidate without room was kept, so {policy} could not hold the call for one.")
     shown, rng = _rows(view, rows), np.random.default_rng(_SEED)
     try:
         choice = asked.choose(_call(decision, rows), shown, rng)
@@ -78,7 +78,7 @@ def instead(decision: Decision, policy: str) -> Instead:
         policy=policy,
         parameters=parameters,
         replica_id=seen.replica_ids[int(rows[choice.index])],
-        hold=asked.waits and (choice.hold or bool(shown.room[choice.index] == 0)),
+        hold=asked.waits and bound_late and (choice.hold or bool(shown.room[choice.index] == 0)),
         cost_s=None if choice.cost_s is None else tuple(cost_s),
         notes=notes,
     )
@@ -103,14 +103,6 @@ def explain_instead(decision: Decision, other: Instead) -> list[str]:
         if told:
             lines.append(f"By its own measure: {told}.")
     return [*lines, *other.notes]
-
-
-def _waits(decision: Decision) -> bool:
-    """Whether the policy that decided was shown full replicas, too."""
-    try:
-        return make_policy(decision.policy, decision.parameters).waits
-    except ConfigError:  # another version had it
-        return False
 
 
 def _call(decision: Decision, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> CallView:

@@ -59,6 +59,11 @@ class Line:
         if not queue.places:
             del self._queues[priority, tenant]
 
+    def last_of(self, tenant: str) -> Place | None:
+        """The tenant's call of the lowest priority that was ready last; None where it has none here."""
+        lowest = min((priority for priority, name in self._queues if name == tenant), default=None)
+        return None if lowest is None else self._queues[lowest, tenant].since[-1][1]
+
     def first(self, count: int, now_s: float, shares: Shares, cost_of: Callable[[Place], float]) -> Iterable[Place]:
         """Who is next, at most so many; `cost_of` a call is the service that it will be charged."""
         if len(self._queues) == 1:

@@ -18,7 +18,7 @@ from swarmx.agents.objective import Objective
 from swarmx.agents.placing import Placed, Placing
 from swarmx.agents.pool import Pool
 from swarmx.agents.router_settings import RouterSettings
-from swarmx.agents.waiting_room import WaitingRoom
+from swarmx.agents.waiting_room import Displaced, WaitingRoom
 from swarmx.agents.workflow_book import WorkflowBook
 from swarmx.core.actions import Cancel, Dispatch, RefusalReason, Refuse, StartTimer, StopTimer
 from swarmx.core.messages import (
@@ -154,7 +154,7 @@ class RouterAgent:
                 self._unsettled.update(dict.fromkeys(self._room.lines))
                 return alerts
             case WorkflowSubmitted():
-                self._book.submitted(message.workflow_id, message.kind, message.target_s, now_s)
+                self._book.submitted(message, now_s)
                 return self._demand.submitted(message.workflow_id, message.kind, now_s)
             case WorkflowEnded():
                 finished = message.state == "finished"
@@ -192,7 +192,7 @@ class RouterAgent:
         if (over := self._accounts.accept(state, now_s)) is not None:
             return [refuse(state, over_budget(over))]
         self._calls[call_id] = state
-        self._book.call_ready(call.workflow_id, now_s)
+        self._book.call_ready(call.workflow_id, call_id, now_s)
         started = self._demand.arrived(call, message.forecast.mean, now_s)
         return [*self._place(state, now_s), *started]
 
@@ -217,6 +217,8 @@ class RouterAgent:
         if self._room[pool.model].must_queue(state):
             self._unsettled[pool.model] = None
         placed = self._room.enter(state, pool, now_s)
+        if isinstance(placed, Displaced):
+            return [*placed.timers, self._refuse(placed.state, placed.refusal, now_s)]
         return self._send(state, pool, placed, now_s) if isinstance(placed, Placed | Refusal) else placed
 
     def _settle(self, model: str, now_s: float) -> list[Output]:
@@ -388,11 +390,10 @@ class RouterAgent:
     def _out_of_patience(self, state: CallState, now_s: float) -> Sequence[Output]:
         """Give the call up, unless there are replicas by now: then it waits for room."""
         waiting = self._room[state.call.model]
+        waiting.untimed[state.call.call_id] = state  # its timer has just run out
         if len(self._pools[state.call.model].eligible(_NOBODY)):
-            waiting.untimed[state.call.call_id] = state
             return ()
         detail = f"none became ready in {self.settings.queue_timeout_s:g} s"
-        waiting.untimed[state.call.call_id] = state  # its timer has just run out
         return [*waiting.remove(state), self._refuse(state, Refusal(reason="no_replica", detail=detail), now_s)]
 
     def _loads(self, now_s: float) -> dict[str, Load]:

@@ -35,7 +35,8 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     Tenants that `tenants` does not name have the defaults of `TenantSettings`. Service is counted in uncached prompt
     tokens and output tokens with these weights. A call that waits counts as one priority higher for each
-    `priority_age_s`. When `max_waiting` calls of a model wait, further ones are refused.
+    `priority_age_s`. When `max_waiting` calls of a model wait, further ones are refused, or take the places of tenants
+    that have more than their share of them.
     """
 
     policy: str = DEFAULT_POLICY

@@ -41,9 +41,13 @@ class Shares:
         """The service that these uncached prompt tokens and output tokens are, in weighted tokens."""
         return self._prompt_weight * prompt_tokens + self._output_weight * output_tokens
 
+    def weight_of(self, tenant: str) -> float:
+        """How much the tenant is owed, next to others."""
+        return self._weights.get(tenant, 1.0)
+
     def share_of(self, tenant: str, tokens: float) -> float:
         """What so many tokens add to the tenant's counter."""
-        return tokens / self._weights.get(tenant, 1.0)
+        return tokens / self.weight_of(tenant)
 
     def joins(self, tenant: str, waiting: Iterable[str]) -> None:
         """The tenant, of which nothing waits, has a call; `waiting` are the tenants that have some waiting."""
@@ -55,13 +59,13 @@ class Shares:
         if tenant != self.last:
             self._set(tenant, self.counter(tenant))
             self.last = tenant
-        self._counters[tenant] = self.counter(tenant) + tokens / self._weights.get(tenant, 1.0)
+        self._counters[tenant] = self.counter(tenant) + self.share_of(tenant, tokens)
 
     def correct(self, tenant: str, tokens: float) -> None:
         """It came to so many more, or fewer."""
         counter = self._counters.get(tenant)
         if counter is not None:
-            self._counters[tenant] = max(0.0, counter + tokens / self._weights.get(tenant, 1.0))
+            self._counters[tenant] = max(0.0, counter + self.share_of(tenant, tokens))
 
     def _set(self, tenant: str, counter: float) -> None:
         self._counters[tenant] = counter

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from swarmx.agents.admission import Refusal, ServiceRate, overload
 from swarmx.agents.calls import CallState, WaitingCalls
@@ -16,6 +18,15 @@ from swarmx.core.actions import StartTimer, StopTimer
 _NOBODY: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Displaced:
+    """The call that came waits, in the place of this one, which is refused."""
+
+    state: CallState
+    refusal: Refusal
+    timers: Sequence[StartTimer | StopTimer]
+
+
 class WaitingRoom:
     """Asks `placing` about calls as they come, and about those that wait when something has changed."""
 
@@ -26,7 +37,7 @@ class WaitingRoom:
             lambda: WaitingCalls(shares(), priority_age_s=settings.priority_age_s)
         )
         self._rates: defaultdict[str, ServiceRate] = defaultdict(ServiceRate)
-        self._looks_again: set[str] = set()  # models with a timer for calls that are held back
+        self._looks_again_at_s: dict[str, float] = {}  # by model: the timer for calls that are held back
 
     def __getitem__(self, model: str) -> WaitingCalls:
         return self._lines[model]
@@ -36,19 +47,27 @@ class WaitingRoom:
         """The calls that wait, by model."""
         return self._lines
 
-    def enter(self, state: CallState, pool: Pool, now_s: float) -> Placed | Refusal | Sequence[StartTimer]:
+    def enter(
+        self, state: CallState, pool: Pool, now_s: float
+    ) -> Placed | Refusal | Displaced | Sequence[StartTimer | StopTimer]:
         """What becomes of a call that has just come, or come back: it is placed, refused, or waits with these timers.
 
-        Where calls of other tenants or priorities wait already, it waits for its turn, which `call_in` knows.
+        Where calls of other tenants or priorities wait already, it waits for its turn, which `call_in` knows. Where all
+        places are taken, it gets one only from a tenant that has more than its share of them, and then for its own.
         """
         waiting = self._lines[pool.model]
         if not waiting.must_queue(state):
             placed = self._placing.place(state, pool, len(waiting), now_s)
             if (found := placed or self._placing.hopeless(state, pool, len(waiting), now_s)) is not None:
                 return found
-        if state.attempt == 0 and len(waiting) >= self._settings.max_waiting:
-            return overload(pool.model, waiting, self._rates[pool.model], now_s)
-        return [*waiting.add(state, self._placing.key(state, now_s)), *self.timers(pool, now_s)]
+        places, last = self._settings.max_waiting, None
+        if state.attempt == 0 and len(waiting) >= places:
+            refusal = overload(pool.model, waiting, self._rates[pool.model], now_s)
+            if (last := waiting.displaced_by(state.call.tenant, places)) is None:
+                return refusal
+        left = [] if last is None else waiting.remove(last)
+        timers = [*left, *waiting.add(state, self._placing.key(state, now_s)), *self.timers(pool, now_s)]
+        return timers if last is None else Displaced(state=last, refusal=refusal, timers=timers)
 
     def call_in(self, pool: Pool, now_s: float) -> Iterator[tuple[CallState, Placed | Refusal, Sequence[StopTimer]]]:
         """Those whose turn it is, while there is room for them: each leaves the room, and has to be sent on its way
@@ -62,27 +81,29 @@ class WaitingRoom:
             if len(pool.open(_NOBODY)) == 0:
                 break
 
-    def timers(self, pool: Pool, now_s: float) -> Sequence[StartTimer]:
+    def timers(self, pool: Pool, now_s: float) -> Sequence[StartTimer | StopTimer]:
         """Calls wait without a timer while there is a replica that may take them later, and with one otherwise.
 
-        Where the policy holds calls back although there is room, one timer a model says when to ask it again.
+        Where the policy holds calls back although there is room, one timer a model says when to ask it again; it is
+        started anew when an earlier time than the one that it stands at has come up.
         """
         model, waiting = pool.model, self._lines[pool.model]
         if len(pool.eligible(_NOBODY)) == 0:
             return waiting.start_timers(now_s, self._settings.queue_timeout_s)
-        if not waiting or not self._placing.may_hold or model in self._looks_again or len(pool.open(_NOBODY)) == 0:
-            return ()
+        stops = waiting.stop_timers()
+        if not waiting or not self._placing.may_hold or len(pool.open(_NOBODY)) == 0:
+            return stops
         depth = self._settings.hold_depth
         held = [state for tried in waiting.lines() for state in waiting.first(tried, depth, now_s)]
         until_s = self._placing.held_until_s(held, now_s)
-        if until_s is None:
-            return ()
-        self._looks_again.add(model)
-        return (StartTimer(key=f"hold:{model}", at_s=until_s),)
+        if until_s is None or self._looks_again_at_s.get(model, math.inf) <= until_s:
+            return stops
+        self._looks_again_at_s[model] = until_s
+        return [*stops, StartTimer(key=f"hold:{model}", at_s=until_s)]
 
     def looks_again(self, model: str) -> None:
         """The timer of the model has run out."""
-        self._looks_again.discard(model)
+        self._looks_again_at_s.pop(model, None)
 
     def ended(self, model: str, work: float, now_s: float) -> None:
         """A call of the model came to so much work."""

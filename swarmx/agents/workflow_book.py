@@ -10,6 +10,7 @@ import numpy as np
 
 from swarmx.core.fleet import Floats, WorkflowView
 from swarmx.core.forecast import Forecast
+from swarmx.core.messages import WorkflowSubmitted
 
 # Kinds and workflows are the clients' to name and to number, so everything about them is bounded.
 MOST_RUNNING = 20_000
@@ -65,7 +66,8 @@ class _Running:
     calls: int = 0
     attained_s: float = 0.0
     attained_work: float = 0.0
-    ready_at_s: list[tuple[int, float]] = field(default_factory=list)
+    resumed: bool = False  # what it got before that is not known
+    ready_at_s: dict[str, tuple[int, float]] = field(default_factory=dict)  # by call: after how many, and when
     ends_at_s: dict[str, float] = field(default_factory=dict)
 
 
@@ -83,19 +85,25 @@ class WorkflowBook:
     def __len__(self) -> int:
         return len(self._running)
 
-    def submitted(self, workflow_id: str, kind: str, target_s: float | None, now_s: float) -> None:
-        """A workflow begins; of one that runs already, nothing changes."""
-        if workflow_id in self._running:
+    def submitted(self, message: WorkflowSubmitted, now_s: float) -> None:
+        """A workflow begins, or goes on after a restart; of one that runs already, nothing changes."""
+        if message.workflow_id in self._running:
             return
-        self._running[workflow_id] = _Running(kind=kind, submitted_at_s=now_s, target_s=target_s)
+        began_s = message.submitted_at_s
+        self._running[message.workflow_id] = _Running(
+            kind=message.kind,
+            submitted_at_s=now_s if began_s is None else min(began_s, now_s),
+            target_s=message.target_s,
+            resumed=began_s is not None,
+        )
         if len(self._running) > MOST_RUNNING:
             self._running.popitem(last=False)
 
-    def call_ready(self, workflow_id: str, now_s: float) -> None:
-        """One of its calls wants a replica."""
+    def call_ready(self, workflow_id: str, call_id: str, now_s: float) -> None:
+        """One of its calls wants a replica; one that is offered again has been ready since the first time."""
         running = self._running.get(workflow_id)
         if running is not None and len(running.ready_at_s) < MOST_STAGES:
-            running.ready_at_s.append((running.calls, now_s))
+            running.ready_at_s.setdefault(call_id, (running.calls, now_s))
 
     def call_placed(self, workflow_id: str, call_id: str, ends_at_s: float) -> None:
         """One of its calls went to a replica, and should end there at this time."""
@@ -118,7 +126,10 @@ class WorkflowBook:
             running.attained_work += work
 
     def ended(self, workflow_id: str, *, finished: bool, now_s: float) -> None:
-        """It is over. Only one that came to its own end tells how such workflows go."""
+        """It is over. Only one that came to its own end tells how such workflows go.
+
+        Of one that went on after a restart, only how long it took in all: its calls before that were not counted.
+        """
         running = self._running.pop(workflow_id, None)
         if running is None or not finished:
             return
@@ -127,9 +138,11 @@ class WorkflowBook:
         if len(self._kinds) > MOST_KINDS:
             self._kinds.popitem(last=False)
         kind.total_s.add(now_s - running.submitted_at_s)
+        if running.resumed:
+            return
         kind.service_s.append(running.attained_s)
         kind.past_s = None
-        for calls, ready_at_s in running.ready_at_s:
+        for calls, ready_at_s in running.ready_at_s.values():
             if calls < MOST_STAGES:
                 while len(kind.rest_s) <= calls:
                     kind.rest_s.append(_Mean())

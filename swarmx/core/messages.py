@@ -166,12 +166,14 @@ class PolicyChanged(_Event, frozen=True, kw_only=True):
 class WorkflowSubmitted(_Event, frozen=True, kw_only=True):
     """A workflow was accepted. `kind` groups workflows that look alike; it is the client's word and never shown.
 
-    It should end within `target_s`; None where nobody said so.
+    It should end within `target_s`; None where nobody said so. `submitted_at_s`, on the clock that agents are told, is
+    when it was accepted: given where it goes on after a restart, None for now.
     """
 
     workflow_id: str
     kind: str
     target_s: float | None = None
+    submitted_at_s: float | None = None
 
 
 class WorkflowEnded(_Event, frozen=True, kw_only=True):

@@ -106,7 +106,7 @@ class TransparentWorkflows:
                     last_s=self._clock.now_s(),
                     answered_s=max((call.ended_at_s for call in calls), default=record.created_at_s),
                 )
-                self._announcer.submitted(record)
+                self._announcer.submitted(record, again=True)
 
     async def touch(self, identity: Identity, tenant: str) -> None:
         """A call of the workflow begins. Raises BadRequest when the workflow has ended, StoreError."""

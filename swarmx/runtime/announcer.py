@@ -24,10 +24,20 @@ class Announcer:
         self._post = post
         self._on_latency = on_latency
 
-    def submitted(self, record: WorkflowRecord) -> None:
-        """The workflow is in the store and begins, or goes on after a restart."""
+    def submitted(self, record: WorkflowRecord, *, again: bool = False) -> None:
+        """The workflow is in the store and begins, or goes on `again` after a restart.
+
+        Records and the agents of a server go by the same clock, in Unix seconds.
+        """
         target_s = None if record.deadline_at_s is None else record.deadline_at_s - record.created_at_s
-        self._tell(WorkflowSubmitted(workflow_id=record.workflow_id, kind=record.kind, target_s=target_s))
+        self._tell(
+            WorkflowSubmitted(
+                workflow_id=record.workflow_id,
+                kind=record.kind,
+                target_s=target_s,
+                submitted_at_s=record.created_at_s if again else None,
+            )
+        )
 
     def ended(self, record: WorkflowRecord, state: WorkflowState, ended_at_s: float) -> None:
         """The end of the workflow is in the store; a `state` that is not terminal says nothing."""

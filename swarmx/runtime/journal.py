@@ -20,7 +20,7 @@ from swarmx.core.messages import Envelope, Message
 from swarmx.core.ports import Output, SchedulerAgent
 
 FORMAT = "swarmx-journal"
-VERSION = 1
+VERSION = 2  # raise it when agents answer the same messages otherwise, or with other fields
 _OUTPUTS = frozenset(get_args(Message) + get_args(Action))
 
 AgentFactory = Callable[[dict[str, Any]], SchedulerAgent]
@@ -115,10 +115,14 @@ def read(path: Path) -> tuple[Header, Iterator[Entry]]:
         header = msgspec.json.decode(first, type=Header)
     except msgspec.MsgspecError as error:
         raise JournalError(f"{path} does not begin with a journal header ({error}).") from None
-    if header.format != FORMAT or header.version > VERSION:
+    if header.format != FORMAT:
         raise JournalError(
-            f"{path} is {header.format!r} version {header.version}; "
-            f"this swarmx reads {FORMAT!r} up to version {VERSION}."
+            f"{path} is {header.format!r} version {header.version}; this swarmx reads {FORMAT!r} version {VERSION}."
+        )
+    if header.version != VERSION:  # an older one can be decoded, but its answers would differ
+        raise JournalError(
+            f"{path} was written by another version of swarmx: the journal has version {header.version}, "
+            f"this swarmx reads version {VERSION}. Replay it with the swarmx that wrote it."
         )
     return header, _entries(path)
 

@@ -191,12 +191,12 @@ class WorkflowRunner:
         except WorkflowError as error:
             await self._give_up(record, len(stored), str(error))
             return False
-        self._begin(_Live(record=record, run=run, seq=len(stored)), calls_in_flight(run))
+        self._begin(_Live(record=record, run=run, seq=len(stored)), calls_in_flight(run), again=True)
         return True
 
-    def _begin(self, live: _Live, calls: list[StartModelCall]) -> None:
+    def _begin(self, live: _Live, calls: list[StartModelCall], *, again: bool = False) -> None:
         self._live[live.record.workflow_id] = live
-        self._announcer.submitted(live.record)
+        self._announcer.submitted(live.record, again=again)
         self._spawn(self._drive(live, calls))
 
     async def _drive(self, live: _Live, calls: list[StartModelCall]) -> None:

@@ -66,6 +66,40 @@ def test_calls_that_are_refused_together_come_back_one_after_the_other() -> None
     assert [found.take("t", 100.0, at_s) for at_s in (10.0, 20.0, 30.0, 40.0)] == [None] * 4
 
 
+def test_a_large_call_is_not_starved_by_small_ones_that_always_fit() -> None:
+    found, now_s, back_at_s = budgets(600.0), 0.0, 0.0
+    assert found.take("t", 600.0, 0.0) is None
+    while now_s < 130.0:
+        now_s += 2.0
+        found.take("t", 20.0, now_s)  # all that flows in
+        if now_s >= back_at_s:
+            if (over := found.take("t", 500.0, now_s, "large")) is None:
+                break
+            back_at_s = now_s + over.retry_after_s
+    assert now_s < 110.0
+    assert found.take("t", 20.0, now_s + 2.0) is None
+
+
+def test_a_call_that_does_not_come_back_is_waited_for_no_longer_than_a_minute() -> None:
+    found = budgets(600.0)
+    assert found.take("t", 600.0, 0.0) is None
+    over = found.take("t", 590.0, 0.0, "gone")
+    assert over is not None
+    assert over.retry_after_s == pytest.approx(59.0)
+    small = found.take("t", 100.0, 60.0)  # the bucket never holds both
+    assert small is not None
+    assert small.retry_after_s == pytest.approx(59.0)
+    assert found.take("t", 100.0, 119.0) is None
+
+
+def test_a_call_that_comes_back_with_another_forecast_is_still_the_one_that_was_promised() -> None:
+    found = budgets(600.0)
+    assert found.take("t", 600.0, 0.0) is None
+    assert found.take("t", 590.0, 0.0, "c") is not None
+    assert found.take("t", 50.0, 59.0, "c") is None
+    assert found.take("t", 100.0, 59.0, "other") is None
+
+
 def test_nobody_is_sent_away_for_long_because_many_were() -> None:
     found = budgets(600.0)
     assert found.take("t", 600.0, 0.0) is None

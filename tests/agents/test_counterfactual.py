@@ -25,11 +25,18 @@ DRAWS = {"random", "power_of_two", "swarmx_paper_repo"}  # or break ties by draw
 
 
 def decisions(
-    policy: str, *, replicas: int = 5, calls: int = 40, seed: int = 0, slots: int = 64, parameters: Any = None
+    policy: str,
+    *,
+    replicas: int = 5,
+    calls: int = 40,
+    seed: int = 0,
+    slots: int = 64,
+    parameters: Any = None,
+    **more: Any,
 ) -> list[Decision]:
     """A router at work: devices of several speeds, prompts of several lengths, sessions, signals."""
     rng = np.random.default_rng(seed)
-    agent = RouterAgent(RouterSettings(policy=policy, parameters=parameters or {}, demand_every_s=0.0))
+    agent = RouterAgent(RouterSettings(policy=policy, parameters=parameters or {}, demand_every_s=0.0, **more))
     agent.handle(WorkflowSubmitted(workflow_id="w", kind="report", target_s=30.0), 0.0)
     for number in range(replicas):
         profile = a_profile(speed=1.0 + number % 3, max_batch=slots, kv_capacity_tokens=50_000)
@@ -109,7 +116,23 @@ def test_a_policy_that_draws_is_said_to_have_drawn() -> None:
 
 def test_a_policy_that_holds_calls_back_is_told_what_it_could_not_see() -> None:
     other = instead(decisions("least_work")[0], "marginal")
-    assert "Candidates without room were not kept, so marginal could not hold the call for one of them." in other.notes
+    assert "No candidate without room was kept, so marginal could not hold the call for one." in other.notes
+
+
+def test_what_a_policy_that_waits_was_shown_is_told_by_the_candidates_and_not_by_its_name() -> None:
+    crowded = next(
+        d
+        for d in decisions("marginal", replicas=3, calls=12, slots=2)
+        if (view_of(d.candidates).room == 0).any()  # type: ignore[union-attr]
+    )
+    renamed = msgspec.structs.replace(crowded, policy="of_another_version", parameters={})
+    assert instead(renamed, "least_work").notes[0].startswith("least_work holds no call back: it was shown the ")
+
+
+def test_where_calls_go_to_full_replicas_as_well_nobody_would_have_held_one() -> None:
+    decision = decisions("least_work", replicas=2, calls=9, slots=2, late_binding=False)[-1]
+    assert (view_of(decision.candidates).room == 0).all()  # type: ignore[union-attr]
+    assert not instead(decision, "marginal").hold
 
 
 def test_a_policy_that_lets_no_call_wait_is_shown_the_candidates_with_room() -> None:

@@ -226,6 +226,20 @@ def test_calls_beyond_the_most_that_may_wait_are_refused_and_a_retry_is_not() ->
     agent.validate()
 
 
+def test_a_tenant_that_fills_all_places_makes_room_for_another_one_up_to_its_share() -> None:
+    agent = a_router(slots=1, max_waiting=4)
+    for number in range(5):  # the first of them is sent
+        assert not refusals(agent.handle(ready(f"c{number}", tenant="flood", deadline_at_s=99.0), 0.0))
+    for number, last in enumerate(("c4", "c3")):
+        outputs = agent.handle(ready(f"d{number}", tenant="small"), 1.0)
+        (refusal,) = refusals(outputs)
+        assert (refusal.call_id, refusal.reason) == (last, "overload")
+        assert StopTimer(key=f"deadline:{last}") in outputs
+        agent.validate()
+    assert [r.call_id for r in refusals(agent.handle(ready("d2", tenant="small"), 1.0))] == ["d2"]
+    assert [r.call_id for r in refusals(agent.handle(ready("c9", tenant="flood"), 1.0))] == ["c9"]
+
+
 def test_a_call_that_cannot_meet_its_deadline_is_refused_at_once() -> None:
     agent = a_router(policy="least_work")
     (refusal,) = refusals(agent.handle(ready("c", deadline_at_s=0.2, forecast=HUNDRED), 0.0))  # 100 steps of 10 ms
@@ -340,6 +354,19 @@ def test_a_call_is_held_back_no_longer_than_the_limit_though_the_busy_replica_ne
     outputs = agent.handle(TimerFired(key="hold:m"), 70.0)
     assert [o.call_id for o in outputs if isinstance(o, Dispatch)] == ["c"]
     agent.validate()
+
+
+def test_the_timer_of_calls_that_are_held_back_is_started_anew_where_one_of_them_ends_its_patience_earlier() -> None:
+    agent = a_router(slots=1, hold_limit_s=60.0)
+    agent.handle(changed("r1", profile=a_profile(max_batch=1)), 0.0)
+    agent.handle(changed("r2", profile=a_profile(max_batch=1)), 0.0)
+    agent.objective.policy = Never()
+    agent.handle(ready("early"), 0.0)
+    agent.handle(ready("busy"), 1.0)
+    agent.objective.policy = Holds()
+    assert StartTimer(key="hold:m", at_s=65.0) in agent.handle(ready("late"), 5.0)
+    assert StartTimer(key="hold:m", at_s=60.0) in agent.handle(failed("early"), 6.0)
+    assert sent(agent.handle(TimerFired(key="hold:m"), 60.0)) == ["early"]
 
 
 def test_a_call_that_waits_for_what_other_routers_have_there_is_asked_about_with_every_signal() -> None:

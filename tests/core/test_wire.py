@@ -56,6 +56,7 @@ EXAMPLES: list[Message | Action] = [
     messages.PredictorReady(head="length", version="w", previous="v"),
     messages.PolicyChanged(policy="random", parameters={"x": 1.5}),
     messages.WorkflowSubmitted(workflow_id="w", kind="report"),
+    messages.WorkflowSubmitted(workflow_id="w", kind="report", target_s=60.0, submitted_at_s=1e9 / 3),
     messages.WorkflowEnded(workflow_id="w", state="cancelled"),
     messages.DemandReported(
         model="m",

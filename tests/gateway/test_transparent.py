@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from swarmx.core.errors import StoreError
@@ -348,10 +349,11 @@ async def test_a_workflow_that_was_open_at_the_restart_is_told_again_and_ends_on
     clock.at_s += 60.0
     workflows = listener.listen(store, clock)
     await workflows.recover()
-    assert listener.messages == [SUBMITTED]
+    again = msgspec.structs.replace(SUBMITTED, submitted_at_s=clock.at_s - 60.0)
+    assert listener.messages == [again]
     clock.at_s += 60.0
     await listener.hear_the_end(workflows)
-    assert (listener.messages, listener.latencies_s) == ([SUBMITTED, ENDED], [4.0])
+    assert (listener.messages, listener.latencies_s) == ([again, ENDED], [4.0])
 
 
 async def test_an_end_whose_answer_was_lost_is_told_once(store: ShakyStore, clock: Clock, listener: Listener) -> None:

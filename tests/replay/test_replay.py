@@ -99,9 +99,9 @@ def test_a_last_line_that_a_crash_cut_short_is_left_out(tmp_path: Path) -> None:
         (b"", "does not begin with a journal header"),
         (b"hello\n", "does not begin with a journal header"),
         (b'{"format":"other","version":1,"agents":{}}\n', "this swarmx reads"),
-        (b'{"format":"swarmx-journal","version":99,"agents":{}}\n', "up to version 1"),
-        (b'{"format":"swarmx-journal","version":1,"agents":{"prefetch":{}}}\n', "does not know: prefetch"),
-        (b'{"format":"swarmx-journal","version":1,"agents":{}}\n{}\n', "line 2: not a journal entry"),
+        (b'{"format":"swarmx-journal","version":99,"agents":{}}\n', "written by another version"),
+        (b'{"format":"swarmx-journal","version":2,"agents":{"prefetch":{}}}\n', "does not know: prefetch"),
+        (b'{"format":"swarmx-journal","version":2,"agents":{}}\n{}\n', "line 2: not a journal entry"),
     ],
     ids=["empty", "text", "other format", "newer", "other agents", "other lines"],
 )

@@ -27,6 +27,12 @@ def test_an_end_is_told_with_its_state_and_its_latency_unless_it_was_cancelled(
     assert took_s == latencies_s
 
 
+def test_a_workflow_that_goes_on_after_a_restart_is_told_with_the_time_at_which_it_was_accepted() -> None:
+    heard: list[Message] = []
+    Announcer(heard.append).submitted(RECORD, again=True)
+    assert heard == [WorkflowSubmitted(workflow_id="w", kind="report", submitted_at_s=100.0)]
+
+
 @pytest.mark.parametrize("state", ["running", "cancelling"])
 def test_a_state_that_is_no_end_says_nothing(state: WorkflowState) -> None:
     heard: list[object] = []

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from swarmx.core.errors import JournalError
 from swarmx.core.messages import CallCancelled, Envelope
-from swarmx.runtime.journal import Entry, FileJournal, MemoryJournal, read
+from swarmx.runtime.journal import VERSION, Entry, FileJournal, MemoryJournal, read
 
 
 def an_entry(seq: int) -> Entry:
@@ -43,6 +44,17 @@ def test_a_journal_never_overwrites_another(tmp_path: Path) -> None:
     FileJournal(tmp_path / "a.jsonl", {}).close()
     with pytest.raises(FileExistsError):
         FileJournal(tmp_path / "a.jsonl", {})
+
+
+@pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1])
+def test_a_journal_of_another_version_says_so_and_is_not_read(version: int, tmp_path: Path) -> None:
+    journal = FileJournal(tmp_path / "a.jsonl", {})
+    journal.close()
+    text = journal.path.read_text()
+    assert f'"version":{VERSION},' in text
+    journal.path.write_text(text.replace(f'"version":{VERSION},', f'"version":{version},'))
+    with pytest.raises(JournalError, match=f"another version of swarmx: the journal has version {version}"):
+        read(journal.path)
 
 
 def test_a_memory_journal_forgets_the_oldest_entries() -> None:

@@ -566,7 +566,8 @@ async def test_agents_hear_of_a_workflow_in_each_life_of_the_server_but_once_of_
     await again.wait(workflow_id, "a")
     assert await again.recover() == 0
     submitted = WorkflowSubmitted(workflow_id=workflow_id, kind="default")
-    assert lives == [[submitted], [submitted, WorkflowEnded(workflow_id=workflow_id, state="finished")]]
+    resumed = WorkflowSubmitted(workflow_id=workflow_id, kind="default", submitted_at_s=FixedClock().time_s)
+    assert lives == [[submitted], [resumed, WorkflowEnded(workflow_id=workflow_id, state="finished")]]
 
 
 async def test_an_end_whose_answer_was_lost_is_told_once(start: Start, forgetful: ForgetfulStore) -> None:

@@ -88,7 +88,7 @@ class Marginal:
         return Choice(
             index=index,
             hold=bool(self.hold) and not bool(has_room[index]),
-            urgency=call.now_s + call.workflow.slack_s,
+            urgency=round(call.now_s + call.workflow.slack_s, 3),  # milliseconds: the order of sums must not show
             expected_s=float(own_s[index]),
             profile_s=float(profile_s[index]),
             unit_s=float(step_s[index]),
