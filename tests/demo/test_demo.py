@@ -51,7 +51,7 @@ def test_a_small_demo_finishes_every_workflow_under_both_policies_and_leaves_not
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     everything = {row["policy"]: row for row in result["rows"] if row["kind"] == "all"}
-    assert everything.keys() == {"round_robin", "least_work"}
+    assert everything.keys() == {"round_robin", "marginal"}
     for row in everything.values():
         assert row["n"] == row["finished"] == 6
         assert 0 < row["p50_s"] <= row["p95_s"] <= row["max_s"]
