@@ -55,7 +55,7 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
 
 class Comparison:
     """One folder of results. What was simulated is kept there and not simulated again: `state/runs.jsonl` has the runs
-    on the tuning split, `rows.jsonl` those that are reported."""
+    of tuning, and those for capacity and targets; `rows.jsonl` has those that are reported."""
 
     def __init__(self, effort: Effort, pool: Pool, out: Path, *, any_code: bool = False) -> None:
         self.effort, self.pool, self.out = effort, pool, out

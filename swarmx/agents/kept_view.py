@@ -23,8 +23,7 @@ MOVING = (
     "waiting",
     "kv_usage",
 )
-FIXED = (
-    "max_batch",
+PROFILE = (
     "kv_capacity_tokens",
     "max_step_tokens",
     "cost_weight",
@@ -35,6 +34,9 @@ FIXED = (
     "prefill_token_s",
     "prefill_ctx_token_s",
 )
+"""The columns of a view that are numbers of a replica's profile, but for its whole ones."""
+
+FIXED = ("max_batch", *PROFILE)
 _COUNT = np.dtype("<u4")
 _NUMBER = np.dtype("<f4")  # seven digits: costs that differ by less count as equal when it is read
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from swarmx.agents.kept_view import fixed_row, keep
+from swarmx.agents.kept_view import PROFILE, fixed_row, keep
 from swarmx.agents.own_counts import OwnCounts
 from swarmx.agents.prefix_index import PrefixIndex
 from swarmx.core.fleet import Choice, FleetView, Floats, Ints
@@ -19,15 +19,7 @@ _FLOATS = (
     "work_variance",
     "context_tokens",
     "prefill_tokens",
-    "kv_capacity_tokens",
-    "max_step_tokens",
-    "cost_weight",
-    "call_base_s",
-    "step_base_s",
-    "decode_seq_s",
-    "decode_ctx_token_s",
-    "prefill_token_s",
-    "prefill_ctx_token_s",
+    *PROFILE,
     "running",
     "waiting",
     "kv_usage",
@@ -291,9 +283,8 @@ class Pool:
         told = fixed_row(profile)
         self._fixed[column] = next((known for known in self._fixed if known == told), told)
         self._ints[_MAX_BATCH, column] = profile.max_batch
-        for name, row in _F.items():
-            if hasattr(profile, name):
-                self._floats[row, column] = getattr(profile, name)
+        for name in PROFILE:
+            self._floats[_F[name], column] = getattr(profile, name)
         self._floats[_PREFILL_RATE, column] = 1.0 / profile.prefill_token_s if profile.prefill_token_s > 0.0 else 0.0
 
     def _remove(self, column: int) -> None:

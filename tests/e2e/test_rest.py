@@ -245,10 +245,21 @@ async def test_cancelling_a_workflow_reaches_the_engine(http: Http) -> None:
     assert (again.status, again.body["ended_at_s"]) == (202, reply.body["ended_at_s"])
 
 
-async def test_a_workflow_that_cannot_meet_its_deadline_ends_and_leaves_no_work_in_the_engine(http: Http) -> None:
+async def test_a_workflow_that_cannot_meet_its_deadline_is_refused_before_any_engine_works(http: Http) -> None:
     row = await http.ended(await http.submitted({**SLOW, "deadline_s": 0.5}))
     assert row["state"] == "failed"
-    assert "deadline" in row["error"]  # refused at once, as the image takes longer, or ended when the time was over
+    assert "was refused after 0 attempts: deadline" in row["error"]
+    assert (await http.engine("sdxl-l40s-0"))["running"] == 0
+
+
+async def test_a_deadline_ends_the_work_in_the_engine(http: Http) -> None:
+    before = {"policy": (await http.get("/api/v1/policies")).body["active"]["policy"]}
+    try:  # under a policy that foresees no times, nothing is refused early
+        assert (await http.put("/api/v1/policies/routing", json={"policy": "round_robin"})).status == 200
+        row = await http.ended(await http.submitted({**SLOW, "deadline_s": 0.5}))
+    finally:
+        assert (await http.put("/api/v1/policies/routing", json=before)).status == 200
+    assert (row["state"], row["error"]) == ("failed", "deadline")
     await until(lambda: http.engine("sdxl-l40s-0"), lambda engine: engine["running"] == 0)
 
 

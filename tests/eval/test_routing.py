@@ -70,10 +70,12 @@ def test_what_was_lost_is_simulated_again_with_the_same_outcome(out: Path, tmp_p
 def test_the_best_baseline_and_all_settings_come_from_the_tuning_split_alone(out: Path) -> None:
     tuning = [json.loads(line)["job"] for line in (out / "state" / "runs.jsonl").read_text().splitlines()]
     reported = [json.loads(line)["job"] for line in (out / "rows.jsonl").read_text().splitlines()]
-    measured = [
-        job for job in tuning if job["policy"] == "least_work" and job["forecast"] == "oracle"
-    ]  # capacity, targets
-    assert all(job["workload"]["content"]["tuning"] for job in tuning if job not in measured)
+    measured = [job for job in tuning if (job["policy"], job["forecast"]) == ("least_work", "oracle")]
+    tried = [job for job in tuning if job not in measured]
+    assert measured  # for capacity and targets, by which nothing is chosen
+    assert not any(job["workload"]["content"]["tuning"] for job in measured)
+    assert all(job["workload"]["content"]["tuning"] for job in tried)
+    assert {job["policy"] for job in tried} == {job["policy"] for job in reported} - {"lower_bound"}
     assert not any(job["workload"]["content"]["tuning"] for job in reported)
     tuned = {each["contestant"]: each for each in json.loads((out / "tuned.json").read_bytes())["tuned"]}
     for job in reported:

@@ -19,16 +19,18 @@ class Marginal:
     constants of `core.engine`:
 
         step      = (step_base + decode_seq * min(n + 1, B) + decode_ctx_token * (context + p + w / 2))
-                    / (1 - share of the replica's time that went into prompts of late)
+                    / (1 - share), the share of the replica's time that went into prompts of late
         own       = slowdown * (wait + prefill of the backlog and of p - c + w * step)
         overlap   = n * w * r / (w + r)          steps that the call shares with them, if both are exponential
-        others    = n * prefill of p - c + overlap * (decode_seq + decode_ctx_token * (p + w / 2))
+        others    = slowdown * (n * prefill of p - c
+                    + overlap * (decode_seq + decode_ctx_token * (p + w / 2)) / (1 - share))
         cost      = lateness * own + externality * others
 
     `wait` is the time until a slot, and room in the KV cache, are free: completions that must come first, at the
     rate r * step / n, counting the calls that wait ahead. The call is held back when the cheapest replica has no room.
     `lateness` is what the workflow will have taken over its target, within [1/4, 4]; calls wait in the order of slack.
-    Of a call whose siblings take longer, `siblings` of the time until the last of them ends is free.
+    Of a call whose siblings take longer, `siblings` of the time until the last of them ends is free. What both make of
+    own time is the term `spared`, below zero where there is time to spare.
 
     Every ingredient is off at 0: `externality`, `prefix`, `slack` (both of its uses), `hold`, `kv`, `siblings`, `share`
     (prompts that interrupt), `learn` (from how long calls took).
@@ -82,7 +84,9 @@ class Marginal:
         slower_s = stretch * (fleet.decode_seq_s + fleet.decode_ctx_token_s * own_context)
         others_s = slow * (count * prompt_s + overlap * slower_s)
         felt_s = np.maximum(own_s - self.siblings * call.workflow.others_s, 0.1 * own_s)
-        cost_s = self._lateness(call) * felt_s + self.externality * others_s
+        felt_s *= self._lateness(call)
+        charged_s = self.externality * others_s
+        cost_s = felt_s + charged_s
         cheapest = (cost_s <= cost_s.min() * (1.0 + 1e-9)).nonzero()[0]
         index = int(cheapest[0] if len(cheapest) == 1 else cheapest[rng.integers(len(cheapest))])
         return Choice(
@@ -97,7 +101,8 @@ class Marginal:
                 "wait_s": slow * wait_s,
                 "prefill_s": slow * prefill_s,
                 "decode_s": slow * decode_s,
-                "others_s": others_s,
+                "others_s": charged_s,
+                "spared_s": felt_s - own_s,
             },
         )
 

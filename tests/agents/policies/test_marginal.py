@@ -112,3 +112,13 @@ def test_what_is_expected_grows_by_the_step_for_each_unit_of_work(work: float, p
     one = choose(a_call(work, prompt=prompt), policy, **columns)
     assert one.expected_s == pytest.approx(float(sum(one.terms_s[t][0] for t in ("wait_s", "prefill_s", "decode_s"))))
     assert one.unit_s * work == pytest.approx(float(one.terms_s["decode_s"][0]))
+
+
+@given(work=st.floats(1.0, 1e4), age_s=st.floats(0.0, 1e3), others_s=st.floats(0.0, 100.0))
+def test_the_terms_of_an_explanation_add_up_to_the_cost(work: float, age_s: float, others_s: float) -> None:
+    call = a_call(work, age_s=age_s, others_s=others_s)
+    choice = choose(
+        call, Marginal(externality=0.5), in_flight=[3, 9], remaining_work=[300.0, 400.0], slowdown=[2.0, 1.0]
+    )
+    assert choice.cost_s is not None
+    assert sum(choice.terms_s.values()) == pytest.approx(choice.cost_s)
