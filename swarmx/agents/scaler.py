@@ -255,10 +255,9 @@ class ScalerAgent:
                 model.supply.forget(held.replica_id)
             if held.is_leaving or held.group is None:
                 continue
-            held.is_leaving = True
             self._back_off(model, held.group, now_s)
             outputs += [
-                Drain(replica_id=held.replica_id, deadline_at_s=now_s),
+                self._drain(held, now_s),
                 AlertRaised(kind="replica_failed", subject=held.replica_id, value=now_s - held.since_s),
             ]
         return outputs

@@ -301,6 +301,16 @@ def test_a_replica_that_never_becomes_ready_is_given_up_and_its_group_waits() ->
     assert deployed(bench.tick(8)) == ["g-1"]
 
 
+def test_a_replica_that_was_given_up_is_not_drained_again_at_once_when_it_comes_after_all() -> None:
+    bench = a_bench(a_group(limit=1, start_s=10.0), start_patience=4.0, start_floor_s=5.0)
+    bench.tick(8)
+    bench.become("starting", "g-0")
+    while not drained(bench.tick(8)):
+        pass
+    bench.become("ready", "g-0")
+    assert not drained(bench.tick(8))
+
+
 def test_the_wait_doubles_with_each_failure_in_a_row_up_to_its_most() -> None:
     bench = a_bench(a_group(limit=1), backoff_most_s=30.0)
     tries = []
