@@ -16,20 +16,16 @@ from pathlib import Path
 import msgspec
 
 from eval.experiment import claims as aims
-from eval.experiment import report, throughput
-from eval.experiment.comparison import Comparison, Condition, Effort
-from eval.experiment.contestants import GROUPS, OURS, Contestant, chosen, contestants
+from eval.experiment import options, report, throughput
+from eval.experiment.comparison import Comparison, Effort
+from eval.experiment.contestants import GROUPS, chosen, contestants
 from eval.experiment.grounds import Grounds, grounds
-from eval.experiment.jobs import Job
 from eval.experiment.pool import Pool
 from eval.experiment.tuning import TunedFile, read_tuned, write_tuned
 from eval.result import Claim, Row, table, write_result
 from eval.workloads.build import DEFAULT_MIX
 from eval.workloads.fleets import FLEETS
-from eval.workloads.reading import Sources
-from swarmx.core.errors import ConfigError, SwarmXError
-
-ROUND_ROBIN = "round_robin"
+from swarmx.core.errors import ConfigError
 
 _QUICK = Effort(
     seeds=2, count=250, loads=(0.85,), arrivals=("poisson",), tuning_count=150, horizon_s=100.0, tolerance=0.12,
@@ -45,14 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is asked for, print the summary, write the result; 2 for options or data that will not do."""
     given = _parser().parse_args(arguments)
     command = " ".join(["python -m eval routing", *(sys.argv[1:] if arguments is None else arguments)])
-    try:
-        return _compare(given, command)
-    except SwarmXError as error:
-        print(f"{error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"Stopped. What is done is in {given.out}: the same command goes on from there.", file=sys.stderr)
-        return 130
+    return options.status_of(lambda: _compare(given, command), given.out)
 
 
 def _compare(given: argparse.Namespace, command: str) -> int:
@@ -61,7 +50,6 @@ def _compare(given: argparse.Namespace, command: str) -> int:
     capacity = _capacity(given.capacity, effort.fleets)
     ground = _grounds(given, effort)
     tuned_before = read_tuned(given.tuned) if given.tuned else None
-    runs: report.Runs
     with Pool(ground, given.workers) as pool:
         comparison = Comparison(effort, pool, given.out, any_code=given.stale_ok)
         if stale := comparison.state.stale + comparison.rows.stale:
@@ -70,13 +58,11 @@ def _compare(given: argparse.Namespace, command: str) -> int:
         tuned = tuned_before or comparison.tune(those, command)
         write_tuned(given.out / "tuned.json", tuned)
         best = report.best_baselines(comparison, tuned, those)
-        rows: list[Row] = []
+        runs = comparison.compare(those, tuned, comparison.conditions())
+        rows = list(report.result_rows(comparison, runs))
         if given.throughput:
-            names = given.policies or (OURS, "power_of_two", ROUND_ROBIN, *best.values())
-            rows, runs = _throughput(comparison, [each for each in those if each.name in names], tuned)
-        else:
-            runs = comparison.compare(those, tuned, comparison.conditions())
-        rows += report.result_rows(comparison, runs)
+            searched, pair = throughput.measure(comparison, those, tuned, runs)
+            rows += [*searched, *report.result_rows(comparison, pair, "routing_round_robin")]
     claims = [
         *aims.claims_of(rows, best),
         *throughput.claims_of(rows, [e.name for e in those if e.group == "baselines"]),
@@ -94,34 +80,8 @@ def _compare(given: argparse.Namespace, command: str) -> int:
     return 0
 
 
-def _throughput(comparison: Comparison, those: Sequence[Contestant], tuned: TunedFile) -> tuple[list[Row], report.Runs]:
-    """Searches for each contestant with at most 1 % misses, and for round robin with 10 %, where ours is run, too."""
-    known = {each.name: each for each in those}
-    effort = comparison.effort
-    places = [(fleet, arrivals) for fleet in effort.fleets for arrivals in effort.arrivals]
-    searches = [
-        throughput.Search(contestant=name, fleet=fleet, arrivals=arrivals)
-        for fleet, arrivals in places
-        for name in known
-    ]
-    worse = [
-        throughput.Search(contestant=ROUND_ROBIN, fleet=fleet, arrivals=arrivals, misses=aims.RR_MISSES)
-        for fleet, arrivals in places
-        if {ROUND_ROBIN, OURS} <= set(known)
-    ]
-
-    def jobs_at(each: throughput.Search) -> list[Job]:
-        condition = Condition(fleet=each.fleet, load=each.middle, arrivals=each.arrivals)
-        return comparison.jobs_at(known[each.contestant], tuned, condition)
-
-    throughput.search([*searches, *worse], jobs_at, comparison.slo_s, comparison.run, 0.1 if effort.quick else 0.02)
-    rows = list(throughput.rows_of([*searches, *worse], comparison.capacity, comparison.pool.grounds.name))
-    at = [Condition(fleet=each.fleet, load=each.low, arrivals=each.arrivals) for each in worse]
-    pair = [known[name] for name in (ROUND_ROBIN, OURS) if worse]
-    return rows, comparison.compare(pair, tuned, at)
-
-
 def _effort(given: argparse.Namespace) -> Effort:
+    options.check(given)
     base = _QUICK if given.quick else Effort()
     changes = {
         "fleets": given.fleets, "loads": given.loads, "arrivals": given.arrival_kinds, "kinds": given.kinds,
@@ -132,20 +92,15 @@ def _effort(given: argparse.Namespace) -> Effort:
     made = {name: tuple(dict.fromkeys(some)) for name, some in changes.items() if some}
     made |= {name: value for name, value in numbers.items() if value is not None}
     effort = msgspec.structs.replace(base, **made)
-    for name, least in (("seeds", 1), ("count", 20)):
-        if getattr(effort, name) < least:
-            raise ConfigError(f"--{name} is {getattr(effort, name)}, expected at least {least}.")
     if bad := [load for load in effort.loads if not 0.0 < load <= 3.0]:
         raise ConfigError(f"--loads has {bad[0]}, expected shares of capacity: above 0, at most 3.")
     if not (effort.horizon_s > 0.0 and effort.slo_factor > 0.0 and math.isfinite(effort.horizon_s * effort.slo_factor)):
         raise ConfigError("--slo-factor and --capacity-hours must be finite numbers above zero.")
-    if given.workers < 1:
-        raise ConfigError(f"--workers is {given.workers}, expected at least 1.")
     return effort
 
 
 def _grounds(given: argparse.Namespace, effort: Effort) -> Grounds:
-    sources = Sources(prompts=given.prompts, arrivals=given.arrivals, sessions=given.sessions, engine=given.engine)
+    sources = options.sources_of(given)
     empty = Grounds(sources=sources)
     empty.check(effort.arrivals)
     mix = {kind: weight for name in effort.fleets for kind, weight in empty.mix(name, effort.kinds).items()}
@@ -208,13 +163,8 @@ def _show(rows: Sequence[Row], claims: Sequence[Claim], remarks: Sequence[str]) 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m eval routing", description=__doc__)
+    parser = options.parser_of("routing", __doc__)
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder for results; what is there already is not simulated again")
-    add("--quick", action="store_true", help="under three minutes: does it run?")
-    add("--prompts", type=Path, help="prompts and recorded lengths: a folder or file, see docs/evaluation.md")
-    add("--sessions", type=Path, help="recorded agent sessions")
-    add("--engine", type=Path, help="recorded image flows")
     add("--arrivals", type=Path, help="recorded arrival times")
     add(
         "--arrival-kinds",
@@ -225,16 +175,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--fleets", nargs="+", help=", ".join(FLEETS))
     add("--loads", nargs="+", type=float, help="shares of capacity")
     add("--kinds", nargs="+", help=f"workflow kinds, of {', '.join(DEFAULT_MIX)}")
-    add("--seeds", type=int, help="how many")
-    add("--count", type=int, help="workflows a seed, a tenth of which warms up")
     add("--slo-factor", type=float, help="targets, in unloaded P99s")
     add("--vary", type=float, help="spread of what is invented: 0.5 halves it, 1.5 adds half")
     add("--capacity", nargs="+", default=[], metavar="FLEET=RATE", help="workflows a second, instead of measuring it")
     add("--capacity-hours", type=float, help="of simulated time for which queues must stay bounded; 1")
-    add("--tuned", type=Path, help="tuned.json of an earlier run: nothing is tuned")
-    add("--throughput", action="store_true", help="search for the highest load with 1 %% misses, instead of the matrix")
-    add("--workers", type=int, default=2, help="processes")
-    add("--stale-ok", action="store_true", help="use runs of older code, too")
+    add("--throughput", action="store_true", help="after the matrix, search for the highest loads with few misses")
     return parser
 
 

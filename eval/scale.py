@@ -12,17 +12,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from statistics import median
 
 import msgspec
 
 from eval import decision
+from eval.experiment import options
 from eval.experiment.capacity import unloaded_p99
 from eval.experiment.contestants import OURS
 from eval.experiment.grids import Settings
 from eval.experiment.grounds import Content, Grounds, Wanted, grounds
-from eval.experiment.jobs import Job, Run, Signals, replicas_of, run_job
+from eval.experiment.jobs import Job, Run, Signals, replicas_of, run_job, warmup_s
 from eval.experiment.measures import ALL, rows_of, without_infinities
 from eval.experiment.pool import Pool
 from eval.experiment.store import RunFile
@@ -30,8 +30,7 @@ from eval.experiment.tuning import read_tuned
 from eval.result import Claim, Row, claim, table, write_result
 from eval.workloads.fleets import fleet
 from eval.workloads.load import rate_for
-from eval.workloads.reading import Sources
-from swarmx.core.errors import ConfigError, SwarmXError
+from swarmx.core.errors import ConfigError
 
 FLEET, LOAD = "heterogeneous", 0.7
 ROUTERS = 16
@@ -65,20 +64,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure all three, print the tables, write the result; 2 for options or data that will not do."""
     given = _parser().parse_args(arguments)
     command = " ".join(["python -m eval scale", *(sys.argv[1:] if arguments is None else arguments)])
-    try:
-        return _measure(given, command)
-    except SwarmXError as error:
-        print(f"{error}", file=sys.stderr)
-        return 2
+    return options.status_of(lambda: _measure(given, command), given.out)
 
 
 def _measure(given: argparse.Namespace, command: str) -> int:
+    options.check(given)
     effort = _QUICK if given.quick else Effort()
     numbers = {"seeds": given.seeds, "count": given.count, "sizes": tuple(given.sizes) if given.sizes else None}
     effort = msgspec.structs.replace(effort, **{name: value for name, value in numbers.items() if value is not None})
-    if min(effort.sizes) < 1 or effort.seeds < 1 or effort.count < 20:
-        raise ConfigError("--sizes and --seeds must be at least 1, and --count at least 20.")
-    sources = Sources(prompts=given.prompts, sessions=given.sessions, engine=given.engine)
+    if min(effort.sizes) < 1:
+        raise ConfigError(f"--sizes has {min(effort.sizes)}, expected at least 1.")
+    sources = options.sources_of(given)
     mix = Grounds(sources=sources).mix(FLEET)
     ground = grounds(sources, given.out / "state" / "workloads", mix, ["poisson"])
     rows = [*speed(effort, ground, mix), *decisions(effort)]
@@ -150,12 +146,12 @@ def stale(
         ]
     jobs = [
         Job(
-            workload=_wanted(mix, rate, effort.count, seed), fleet=FLEET, policy=policy,
+            workload=wanted, fleet=FLEET, policy=policy,
             parameters=settings[policy].parameters, late_binding=late and settings[policy].late_binding,
             forecast="neural" if policy in _NEURAL else "role_means", path=settings[policy].path, targets=slo_s,
-            signals=signals,
+            signals=signals, warmup_s=warmup_s(wanted),
         )
-        for seed in range(effort.seeds)
+        for wanted in (_wanted(mix, rate, effort.count, seed) for seed in range(effort.seeds))
         for policy in effort.policies
         for signals, late in ways
     ]  # fmt: skip
@@ -243,19 +239,8 @@ def _number(value: object) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m eval scale", description=__doc__)
-    add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder for results")
-    add("--quick", action="store_true", help="small: does it run?")
-    add("--sizes", nargs="+", type=int, help="replicas, for the speed of the simulator")
-    add("--seeds", type=int, help="how many, for the stale signals")
-    add("--count", type=int, help="workflows a seed, for the stale signals")
-    add("--tuned", type=Path, help="tuned.json of `python -m eval routing`, for the policies' settings")
-    add("--prompts", type=Path, help="prompts and recorded lengths, see docs/evaluation.md")
-    add("--sessions", type=Path, help="recorded agent sessions")
-    add("--engine", type=Path, help="recorded image flows")
-    add("--workers", type=int, default=2, help="processes, for the stale signals")
-    add("--stale-ok", action="store_true", help="use runs of older code, too")
+    parser = options.parser_of("scale", __doc__)
+    parser.add_argument("--sizes", nargs="+", type=int, help="replicas, for the speed of the simulator")
     return parser
 
 

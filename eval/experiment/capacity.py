@@ -70,7 +70,6 @@ def capacities(
             count = math.ceil(guess[name] * HIGH * horizon_s)
             jobs.append(Job(
                 workload=_wanted(mix, rate, count, horizon_s, vary), fleet=name, policy="least_work", forecast="oracle",
-                trim=0.0,
             ))  # fmt: skip
         for name, done in zip(mixes, run(jobs, f"capacity: step {number + 1}"), strict=True):
             is_bounded = bounded(done)
@@ -104,7 +103,7 @@ def unloaded_p99(
     jobs = [
         Job(
             workload=_wanted(mix, UNLOADED * capacity[name], count, None, vary), fleet=name, policy="least_work",
-            forecast="oracle", trim=0.0,
+            forecast="oracle",
         )
         for name, mix in mixes.items()
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from eval.experiment.capacity import Capacity, capacities, unloaded_p99
 from eval.experiment.contestants import Contestant, contestants
 from eval.experiment.grids import Settings
 from eval.experiment.grounds import TUNING_SEED, Content, Wanted
-from eval.experiment.jobs import BOUND, Job, Run
+from eval.experiment.jobs import BOUND, Job, Run, warmup_s
 from eval.experiment.pool import Pool
 from eval.experiment.store import RunFile
 from eval.experiment.tuning import Place, TunedFile, tune
@@ -170,4 +170,5 @@ class Comparison:
             late_binding=settings.late_binding, forecast=each.forecast, path=settings.path,
             order=settings.order,
             targets=self.slo_s[condition.fleet],
+            warmup_s=warmup_s(wanted),
         )  # fmt: skip

@@ -12,6 +12,7 @@ from eval.experiment.grids import Settings
 from eval.experiment.jobs import BOUND
 from eval.sim.settings import ForecastName
 from swarmx.agents.policies import POLICIES, parameters_of
+from swarmx.core.engine_order import OrderName
 from swarmx.core.errors import ConfigError
 from swarmx.core.words import near
 
@@ -24,7 +25,8 @@ EARLY = "marginal/early"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contestant:
     """A policy with what it is told of the work of calls. `like` names the contestant whose tuned settings it takes;
-    None is its own. `without` is the ingredient that an ablation takes away."""
+    None is its own. `without` is the ingredient that an ablation takes away. With `order`, calls wait in the engines,
+    in that order."""
 
     name: str
     policy: str
@@ -32,6 +34,7 @@ class Contestant:
     forecast: ForecastName = "role_means"
     like: str | None = None
     without: str | None = None
+    order: OrderName | None = None
 
     def settled(self, tuned: Settings) -> Settings | None:
         """Its settings, after those that a search found; None where there is nothing to take away."""
@@ -46,7 +49,9 @@ class Contestant:
         return msgspec.structs.replace(tuned, parameters=tuned.parameters | {self.without: 0.0})
 
     def allowed(self, settings: Settings) -> Settings:
-        """The settings with nothing that it must not hear: who knows means only hears means of paths, too."""
+        """The settings with nothing that it must not hear, or cannot be: who knows means only hears means of paths."""
+        if self.order is not None:
+            settings = msgspec.structs.replace(settings, order=self.order, late_binding=False)
         if self.forecast == "role_means" and settings.path == "neural":
             return msgspec.structs.replace(settings, path="means")
         return settings
@@ -65,6 +70,7 @@ def contestants() -> dict[str, Contestant]:
     ]
     made += [
         Contestant(name="least_work/role_means", policy="least_work", group="baselines"),
+        Contestant(name="uniboost", policy="least_work", group="baselines", forecast="neural", order="uniboost"),
         Contestant(name=OURS, policy=OURS, group="ours", forecast="neural"),
         Contestant(name=ROLE_MEANS, policy=OURS, group="ours"),
         Contestant(name=EARLY, policy=OURS, group="ablations", forecast="neural", like=OURS),

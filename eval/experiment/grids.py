@@ -60,11 +60,10 @@ GRIDS: Mapping[str, Sequence[Dimension]] = {
     "swarmx_paper": [each("share", 0, 1)],
     "swarmx_paper_repo": [each("share", 0, 1), each("fine", 0, 1)],
     "marginal": [
+        each("tail", 0, 1, 2),
+        each("relative", 0.5, 1),
         each("externality", 0.5, 1, 2),
-        each("siblings", 0, 1),
-        each("slack", 0, 1),
         IN_ENGINE,
-        each("path", "none", "neural"),
     ],
 }
 """By policy; a search begins at the published defaults. Policies that are not here have no parameters that matter."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +23,7 @@ from eval.workloads.plan import Workload
 from swarmx.agents.policies import POLICIES
 from swarmx.agents.router_settings import RouterSettings
 from swarmx.core.engine_order import OrderName
+from swarmx.core.errors import ConfigError
 from swarmx.core.nouns import Replica
 
 BOUND = "lower_bound"
@@ -34,6 +35,10 @@ SIGNAL_EVERY_S = {"llmd_load": 0.1, "llmd_predicted": 0.1}
 
 HOLD_LIMIT_S = {"thunderagent": 1800.0}
 """How long a program may be paused in the original; for others as the router has it."""
+
+WARMUP_S, WARMUP_SHARE = 75.0, 0.1
+"""How long a system fills up before anybody counts: what the median of the longest kinds takes alone, and in short runs
+not more than this share of the time of arrivals."""
 
 _PATIENT_S = 1e6  # nobody is retried for being slow: who binds early would pay for waiting, who binds late would not
 
@@ -49,7 +54,7 @@ class Signals(msgspec.Struct, frozen=True, kw_only=True):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One policy with its settings on one workload and fleet; `replicas` 0 leaves the fleet as large as it is.
 
-    `targets` are the seconds in which workflows of a kind should end. The first `trim` of the workflows are run, but
+    `targets` are the seconds in which workflows of a kind should end. Those submitted before `warmup_s` are run, but
     not counted.
     """
 
@@ -64,21 +69,24 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     order: OrderName = "arrival"
     targets: dict[str, float] = {}
     signals: Signals = Signals()
-    trim: float = 0.1
+    warmup_s: float = 0.0
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """What came of a job.
 
     `latency_s` has for each kind one entry a workflow, in the order of submission; None where it was refused. What had
-    not ended counts until the end of the run. `thirds` are mean slowdowns of what arrived in each third of the time,
-    none of it left out. `jain_slowdown` is Jain's index of the slowdowns of a kind. `cost` is replica seconds x weight.
+    not ended counts until the end of the run. `sources` has as many for each kind that is drawn from records: equal
+    numbers, of other seeds too, are one record (`PlannedWorkflow.source`). `thirds` are mean slowdowns of what arrived
+    in each third of the time, none of it left out. `jain_slowdown` is Jain's index of the slowdowns of a kind. `cost`
+    is replica seconds x weight.
     """
 
     key: str
     code: str
     job: Job
     latency_s: dict[str, list[float | None]]
+    sources: dict[str, list[int]]
     max_slowdown: dict[str, float]
     jain_slowdown: dict[str, float]
     thirds: dict[str, list[float]]
@@ -100,6 +108,11 @@ def key_of(job: Job, grounds: Grounds) -> str:
     return sha256(msgspec.json.encode(seen, order="deterministic")).hexdigest()[:24]
 
 
+def warmup_s(wanted: Wanted) -> float:
+    """The same for every policy on this workload."""
+    return min(WARMUP_S, WARMUP_SHARE * wanted.content.count / wanted.rate_per_s)
+
+
 def code_of(policy: str) -> str:
     """A hash of all code that decides what comes of a job with this policy: with a change, old runs say nothing."""
     module = POLICIES[policy].__module__.rsplit(".", 1)[1] if policy in POLICIES else ""
@@ -110,6 +123,8 @@ def code_of(policy: str) -> str:
 def run_job(job: Job, grounds: Grounds) -> Run:
     """Do it. Raises ConfigError for a job that makes no sense."""
     workload = grounds.build(job.workload)
+    if not workload.workflows or workload.workflows[-1].at_s < job.warmup_s:
+        raise ConfigError(f"nothing arrives after the warm-up of {job.warmup_s:g} s; ask for more workflows.")
     if job.policy == BOUND:
         return _bound(job, grounds, workload)
     shared = job.signals.routers > 1 and job.signals.ownership == "shared"
@@ -140,13 +155,13 @@ def replicas_of(job: Job) -> list[Replica]:
 
 
 def _kept(job: Job, grounds: Grounds, workload: Workload, replicas: list[Replica], outcome: Outcome) -> Run:
-    flows, kinds, trim = outcome.workflows, outcome.kinds, job.trim
+    flows, kinds = outcome.workflows, outcome.kinds
     ends_s = np.where(np.isnan(flows.end_s), outcome.stopped_s, flows.end_s)
     latency_s, slow = ends_s - flows.at_s, (ends_s - flows.at_s) / np.maximum(flows.unloaded_s, 1e-9)
     last_s = float(flows.at_s[-1])
     third = np.minimum(2, flows.at_s * 3.0 / max(last_s, 1e-9)).astype(int)
-    rows = {kind: outcome.rows(kind, trim=trim) for kind in kinds}
-    slowdowns = {kind: outcome.slowdown(kind, trim=trim) for kind in kinds}
+    rows = _counted(workload, job)
+    slowdowns = {kind: slow[of_kind][~flows.refused[of_kind]] for kind, of_kind in rows.items()}
     weight = sum(replica.profile.cost_weight for replica in replicas)
     queried = int(outcome.replicas.query_tokens.sum())
     used = [
@@ -154,14 +169,15 @@ def _kept(job: Job, grounds: Grounds, workload: Workload, replicas: list[Replica
         for model in outcome.models
         if (outcome.replicas.model == outcome.models.index(model)).any()
     ]
-    counted = outcome.rows(trim=trim)
     return Run(
         key=key_of(job, grounds),
         code=code_of(job.policy),
         job=job,
         latency_s={
-            kind: [None if flows.refused[i] else round(float(latency_s[i]), 4) for i in rows[kind]] for kind in kinds
+            kind: [None if flows.refused[i] else round(float(latency_s[i]), 4) for i in of_kind]
+            for kind, of_kind in rows.items()
         },
+        sources=_sources(workload, rows),
         max_slowdown={kind: float(s.max()) if len(s) else 0.0 for kind, s in slowdowns.items()},
         jain_slowdown={kind: jain_index(s) for kind, s in slowdowns.items()},
         thirds={
@@ -173,8 +189,8 @@ def _kept(job: Job, grounds: Grounds, workload: Workload, replicas: list[Replica
         hit_ratio=int(outcome.replicas.hit_tokens.sum()) / queried if queried else 0.0,
         preemptions=int(outcome.replicas.preemptions.sum()),
         unended=int(np.isnan(flows.end_s).sum()),
-        refusals=int(flows.refused[counted].sum()),
-        span_s=last_s - float(flows.at_s[counted[0]]),
+        refusals=sum(int(flows.refused[of_kind].sum()) for of_kind in rows.values()),
+        span_s=last_s - job.warmup_s,
         drained_s=outcome.stopped_s - last_s,
         calls=workload.calls,
         cpu_s=outcome.cpu_s,
@@ -182,19 +198,33 @@ def _kept(job: Job, grounds: Grounds, workload: Workload, replicas: list[Replica
 
 
 def _bound(job: Job, grounds: Grounds, workload: Workload) -> Run:
-    first = int(job.trim * len(workload.workflows))
+    rows = _counted(workload, job)
     least_s = bound_s(workload, replicas_of(job))
-    by_kind: dict[str, list[float | None]] = {}
-    for workflow, seconds in list(zip(workload.workflows, least_s, strict=True))[first:]:
-        by_kind.setdefault(workflow.kind, []).append(round(seconds, 4))
+    by_kind: dict[str, list[float | None]] = {
+        kind: [round(least_s[i], 4) for i in of_kind] for kind, of_kind in rows.items()
+    }
     ones = dict.fromkeys(by_kind, 1.0)
     last_s = workload.workflows[-1].at_s
     return Run(
-        key=key_of(job, grounds), code=code_of(job.policy), job=job, latency_s=by_kind, max_slowdown=ones,
-        jain_slowdown=ones, thirds={kind: [1.0, 1.0, 1.0] for kind in by_kind}, jain=1.0, cost=0.0, hit_ratio=1.0,
-        preemptions=0, unended=0, refusals=0, span_s=last_s - workload.workflows[first].at_s, drained_s=0.0,
-        calls=workload.calls, cpu_s=0.0,
+        key=key_of(job, grounds), code=code_of(job.policy), job=job, latency_s=by_kind,
+        sources=_sources(workload, rows), max_slowdown=ones, jain_slowdown=ones,
+        thirds={kind: [1.0, 1.0, 1.0] for kind in by_kind}, jain=1.0, cost=0.0, hit_ratio=1.0, preemptions=0,
+        unended=0, refusals=0, span_s=last_s - job.warmup_s, drained_s=0.0, calls=workload.calls, cpu_s=0.0,
     )  # fmt: skip
+
+
+def _counted(workload: Workload, job: Job) -> dict[str, list[int]]:
+    """Positions of the workflows that count, by kind; a kind that has none is left out."""
+    rows: dict[str, list[int]] = {}
+    for position, workflow in enumerate(workload.workflows):
+        if workflow.at_s >= job.warmup_s:
+            rows.setdefault(workflow.kind, []).append(position)
+    return dict(sorted(rows.items()))
+
+
+def _sources(workload: Workload, rows: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    found = {kind: [workload.workflows[i].source for i in of_kind] for kind, of_kind in rows.items()}
+    return {kind: [s for s in some if s is not None] for kind, some in found.items() if None not in some}
 
 
 def jain_index(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:

@@ -43,6 +43,11 @@ def missed_of_all(run: Run, slo_s: Mapping[str, float]) -> float:
     return late / sum(map(len, run.latency_s.values()))
 
 
+def clusters(run: Run, kind: str) -> int:
+    """How many records the workflows of a kind were drawn from; invented ones are all by themselves."""
+    return len(set(run.sources[kind])) if kind in run.sources else len(run.latency_s[kind])
+
+
 def rows_of(run: Run, about: Row, slo_s: Mapping[str, float], factor: float) -> Iterator[Row]:
     """One row a kind, and one for all of them; `slo_s` are `factor` times the unloaded P99."""
     job = run.job
@@ -54,6 +59,7 @@ def rows_of(run: Run, about: Row, slo_s: Mapping[str, float], factor: float) -> 
         "late_binding": job.late_binding,
         "parameters": " ".join(f"{name}={value:g}" for name, value in job.parameters.items()),
         "rate_per_s": job.workload.rate_per_s,
+        "warmup_s": job.warmup_s,
     }
     whole: Row = {
         "jain": run.jain, "cost": run.cost, "hit_ratio": run.hit_ratio, "preemptions": run.preemptions,
@@ -70,7 +76,8 @@ def rows_of(run: Run, about: Row, slo_s: Mapping[str, float], factor: float) -> 
             math.exp(float(np.mean([math.log(quantile(run, k, q)) for k in kinds]))) for q in (0.5, 0.95, 0.99)
         )
         yield {
-            **settings, "kind": kind, "n": count, "p50_s": p50_s, "p95_s": p95_s, "p99_s": p99_s,
+            **settings, "kind": kind, "n": count, "clusters": sum(clusters(run, each) for each in kinds),
+            "p50_s": p50_s, "p95_s": p95_s, "p99_s": p99_s,
             "miss": share(1.0), "miss_1.5x": share(1.5 / factor), "miss_3x": share(3.0 / factor),
             "slo_s": slo_s[kind] if kind != ALL else None,
             "goodput": (1.0 - share(1.0)) * count / max(run.span_s, 1e-9),

@@ -68,7 +68,7 @@ def throughput(rows: Sequence[Row], title: str, path: Path) -> None:
     for condition, panel in zip(conditions, panels, strict=False):
         bars = [row for row in mine if (row["fleet"], row["arrivals"]) == condition]
         names = [f"{row['policy']} ({100 * float(str(row['misses'])):g} %)" for row in bars]
-        panel.barh(names, [float(str(row["load"])) for row in bars])
+        panel.barh(names, [float(str(row["load"] or 0.0)) for row in bars])
         panel.set(title=f"{condition[0]}, {condition[1]}", xlabel="highest share of capacity")
     _save(figure, title, path)
 

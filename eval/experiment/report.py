@@ -22,13 +22,13 @@ SHOWN = ("round_robin", "power_of_two", "least_work", "speed_edf", "marginal", "
 """The contestants in plots, beside the best baseline."""
 
 
-def result_rows(comparison: Comparison, runs: Runs) -> Iterator[Row]:
+def result_rows(comparison: Comparison, runs: Runs, experiment: str = "routing") -> Iterator[Row]:
     """Flat rows by contestant, condition, seed and kind."""
     workload = comparison.pool.grounds.name
     for (condition, name), some in runs.items():
         for run in some:
             about: Row = {
-                "experiment": "routing", "workload": workload, "fleet": condition.fleet, "load": condition.load,
+                "experiment": experiment, "workload": workload, "fleet": condition.fleet, "load": condition.load,
                 "arrivals": condition.arrivals, "policy": name,
             }  # fmt: skip
             for row in rows_of(run, about, comparison.slo_s[condition.fleet], comparison.effort.slo_factor):
@@ -53,7 +53,10 @@ def summary(runs: Runs, best: Mapping[tuple[str, float], str], slo_s: Mapping[st
         row["miss"] = median(missed_of_all(run, slo_s[condition.fleet]) for run in some)
         if theirs is not None:
             found = ratio(some, theirs)
-            row |= {"vs_best": found.value, "vs_best_low": found.low, "vs_best_high": found.high, "over": found.over}
+            row |= {
+                "vs_best": found.value, "vs_best_low": found.low, "vs_best_high": found.high, "over": found.over,
+                "clusters": found.clusters,
+            }  # fmt: skip
         rows.append(without_infinities(row))
     return rows
 

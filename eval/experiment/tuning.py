@@ -93,7 +93,7 @@ def tune(
             if spot not in best or value < best[spot][1]:
                 best[spot] = (settings, value)
 
-    try_all([(spot, defaults(spot[0].policy)) for spot in seen], "tuning: defaults")
+    try_all([(spot, spot[0].allowed(defaults(spot[0].policy))) for spot in seen], "tuning: defaults")
     for number in range(max((len(grid) for grid in grids.values()), default=0)):
         try_all(
             [

@@ -41,6 +41,7 @@ SLOTS = tuple(
     EngineProfile(model="slots", device=str(n), step_base_s=0.01, call_base_s=0.05, max_batch=n) for n in (1, 4, 16)
 )
 CALLS = 160
+TOLD_EVERY = 128  # tokens of an answer, between two words about its progress
 _COLUMNS = ("call_base_s", "step_base_s", "decode_seq_s", "decode_ctx_token_s", "prefill_token_s",
             "prefill_ctx_token_s", "kv_capacity_tokens", "max_step_tokens", "cost_weight")  # fmt: skip
 _NONE = np.zeros(1)
@@ -90,17 +91,21 @@ class _Episode:
             elif event.kind == "finished":
                 self.here.pop(event.request_id).end_s = event.at_s
 
+    def told(self, name: str) -> int:
+        """Output tokens that a router has heard of; a serial server tells of none before the end."""
+        return 0 if self.profile.prefill_token_s == 0.0 else self.engine.produced(name) // TOLD_EVERY * TOLD_EVERY
+
     def view(self, now_s: float, cached: float) -> FleetView:
         profile = self.profile
         drained = (now_s - self.backlog_at_s) / profile.prefill_token_s if profile.prefill_token_s else math.inf
-        context = sum(sent.prompt + self.engine.produced(name) for name, sent in self.here.items())
+        context = sum(sent.prompt + self.told(name) for name, sent in self.here.items())
         return FleetView(
             in_flight=np.array([len(self.here)]), last_chosen=np.zeros(1, dtype=np.int64),
             max_batch=np.array([profile.max_batch]), remaining_work=_NONE, work_variance=_NONE,
             context_tokens=np.array([float(context)]), cached_tokens=np.array([cached]),
             prefill_tokens=np.array([max(0.0, self.backlog - drained) if self.here else 0.0]),
             running=_NONE, waiting=_NONE, kv_usage=_NONE, signal_age_s=_NONE, prefill_share=_NONE, slowdown=_ONE,
-            unread_tokens=_NONE, shared_tokens=_NONE,
+            unread_tokens=_NONE, shared_tokens=_NONE, weight=_ONE,
             **{name: np.array([float(getattr(profile, name))]) for name in _COLUMNS},
         )  # fmt: skip
 

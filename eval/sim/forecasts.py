@@ -57,7 +57,7 @@ class _RoleMeans:
 
     def __init__(self, workload: Workload) -> None:
         self._workload = workload
-        self._means: dict[_Key, tuple[int, float]] = {}
+        self._means = dict(workload.role_means)
 
     def of(self, workflow: PlannedWorkflow, call: PlannedCall) -> Forecast:
         if call.kind != "llm":

@@ -13,9 +13,9 @@ import numpy as np
 
 from eval.workloads import stored
 from eval.workloads.arrivals import Arrivals, arrival_times
-from eval.workloads.draft import Drawn, Turn
+from eval.workloads.draft import Drawn, DrawnImage, Turn
 from eval.workloads.drawing import draw_workflows, planned, timed
-from eval.workloads.foreseen import foresee
+from eval.workloads.foreseen import PAST, foresee, means_of
 from eval.workloads.image_works import ImageWorks, flow_files, read_images
 from eval.workloads.invented import INVENTED, Inventions
 from eval.workloads.kinds import KINDS
@@ -64,9 +64,11 @@ def build(settings: WorkloadSettings, sources: Sources, seed: int, cache: Path |
     times = arrival_times(settings.arrivals, settings.count, settings.rate_per_s, seed, trace)
     with _no_collection():
         built = _built(settings, sources, seed, cache)
-        workflows = timed(built[0], times)
+        workflows = timed(built.workflows, times)
     kinds = "+".join(kind for kind in sorted(settings.mix) if settings.mix[kind] > 0.0)
-    return Workload(name=f"{kinds}/{settings.arrivals}", workflows=workflows, quantiles=built[1])
+    return Workload(
+        name=f"{kinds}/{settings.arrivals}", workflows=workflows, quantiles=built.quantiles, role_means=built.role_means
+    )
 
 
 def data_files(settings: WorkloadSettings, sources: Sources) -> list[Path]:
@@ -96,13 +98,15 @@ def _built(settings: WorkloadSettings, sources: Sources, seed: int, cache: Path 
         return found
     inventions = Inventions(vary=settings.vary)
     truth = _Recorded.read(settings, sources)
+    past = draw_workflows(truth, mix, PAST, seed + _PAST_SEED, inventions)
     drafts = draw_workflows(truth, mix, settings.count, seed, inventions)
-    built = planned(drafts), foresee(drafts, forecaster)
+    built = stored.Built(planned(drafts), foresee(drafts, past, forecaster), means_of(past))
     if cache is not None:
         stored.store(cache, key, built)
     return built
 
 
+_PAST_SEED = 1_000_000  # what came before was drawn from another stream
 _PROMPTED = frozenset(KINDS) - {"pools", "sessions"}
 
 
@@ -150,7 +154,7 @@ class _Recorded:
         assert self.prompts is not None
         return self.prompts.draw(role, model, rng)
 
-    def image(self, model: str, rng: np.random.Generator) -> int:
+    def image(self, model: str, rng: np.random.Generator) -> DrawnImage:
         assert self.images is not None
         return self.images.draw(model, rng)
 

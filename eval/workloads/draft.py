@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,6 +23,7 @@ class Drawn:
     """A prompt and what a model answered to it: `text` is what a forecaster reads, `work` the tokens that came.
 
     `data_model` is the model that was recorded. `hint` is the standardised length of the prompt among its like.
+    `source` numbers the recorded prompt or session, None where it is invented.
     """
 
     text: str
@@ -31,6 +32,14 @@ class Drawn:
     work: int
     work_limit: float
     hint: float = 0.0
+    source: int | None = None
+
+
+class DrawnImage(NamedTuple):
+    """Megapixel-steps of one image, and the number of the recorded flow that made it, None where it is invented."""
+
+    work: int
+    source: int | None = None
 
 
 class Truth(Protocol):
@@ -40,8 +49,8 @@ class Truth(Protocol):
         """A prompt for this role (`kind/role`), answered by a model that stands for `model`."""
         ...
 
-    def image(self, model: str, rng: np.random.Generator) -> int:
-        """Megapixel-steps of one image."""
+    def image(self, model: str, rng: np.random.Generator) -> DrawnImage:
+        """One image."""
         ...
 
     def session(self, rng: np.random.Generator) -> Sequence[Turn]:
@@ -86,7 +95,10 @@ class DraftCall:
 
 @dataclass(slots=True, kw_only=True)
 class Draft:
-    """A workflow of one kind; `number` makes its texts its own, `rng` is its alone."""
+    """A workflow of one kind; `number` makes its texts its own, `rng` is its alone.
+
+    `source` is the number of what it was drawn from, of its first prompt where a kind says nothing else.
+    """
 
     kind: str
     number: int
@@ -94,6 +106,7 @@ class Draft:
     inventions: Inventions
     rng: np.random.Generator
     calls: list[DraftCall] = field(default_factory=list)
+    source: int | None = None
 
     def own(self, name: str | int, tokens: int) -> Piece:
         """A text that no other workflow has."""
@@ -137,6 +150,8 @@ class Draft:
     ) -> int:
         """Add a call to a language model with just this prompt; returns its position."""
         place = len(self.calls)
+        if not place:
+            self.source = drawn.source
         self.calls.append(
             DraftCall(
                 role=role, model=model, kind="llm", after=tuple(after), gap_s=gap_s, prompt=tuple(prompt),

@@ -56,7 +56,11 @@ def planned(drafts: Sequence[Draft]) -> list[PlannedWorkflow]:
             )  # fmt: skip
             row += 1
         workflow_id = f"{draft.kind}-{draft.number:06d}"
-        made.append(PlannedWorkflow(workflow_id=workflow_id, kind=draft.kind, at_s=0.0, calls=tuple(calls)))
+        made.append(
+            PlannedWorkflow(
+                workflow_id=workflow_id, kind=draft.kind, at_s=0.0, calls=tuple(calls), source=draft.source
+            )
+        )  # fmt: skip
     return made
 
 

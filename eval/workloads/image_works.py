@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from eval.workloads.draft import FLUX, SDXL
+from eval.workloads.draft import FLUX, SDXL, DrawnImage
 from eval.workloads.reading import read_table, refuse, table_file
 from swarmx.core.engine import profiles
 from swarmx.core.errors import ConfigError
@@ -28,13 +28,14 @@ def flow_files(source: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class ImageWorks:
-    """Megapixel-steps by model of the fleet."""
+    """Measured runs by model of the fleet; those of one flow, on other devices, have one source."""
 
-    works: Mapping[str, tuple[int, ...]]
+    works: Mapping[str, tuple[DrawnImage, ...]]
 
-    def draw(self, model: str, rng: np.random.Generator) -> int:
+    def draw(self, model: str, rng: np.random.Generator) -> DrawnImage:
         """One of them, as likely as it was measured."""
-        return int(rng.choice(self.works[model]))
+        measured = self.works[model]
+        return measured[int(rng.integers(len(measured)))]
 
 
 def read_images(source: Path) -> ImageWorks:
@@ -48,15 +49,18 @@ def read_images(source: Path) -> ImageWorks:
     files = flow_files(source)
     table = read_table(files[0], ("flow", "gpu", "exec_s"))
     refuse(table, (pl.col("exec_s") < 0.0).fill_null(False), files[0], "a negative exec_s", "flow")
-    works: dict[str, list[int]] = {SDXL: [], FLUX: []}
-    for run in runs(files[0].parent):
+    works: dict[str, list[DrawnImage]] = {SDXL: [], FLUX: []}
+    measured = runs(files[0].parent)
+    numbers = {flow: number for number, flow in enumerate(sorted({run.flow for run in measured}))}
+    for run in measured:
         model = (
             FLUX if run.flow.startswith("flux1_dev") else SDXL if _SDXL_B[0] <= run.job.model_b <= _SDXL_B[1] else ""
         )
         profile = profiles().get((model, run.device))
         if profile is None or run.cold:
             continue
-        works[model].append(max(1, round((run.seconds - profile.call_base_s) / profile.step_base_s)))
+        work = max(1, round((run.seconds - profile.call_base_s) / profile.step_base_s))
+        works[model].append(DrawnImage(work, numbers[run.flow]))
     for model, found in works.items():
         if not found:
             raise ConfigError(f"{files[0]} has no run that could stand for {model}.")

@@ -97,8 +97,10 @@ INVENTED: Mapping[str, Invention] = {
                   why="fleets: what every call to a processor pays"),
         Invention(name="cpu_cost", shape="constant", middle=0.04, unit="of an L40S",
                   why="fleets: a few of a socket's cores, by their share of its memory bandwidth"),
-        Invention(name="outcome_lag", shape="constant", middle=128.0, unit="calls",
-                  why="forecasts: calls until an outcome is learnt from; what thirty replicas have in flight"),
+        Invention(name="outcome_lag", shape="constant", middle=2000.0, unit="workflows",
+                  why="forecasts: until answers are learnt from; 250 s at 8 a second, the longest takes 200 s alone"),
+        Invention(name="past_workflows", shape="constant", middle=500.0, unit="workflows",
+                  why="forecasts and running means: what ended before the first one came"),
         Invention(name="burst_share", shape="constant", middle=0.3, unit="of the time",
                   why="bursty arrivals: chosen for the empty windows of Azure's code trace, whose CV is given"),
     )

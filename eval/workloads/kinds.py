@@ -63,9 +63,10 @@ def media(draft: Draft) -> None:
     model = FLUX if invented.happens("on_flux", rng) else SDXL
     request = draft.truth.llm("media/rewriter", SMALL, rng)
     images = invented.count("images", rng, request.hint)
-    work = draft.truth.image(model, rng)  # the images of one request differ in their seeds only
+    image = draft.truth.image(model, rng)  # the images of one request differ in their seeds only
     rewrite = draft.ask("rewriter", SMALL, drawn=request)
-    made = [draft.work("image", model, work, after=[rewrite]) for _ in range(images)]
+    draft.source = image.source  # it takes longer than the prompt
+    made = [draft.work("image", model, image.work, after=[rewrite]) for _ in range(images)]
     if invented.happens("upscale", rng):
         draft.work("upscale", SDXL, invented.tokens("upscale_work", rng), after=made[:1])
 

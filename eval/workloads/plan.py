@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -37,25 +37,36 @@ class PlannedCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class PlannedWorkflow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One workflow, submitted at `at_s` seconds of virtual time; it ends with the last of its calls."""
+    """One workflow, submitted at `at_s` seconds of virtual time; it ends with the last of its calls.
+
+    `source` numbers the record that decides most about it: its session, the flow of its images, else its first prompt.
+    Workflows of a kind with the same one are not independent, in whatever seed they are; None for an invented one.
+    """
 
     workflow_id: str
     kind: str
     at_s: float
     calls: tuple[PlannedCall, ...]
     tenant: str = "default"
+    source: int | None = None
+
+
+RoleMeans = Mapping[tuple[str, str, str], tuple[int, float]]
+"""By workflow kind, role and recorded model: calls that ended, and the mean of their output tokens."""
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
     """Workflows in the order of `at_s`, and what the trained predictor says of the work of their calls.
 
     `quantiles` has shape [rows, levels], at the levels of `core.forecast.LEVELS`, in tokens or units of work. They
-    were made before the simulation, in the order of submission, each from what had been observed until then.
+    were made before the simulation, each from what had surely ended when its workflow came (`foreseen`), some of it
+    before the first one came: `role_means` are what running means begin with then.
     """
 
     name: str
     workflows: Sequence[PlannedWorkflow]
     quantiles: NDArray[np.float32]
+    role_means: RoleMeans = {}
 
     @property
     def calls(self) -> int:

@@ -91,6 +91,7 @@ def _check(rows: pl.DataFrame, path: Path) -> None:
 
 def _pools(rows: pl.DataFrame, source: Path) -> PromptRows:
     hints = _hints(rows)
+    numbers = {prompt: number for number, prompt in enumerate(sorted(hints))}
     pools: dict[tuple[str, str], list[Drawn]] = {}
     stand_ins: list[str] = []
     for (category,), of_category in rows.group_by("category", maintain_order=True):
@@ -102,7 +103,7 @@ def _pools(rows: pl.DataFrame, source: Path) -> PromptRows:
                 if found.height and any(category in categories for categories in ROLES.values()):
                     stand_ins.append(f"{category} on {model}: {found['model'].n_unique()} models of its size")
             if found.height:
-                pools[str(category), model] = [_drawn(row, hints) for row in found.iter_rows(named=True)]
+                pools[str(category), model] = [_drawn(row, hints, numbers) for row in found.iter_rows(named=True)]
     for model in STANDS_FOR:
         if not any(m == model for _, m in pools):
             raise ConfigError(
@@ -137,10 +138,10 @@ def _hints(rows: pl.DataFrame) -> dict[str, float]:
     return dict(scores.iter_rows())
 
 
-def _drawn(row: dict[str, Any], hints: Mapping[str, float]) -> Drawn:
+def _drawn(row: dict[str, Any], hints: Mapping[str, float], numbers: Mapping[str, int]) -> Drawn:
     work = int(row["out_tokens"])
     limit = float(row["limit"] or INVENTED["work_limit"].middle)
     return Drawn(
         text=row["text"], data_model=row["model"], prompt_tokens=int(row["prompt_tokens"]), work=work,
-        work_limit=max(limit, float(work)), hint=hints[row["prompt_id"]],
+        work_limit=max(limit, float(work)), hint=hints[row["prompt_id"]], source=numbers[row["prompt_id"]],
     )  # fmt: skip

@@ -78,7 +78,7 @@ def read_sessions(source: Path, part: Part) -> SessionRows:
         if (of_calls.select(tokens[1].max()).item() or 0) > LONGEST_ANSWER:
             runaway += 1
             continue
-        found.append(tuple(_turns(group, shared)))
+        found.append(tuple(_turns(group, shared, len(found))))
     if not found or left_out > _MOST_WITHOUT * (len(found) + left_out):
         raise ConfigError(
             f"{path}: {len(found)} sessions of the {part} part can be used, {left_out} have calls of no tokens; "
@@ -98,7 +98,7 @@ def _shared(asked: pl.DataFrame) -> dict[_Group, int]:
     return {(d, m, a): int(share * least) if n > 1 else 0 for d, m, a, least, n in shortest.iter_rows()}
 
 
-def _turns(group: pl.DataFrame, shared: dict[_Group, int]) -> list[Turn]:
+def _turns(group: pl.DataFrame, shared: dict[_Group, int], source: int) -> list[Turn]:
     turns: list[Turn] = []
     gap_s = 0.0
     for row in group.iter_rows(named=True):
@@ -108,7 +108,7 @@ def _turns(group: pl.DataFrame, shared: dict[_Group, int]) -> list[Turn]:
         key = (row["dataset"], row["domain"], row["agent"])
         turns.append(
             Turn(
-                role=row["agent"], drawn=_drawn(row), gap_s=min(gap_s, constant("longest_session_gap")),
+                role=row["agent"], drawn=_drawn(row, source), gap_s=min(gap_s, constant("longest_session_gap")),
                 shared="|".join(map(str, key)), shared_tokens=shared.get(key, 0),
             )
         )  # fmt: skip
@@ -125,9 +125,9 @@ def _gap_s(row: dict[str, Any]) -> float:
     return max(least, float(row["gap_to_next_s"]) - answer_s)
 
 
-def _drawn(row: dict[str, Any]) -> Drawn:
+def _drawn(row: dict[str, Any], source: int) -> Drawn:
     work = int(row["output_tokens"])
     return Drawn(
         text=row["text_tail"] or "", data_model=row["model"] or row["dataset"], prompt_tokens=int(row["input_tokens"]),
-        work=work, work_limit=max(constant("work_limit"), float(work)),
+        work=work, work_limit=max(constant("work_limit"), float(work)), source=source,
     )  # fmt: skip

@@ -8,18 +8,27 @@ import tempfile
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.workloads.plan import PlannedWorkflow
+from eval.workloads.plan import PlannedWorkflow, RoleMeans
 
-_WORKFLOWS, _QUANTILES = "workflows.msgpack", "quantiles.npy"
+_WORKFLOWS, _QUANTILES, _MEANS = "workflows.msgpack", "quantiles.npy", "role_means.msgpack"
 
-Built = tuple[list[PlannedWorkflow], NDArray[np.float32]]
 
-_decoder = msgspec.msgpack.Decoder(list[PlannedWorkflow])
+class Built(NamedTuple):
+    """All of a workload but the times of its workflows."""
+
+    workflows: list[PlannedWorkflow]
+    quantiles: NDArray[np.float32]
+    role_means: RoleMeans
+
+
+_workflows = msgspec.msgpack.Decoder(list[PlannedWorkflow])
+_means = msgspec.msgpack.Decoder(dict[tuple[str, str, str], tuple[int, float]])
 
 
 def key_of(*parts: object) -> str:
@@ -38,19 +47,22 @@ def load(folder: Path, key: str) -> Built | None:
     """What was stored under the key; None where nothing is, or where it cannot be read and has to be built again."""
     place = folder / key
     try:
-        workflows = _decoder.decode((place / _WORKFLOWS).read_bytes())
-        quantiles = np.load(place / _QUANTILES, allow_pickle=False)
+        return Built(
+            _workflows.decode((place / _WORKFLOWS).read_bytes()),
+            np.load(place / _QUANTILES, allow_pickle=False),
+            _means.decode((place / _MEANS).read_bytes()),
+        )
     except (OSError, ValueError, msgspec.DecodeError):
         return None
-    return workflows, quantiles
 
 
 def store(folder: Path, key: str, built: Built) -> None:
     """Keep it under the key; all of it appears at once."""
     folder.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=folder, prefix=f".{key}-"))
-    (fresh / _WORKFLOWS).write_bytes(msgspec.msgpack.encode(built[0]))
-    np.save(fresh / _QUANTILES, built[1], allow_pickle=False)
+    (fresh / _WORKFLOWS).write_bytes(msgspec.msgpack.encode(built.workflows))
+    np.save(fresh / _QUANTILES, built.quantiles, allow_pickle=False)
+    (fresh / _MEANS).write_bytes(msgspec.msgpack.encode(built.role_means))
     place = folder / key
     shutil.rmtree(place, ignore_errors=True)
     try:

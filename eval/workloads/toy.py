@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.workloads.arrivals import Arrivals, arrival_times
-from eval.workloads.draft import LARGE, SDXL, Drawn, Turn
+from eval.workloads.draft import LARGE, SDXL, Drawn, DrawnImage, Turn
 from eval.workloads.drawing import draw_workflows, planned, timed
 from eval.workloads.foreseen import NORMAL, known_work
 from eval.workloads.invented import Inventions
@@ -73,8 +73,8 @@ class _Lognormal:
             work=min(int(_LIMIT), max(1, round(work))), work_limit=_LIMIT, hint=hint,
         )  # fmt: skip
 
-    def image(self, model: str, rng: np.random.Generator) -> int:
-        return int(rng.choice(_STEPS.get(model, (20,))))
+    def image(self, model: str, rng: np.random.Generator) -> DrawnImage:
+        return DrawnImage(int(rng.choice(_STEPS.get(model, (20,)))))
 
     def session(self, rng: np.random.Generator) -> Sequence[Turn]:
         turns: list[Turn] = []

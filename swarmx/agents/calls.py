@@ -37,6 +37,7 @@ class CallState:
     shared: float = 0.0  # tokens of its prompt that were in the replica's cache
     profile_s: float | None = None  # from dispatch to end, as the replica's profile has it
     unit_s: float = 0.0
+    weight: float = 1.0  # what a second of it is worth to the policy
     tried: frozenset[str] = field(default_factory=frozenset)
     foreseen_s: float | None = None  # from ready to the end, by the policy's first word
     place: Place | None = None  # in its line, while it waits
@@ -53,7 +54,7 @@ class CallState:
         self.context = float(self.call.prompt_tokens)
         self.shared = min(cached_tokens, self.context)
         self.unread = self.context - self.shared
-        self.profile_s, self.unit_s = choice.profile_s, choice.unit_s
+        self.profile_s, self.unit_s, self.weight = choice.profile_s, choice.unit_s, choice.weight
 
     def slowness(self, work_done: float, now_s: float) -> float | None:
         """How many times what the profile says the call took, given its work; None where nobody knows either."""

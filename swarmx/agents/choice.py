@@ -17,6 +17,8 @@ def is_sound(choice: Choice, replicas: int) -> bool:
     """
     if not 0 <= operator.index(choice.index) < replicas or not math.isfinite(choice.urgency):
         return False
+    if not 0.0 < choice.weight < math.inf:
+        return False
     if choice.expected_s is not None and not math.isfinite(choice.expected_s):
         return False
     if choice.cost_s is not None and (choice.cost_s.shape != (replicas,) or math.isnan(choice.cost_s[choice.index])):

@@ -13,7 +13,7 @@ import numpy as np
 
 from swarmx.core.actions import StartTimer
 from swarmx.core.fleet import Floats, Ints
-from swarmx.core.messages import DemandReported
+from swarmx.core.messages import DemandReported, WorkflowSubmitted
 from swarmx.core.nouns import Call
 from swarmx.core.ports import Output
 
@@ -25,6 +25,7 @@ MOST_KINDS = 256
 MOST_RUNNING = 10_000
 MOST_HISTORY = 64  # finished workflows remembered of a kind
 MOST_CALLS = 64  # calls remembered of a workflow
+MOST_REMEMBERED = 10_000  # calls of workflows, the latest, that are known again when they are offered again
 MOST_GROUPS = 32  # groups of running workflows that one report looks ahead for, the largest; the rest is not counted
 
 _RATE_MEMORY_REPORTS = 15.0
@@ -160,16 +161,18 @@ class DemandSketch:
         self._models: dict[str, _Model] = {}
         self._kinds: dict[str, _Kind] = {}  # the one that was submitted longest ago comes first
         self._running: dict[str, _Running] = {}
+        self._known: dict[str, None] = {}  # call ids, the one that was offered longest ago first
         self._since_s = 0.0
 
-    def submitted(self, workflow_id: str, kind: str, now_s: float) -> list[Output]:
-        """A workflow begins."""
+    def submitted(self, message: WorkflowSubmitted, now_s: float) -> list[Output]:
+        """A workflow begins; one that only goes on after a restart was demand before."""
+        workflow_id, kind = message.workflow_id, message.kind
         if not self._every_s or workflow_id in self._running:
             return []
         started = self._start(now_s)
         known = self._kinds.pop(kind, None)
         self._kinds[kind] = known = _Kind() if known is None else known
-        known.submitted += 1
+        known.submitted += message.submitted_at_s is None
         if len(self._kinds) > MOST_KINDS:
             del self._kinds[next(iter(self._kinds))]
         self._running[workflow_id] = _Running(kind=kind, submitted_at_s=now_s, last_at_s=now_s)
@@ -178,10 +181,15 @@ class DemandSketch:
         return started
 
     def arrived(self, call: Call, work: float, now_s: float) -> list[Output]:
-        """A call wants a replica; `work` is what it is expected to need."""
+        """A call wants a replica; `work` is what it is expected to need.
+
+        One that was refused and is offered again, as calls of workflows are, was counted the first time.
+        """
         if not self._every_s:
             return []
         started = self._start(now_s)
+        if call.workflow_id in self._running and self._is_known(call.call_id):
+            return started
         model = self._models.get(call.model)
         if model is None:
             model = self._models[call.model] = _Model(number=len(self._models))
@@ -260,6 +268,15 @@ class DemandSketch:
         if goes_on:
             reports.append(StartTimer(key=TIMER, at_s=now_s + self._every_s))
         return reports
+
+    def _is_known(self, call_id: str) -> bool:
+        """Whether the call was offered before; from now on it is."""
+        known = call_id in self._known
+        self._known.pop(call_id, None)
+        self._known[call_id] = None
+        if len(self._known) > MOST_REMEMBERED:
+            del self._known[next(iter(self._known))]
+        return known
 
     def _start(self, now_s: float) -> list[Output]:
         """Begin to report; after a silence the next window begins here."""

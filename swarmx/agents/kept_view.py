@@ -13,6 +13,7 @@ from swarmx.core.nouns import Candidates, KeptView
 # The rest is last_chosen, and what candidates name: in_flight, remaining_work, context_tokens, signal_age_s.
 MOVING = (
     "work_variance",
+    "weight",
     "prefill_tokens",
     "unread_tokens",
     "shared_tokens",

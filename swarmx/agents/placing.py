@@ -70,7 +70,7 @@ class Placing:
     def key(self, state: CallState, now_s: float) -> Key:
         """The place of the call in the order of the policy, from now on."""
         call = state.call
-        workflow = self._book.view(call.workflow_id, call.workflow_kind, state.path, state.ready_at_s, now_s)
+        workflow = self._book.view(call, state.path, state.ready_at_s, now_s)
         return ORDERS[self._objective.policy.order](workflow, now_s)
 
     def place(self, state: CallState, pool: Pool, ahead: int, now_s: float) -> Placed | Refusal | None:
@@ -124,7 +124,7 @@ class Placing:
         about = CallView(
             call=call,
             forecast=state.forecast,
-            workflow=self._book.view(call.workflow_id, call.workflow_kind, state.path, state.ready_at_s, now_s),
+            workflow=self._book.view(call, state.path, state.ready_at_s, now_s),
             now_s=now_s,
             waited_s=now_s - state.ready_at_s,
             ahead=ahead,
@@ -164,6 +164,8 @@ class Placing:
                     attained_work=workflow.attained_work,
                     calls=workflow.calls,
                     others_s=workflow.others_s,
+                    usual_s=workflow.usual_s,
+                    usual_call_s=workflow.usual_call_s,
                 ),
             )
         )

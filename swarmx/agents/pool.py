@@ -17,6 +17,7 @@ _INTS = ("in_flight", "last_chosen", "max_batch", "slot")
 _FLOATS = (
     "remaining_work",
     "work_variance",
+    "weight",
     "context_tokens",
     "prefill_tokens",
     *PROFILE,
@@ -39,7 +40,7 @@ _IN_FLIGHT, _LAST_CHOSEN, _MAX_BATCH, _SLOT = _I["in_flight"], _I["last_chosen"]
 _REMAINING, _CONTEXT, _PREFILL = _F["remaining_work"], _F["context_tokens"], _F["prefill_tokens"]
 _VARIANCE, _KV_CAPACITY, _OTHERS = _F["work_variance"], _F["kv_capacity_tokens"], _F["others"]
 _PREFILL_AT, _PREFILL_RATE, _MEASURED_AT = _F["prefill_at_s"], _F["prefill_rate"], _F["measured_at_s"]
-_UNREAD, _SHARED = _F["unread_tokens"], _F["shared_tokens"]
+_UNREAD, _SHARED, _WEIGHT = _F["unread_tokens"], _F["shared_tokens"], _F["weight"]
 _PROMPTS_BUSY, _PROMPTS_AT, _SLOWDOWN = _F["prompts_busy"], _F["prompts_at_s"], _F["log_slowdown"]
 _HIDDEN = (_PREFILL, _PREFILL_AT, _PREFILL_RATE, _MEASURED_AT, _OTHERS, _PROMPTS_BUSY, _PROMPTS_AT, _SLOWDOWN)
 _SEEN = tuple((name, row) for name, row in _F.items() if row not in _HIDDEN)
@@ -139,6 +140,7 @@ class Pool:
         if self._own is not None:
             others = f[_OTHERS]
             i[_IN_FLIGHT] += others.astype(np.int64)
+            f[_WEIGHT] += others
             f[_REMAINING] += others * self._typical_work / 2.0  # seen at a random time, half of it is done
             f[_CONTEXT] += others * self._typical_context
         return FleetView(
@@ -163,7 +165,14 @@ class Pool:
         return found if found < len(columns) and columns[found] == column else None
 
     def dispatched(
-        self, replica_id: str, call: Call, forecast: Forecast, decision: int, now_s: float, cached_tokens: float
+        self,
+        replica_id: str,
+        call: Call,
+        forecast: Forecast,
+        decision: int,
+        now_s: float,
+        cached_tokens: float,
+        weight: float = 1.0,
     ) -> None:
         """The call is on its way to the replica; what no cache holds of its prompt joins a backlog that drains at the
         prefill rate."""
@@ -176,6 +185,7 @@ class Pool:
         floats = self._floats[:, column]
         floats[_REMAINING] += forecast.mean
         floats[_VARIANCE] += forecast.variance
+        floats[_WEIGHT] += weight
         floats[_CONTEXT] += call.prompt_tokens
         shared = min(cached_tokens, float(call.prompt_tokens))
         floats[_SHARED] += shared
@@ -210,7 +220,14 @@ class Pool:
             self._floats[_UNREAD, column] = max(0.0, self._floats[_UNREAD, column] - tokens)
 
     def ended(
-        self, replica_id: str, work_left: float, variance: float, context: float, now_s: float, shared: float = 0.0
+        self,
+        replica_id: str,
+        work_left: float,
+        variance: float,
+        context: float,
+        now_s: float,
+        shared: float = 0.0,
+        weight: float = 1.0,
     ) -> None:
         """The call is no longer on the replica, whatever became of it."""
         column = self._index.get(replica_id)
@@ -223,9 +240,10 @@ class Pool:
         if ints[_IN_FLIGHT] == ints[_MAX_BATCH] - 1 or self._own is not None:
             self._roomy = None
         if ints[_IN_FLIGHT] == 0:  # an idle replica is idle exactly: no rounding error survives
-            self._floats[[_REMAINING, _VARIANCE, _CONTEXT, _PREFILL, _UNREAD, _SHARED], column] = 0.0
+            self._floats[[_REMAINING, _VARIANCE, _WEIGHT, _CONTEXT, _PREFILL, _UNREAD, _SHARED], column] = 0.0
         else:
             self._floats[_VARIANCE, column] = max(0.0, self._floats[_VARIANCE, column] - variance)
+            self._floats[_WEIGHT, column] = max(0.0, self._floats[_WEIGHT, column] - weight)
             self._floats[_SHARED, column] = max(0.0, self._floats[_SHARED, column] - shared)
             self.progressed(replica_id, -work_left, -context)
 

@@ -155,7 +155,7 @@ class RouterAgent:
                 return alerts
             case WorkflowSubmitted():
                 self._book.submitted(message, now_s)
-                return self._demand.submitted(message.workflow_id, message.kind, now_s)
+                return self._demand.submitted(message, now_s)
             case WorkflowEnded():
                 finished = message.state == "finished"
                 self._book.ended(message.workflow_id, finished=finished, now_s=now_s)
@@ -192,7 +192,7 @@ class RouterAgent:
         if (over := self._accounts.accept(state, now_s)) is not None:
             return [refuse(state, over_budget(over))]
         self._calls[call_id] = state
-        self._book.call_ready(call.workflow_id, call_id, now_s)
+        self._book.call_ready(call, now_s)
         started = self._demand.arrived(call, message.forecast.mean, now_s)
         return [*self._place(state, now_s), *started]
 
@@ -237,12 +237,12 @@ class RouterAgent:
 
     def _dispatch(self, state: CallState, pool: Pool, placed: Placed, now_s: float) -> list[Output]:
         """Send the call where the policy wants it."""
-        call_id = state.call.call_id
+        call, call_id = state.call, state.call.call_id
         replica_id = pool.replicas[placed.column].replica_id
         self._decisions += 1
         state.sent(replica_id, placed.choice, placed.cached_tokens, now_s)
         self._accounts.sent(state, self._room[pool.model], placed.cached_tokens)
-        patience_s = self.settings.first_token_timeout_s if state.call.stream else self.settings.call_timeout_s
+        patience_s = self.settings.first_token_timeout_s if call.stream else self.settings.call_timeout_s
         outputs: list[Output] = [
             Dispatch(call_id=call_id, attempt=state.attempt, replica_id=replica_id, urgency=placed.choice.urgency),
             StartTimer(key=f"answer:{call_id}", at_s=now_s + patience_s),
@@ -250,8 +250,8 @@ class RouterAgent:
         if self.settings.log_decisions:
             outputs.append(self._placing.decision(state, pool, placed, now_s))
         if placed.choice.expected_s is not None:
-            self._book.call_placed(state.call.workflow_id, call_id, now_s + placed.choice.expected_s)
-        pool.dispatched(replica_id, state.call, state.forecast, self._decisions, now_s, placed.cached_tokens)
+            self._book.call_placed(call.workflow_id, call_id, now_s + placed.choice.expected_s)
+        pool.dispatched(replica_id, call, state.forecast, self._decisions, now_s, placed.cached_tokens, state.weight)
         return [*outputs, *placed.alerts]
 
     def _first_token(self, message: FirstToken, now_s: float) -> Sequence[Output]:
@@ -284,7 +284,7 @@ class RouterAgent:
         self._accounts.finished(state, self._room[state.call.model], message, now_s)
         self._placing.took(state, now_s)
         self._room.ended(state.call.model, message.work_done, now_s)
-        self._book.call_ended(state.call.workflow_id, now_s - state.dispatched_at_s, message.work_done)
+        self._book.call_ended(state.call, now_s - state.dispatched_at_s, message.work_done)
         self._demand.ended(state.call.model)
         pool = self._pool_of.get(replica_id)
         if pool is not None and (ratio := state.slowness(message.work_done, now_s)) is not None:
@@ -416,7 +416,7 @@ class RouterAgent:
         self._book.call_left(state.call.workflow_id, state.call.call_id)
         if (pool := self._pool_of.get(replica_id)) is not None:
             pool.prompt_read(replica_id, state.unread)
-            pool.ended(replica_id, state.work_left, state.variance, state.context, now_s, state.shared)
+            pool.ended(replica_id, state.work_left, state.variance, state.context, now_s, state.shared, state.weight)
             self._unsettled[pool.model] = None
         return replica_id
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,11 +11,13 @@ import numpy as np
 from swarmx.core.fleet import Floats, WorkflowView
 from swarmx.core.forecast import Forecast
 from swarmx.core.messages import WorkflowSubmitted
+from swarmx.core.nouns import Call
 
 # Kinds and workflows are the clients' to name and to number, so everything about them is bounded.
 MOST_RUNNING = 20_000
 MOST_KINDS = 256
-MOST_STAGES = 64
+MOST_STAGES = 256
+MOST_CALLS = 64
 
 _HISTORY = 256
 _WEIGHT = 0.05
@@ -36,12 +38,17 @@ class _Mean:
         self.value += max(_WEIGHT, 1.0 / self.count) * (sample - self.value)
 
 
+_Stage = tuple[str, int]
+"""The role of a call, and how many of that role its workflow had behind it when it was ready."""
+
+
 @dataclass(slots=True, kw_only=True)
 class _Kind:
-    """How workflows of one kind went. `rest_s[n]` is the time from the ready call after n ended ones to the end."""
+    """How workflows of one kind went. `stages` has the time from a ready call to the end of the workflow, and how long
+    the call itself took at its replica."""
 
     total_s: _Mean = field(default_factory=_Mean)
-    rest_s: list[_Mean] = field(default_factory=list)
+    stages: dict[_Stage, tuple[_Mean, _Mean]] = field(default_factory=dict)
     service_s: deque[float] = field(default_factory=lambda: deque(maxlen=_HISTORY))
     past_s: Floats | None = None
 
@@ -50,11 +57,20 @@ class _Kind:
             self.past_s = np.sort(np.array(self.service_s, dtype=np.float64))
         return self.past_s
 
-    def rest_after(self, calls: int) -> float | None:
-        """Mean of what follows; of a stage that nobody reached, that of the last one known."""
-        for mean in reversed(self.rest_s[: calls + 1]):
-            if mean.count:
-                return mean.value
+    def add(self, stage: _Stage, rest_s: float, call_s: float | None) -> None:
+        if stage not in self.stages and len(self.stages) >= MOST_STAGES:
+            return
+        rest, call = self.stages.setdefault(stage, (_Mean(), _Mean()))
+        rest.add(rest_s)
+        if call_s is not None:
+            call.add(call_s)
+
+    def after(self, stage: _Stage) -> tuple[float, float] | None:
+        """Means of what follows and of the call itself; of a round that nobody reached, those of the last one known."""
+        role, rounds = stage
+        for before in range(min(rounds, MOST_STAGES), -1, -1):
+            if (known := self.stages.get((role, before))) is not None:
+                return known[0].value, known[1].value
         return None
 
 
@@ -67,7 +83,9 @@ class _Running:
     attained_s: float = 0.0
     attained_work: float = 0.0
     resumed: bool = False  # what it got before that is not known
-    ready_at_s: dict[str, tuple[int, float]] = field(default_factory=dict)  # by call: after how many, and when
+    rounds: Counter[str] = field(default_factory=Counter)  # ended calls by role
+    ready_at_s: dict[str, tuple[_Stage, float]] = field(default_factory=dict)  # by call
+    service_s: dict[str, float] = field(default_factory=dict)
     ends_at_s: dict[str, float] = field(default_factory=dict)
 
 
@@ -99,11 +117,11 @@ class WorkflowBook:
         if len(self._running) > MOST_RUNNING:
             self._running.popitem(last=False)
 
-    def call_ready(self, workflow_id: str, call_id: str, now_s: float) -> None:
+    def call_ready(self, call: Call, now_s: float) -> None:
         """One of its calls wants a replica; one that is offered again has been ready since the first time."""
-        running = self._running.get(workflow_id)
-        if running is not None and len(running.ready_at_s) < MOST_STAGES:
-            running.ready_at_s.setdefault(call_id, (running.calls, now_s))
+        running = self._running.get(call.workflow_id)
+        if running is not None and len(running.ready_at_s) < MOST_CALLS:
+            running.ready_at_s.setdefault(call.call_id, ((call.role, running.rounds[call.role]), now_s))
 
     def call_placed(self, workflow_id: str, call_id: str, ends_at_s: float) -> None:
         """One of its calls went to a replica, and should end there at this time."""
@@ -117,13 +135,18 @@ class WorkflowBook:
         if running is not None:
             running.ends_at_s.pop(call_id, None)
 
-    def call_ended(self, workflow_id: str, service_s: float, work: float) -> None:
+    def call_ended(self, call: Call, service_s: float, work: float) -> None:
         """One of its calls was answered after so many seconds at its replica."""
-        running = self._running.get(workflow_id)
-        if running is not None:
-            running.calls += 1
-            running.attained_s += service_s
-            running.attained_work += work
+        running = self._running.get(call.workflow_id)
+        if running is None:
+            return
+        running.calls += 1
+        if call.role in running.rounds or len(running.rounds) < MOST_CALLS:
+            running.rounds[call.role] += 1
+        running.attained_s += service_s
+        running.attained_work += work
+        if call.call_id in running.ready_at_s:
+            running.service_s[call.call_id] = service_s
 
     def ended(self, workflow_id: str, *, finished: bool, now_s: float) -> None:
         """It is over. Only one that came to its own end tells how such workflows go.
@@ -142,28 +165,26 @@ class WorkflowBook:
             return
         kind.service_s.append(running.attained_s)
         kind.past_s = None
-        for calls, ready_at_s in running.ready_at_s.values():
-            if calls < MOST_STAGES:
-                while len(kind.rest_s) <= calls:
-                    kind.rest_s.append(_Mean())
-                kind.rest_s[calls].add(now_s - ready_at_s)
+        for call_id, (stage, ready_at_s) in running.ready_at_s.items():
+            kind.add(stage, now_s - ready_at_s, running.service_s.get(call_id))
 
-    def view(self, workflow_id: str, kind: str, path: Forecast | None, ready_at_s: float, now_s: float) -> WorkflowView:
+    def view(self, call: Call, path: Forecast | None, ready_at_s: float, now_s: float) -> WorkflowView:
         """What is known of the workflow as of now; a call that belongs to none is a workflow of its own.
 
         `path` is the predictor's word on what remained when the call became ready.
         """
-        running = self._running.get(workflow_id)
-        known = self._kinds.get(kind if running is None else running.kind)
+        running = self._running.get(call.workflow_id)
+        known = self._kinds.get(call.workflow_kind if running is None else running.kind)
         if running is None:
-            running = _Running(kind=kind, submitted_at_s=ready_at_s, target_s=None)
+            running = _Running(kind=call.workflow_kind, submitted_at_s=ready_at_s, target_s=None)
         target_s = running.target_s if running.target_s is not None else self._targets.get(running.kind)
         typical_s = known.total_s.value if known is not None else _UNKNOWN_S / _STRETCH
-        rest_s = known.rest_after(running.calls) if known is not None else None
+        at = running.ready_at_s.get(call.call_id)
+        stage = (call.role, running.rounds[call.role]) if at is None else at[0]
+        after = known.after(stage) if known is not None else None
+        rest_s, call_s = (typical_s, 0.0) if after is None else after
         if path is not None:
-            rest_s = path.mean
-        elif rest_s is None:
-            rest_s = typical_s
+            rest_s, call_s = path.mean, 0.0
         return WorkflowView(
             kind=running.kind,
             age_s=now_s - running.submitted_at_s,
@@ -173,5 +194,7 @@ class WorkflowBook:
             attained_work=running.attained_work,
             calls=running.calls,
             past_s=_NOTHING if known is None else known.sorted_past_s(),
+            usual_s=0.0 if known is None else known.total_s.value,
+            usual_call_s=call_s,
             others_s=max(0.0, max(running.ends_at_s.values()) - now_s) if running.ends_at_s else 0.0,
         )

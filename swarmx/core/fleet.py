@@ -25,7 +25,8 @@ class WorkflowView:
     now to its end with this call under way. Its finished calls took `attained_s` at replicas and did `attained_work`
     (output tokens, or units of work); `calls` of them have ended. `past_s` holds the service, sorted, of finished
     workflows of its kind, shape [workflows]. Other calls of it that are at replicas are expected to end within
-    `others_s`, 0 when there are none.
+    `others_s`, 0 when there are none. Workflows of its kind take `usual_s` from end to end, and their calls at this
+    stage `usual_call_s` at a replica, on average; 0 where nobody knows, or `remaining_s` is of this very call.
     """
 
     kind: str
@@ -37,6 +38,8 @@ class WorkflowView:
     calls: int
     past_s: Floats
     others_s: float = 0.0
+    usual_s: float = 0.0
+    usual_call_s: float = 0.0
 
     @property
     def slack_s(self) -> float:
@@ -67,7 +70,8 @@ class FleetView:
 
     `in_flight` counts this router's own calls, exactly, with what signals tell of those of other routers; `last_chosen`
     is the number of the decision that last chose the replica, 0 before the first. `remaining_work` is the expected work
-    that they still need and `work_variance` its variance, `context_tokens` the context they hold, of which
+    that they still need and `work_variance` its variance, `weight` the sum of what policies said a second of each is
+    worth (`Choice.weight`; 1 for a call of another router), `context_tokens` the context they hold, of which
     `shared_tokens` were in the cache when their calls came, so that several may hold the same. Of their prompts that
     no cache held, `prefill_tokens` are left if they are read at the device's rate, and `unread_tokens` are those of
     calls of which no first token, or without a stream no end, has been heard.
@@ -83,6 +87,7 @@ class FleetView:
     max_batch: Ints
     remaining_work: Floats
     work_variance: Floats
+    weight: Floats
     context_tokens: Floats
     prefill_tokens: Floats
     unread_tokens: Floats
@@ -121,7 +126,8 @@ class Choice:
     With `hold`, the call waits in the router, for that replica or a better one, and is asked about again when
     something has changed. `urgency` is the order inside the engine, lower first. `expected_s` is how long the call
     should take there from now on; None where a policy does not know. `profile_s` is the same without regard to
-    `slowdown`, `unit_s` of it for each unit of its work: what slowdown is learnt from, None for not at all. `cost_s`
+    `slowdown`, `unit_s` of it for each unit of its work: what slowdown is learnt from, None for not at all. `weight`,
+    above zero, is what a second of the call is worth, as `FleetView.weight` shows it to those that come later. `cost_s`
     and each array of `terms_s` have shape [replicas]; None where a policy does not weigh costs.
     """
 
@@ -131,5 +137,6 @@ class Choice:
     expected_s: float | None = None
     profile_s: float | None = None
     unit_s: float = 0.0
+    weight: float = 1.0
     cost_s: Floats | None = None
     terms_s: dict[str, Floats] = field(default_factory=dict)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import pairwise
 from operator import le, lt
 from typing import Literal
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 Unit = Literal["tokens", "work", "s", "calls"]
 Source = Literal["neural", "empirical", "prior"]
@@ -120,6 +123,15 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         else:
             quantiles = tuple(max(produced, self.quantile(below + level * (1.0 - below))) for level in self.levels)
         return msgspec.structs.replace(self, quantiles=quantiles)
+
+
+@lru_cache(maxsize=16)
+def masses_of(levels: tuple[float, ...]) -> NDArray[np.float64]:
+    """How much probability each quantile stands for, [levels], so that their weighted sum is the mean of a forecast."""
+    edges = np.array((0.0, *((a + b) / 2.0 for a, b in pairwise(levels)), 1.0))
+    masses = np.diff(edges)
+    masses.flags.writeable = False
+    return masses
 
 
 def from_samples(

@@ -18,6 +18,10 @@ ReplicaState = Literal["starting", "ready", "cordoned", "draining", "gone"]
 FailureReason = Literal[
     "connect", "timeout", "bad_answer", "connection_lost", "replica_gone", "replica_error", "busy", "rejected"
 ]
+EngineOrder = Literal["arrival", "priority"]
+"""Whom an engine admits first of those that wait in it; the words of `core.engine_order`."""
+Priorities = Literal["ignored", "low_first", "high_first"]
+"""What an engine makes of the `priority` of a request: nothing, or whom it serves first of those that wait in it."""
 PRIORITIES = range(-10, 11)
 """What a call may ask for; higher is more urgent."""
 
@@ -51,7 +55,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One server that answers calls for one model on one device."""
+    """One server that answers calls for one model on one device. `priorities` is what its engine does with them."""
 
     replica_id: str
     model: str
@@ -61,13 +65,15 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     profile: EngineProfile
     provider: str
     emulated: bool
+    priorities: Priorities = "ignored"
 
 
 class ReplicaGroup(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Replicas that can be had on demand: one model on one device type from one provider.
 
     `min_replicas` and `max_replicas` are the bounds at the start, which operators may move between 0 and `limit`.
-    `start_s` is a first guess of the wall time from Deploy to ready; what is seen replaces it.
+    `start_s` is a first guess of the wall time from Deploy to ready; what is seen replaces it. Their engines admit
+    calls in `engine_order`.
     """
 
     group_id: str
@@ -80,6 +86,7 @@ class ReplicaGroup(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     max_replicas: int
     limit: int
     start_s: float
+    engine_order: EngineOrder = "arrival"
 
 
 class KeptView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -124,6 +131,8 @@ class SeenWorkflow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     attained_work: float
     calls: int
     others_s: float
+    usual_s: float = 0.0
+    usual_call_s: float = 0.0
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):

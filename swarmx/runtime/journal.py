@@ -20,7 +20,7 @@ from swarmx.core.messages import Envelope, Message
 from swarmx.core.ports import Output, SchedulerAgent
 
 FORMAT = "swarmx-journal"
-VERSION = 2  # raise it when agents answer the same messages otherwise, or with other fields
+VERSION = 3  # raise it when agents answer the same messages otherwise, or with other fields
 _OUTPUTS = frozenset(get_args(Message) + get_args(Action))
 
 AgentFactory = Callable[[dict[str, Any]], SchedulerAgent]

@@ -17,9 +17,9 @@ from swarmx.agents.policies import POLICIES
 from swarmx.agents.router import RouterAgent
 from swarmx.agents.router_settings import RouterSettings
 from swarmx.core.errors import ConfigError
-from swarmx.core.messages import DecisionMade, FirstToken, SignalReported, WorkflowSubmitted
+from swarmx.core.messages import CallReady, DecisionMade, FirstToken, SignalReported, WorkflowEnded, WorkflowSubmitted
 from swarmx.core.nouns import Decision
-from tests.agents.worlds import a_profile, changed, ready
+from tests.agents.worlds import FORECAST, a_call, a_profile, changed, finished, ready
 
 DRAWS = {"random", "power_of_two", "swarmx_paper_repo"}  # or break ties by drawing, where there are any
 
@@ -73,6 +73,53 @@ def test_the_policy_that_decided_would_do_the_same_again(policy: str) -> None:
         assert again.notes == []
         if decision.candidates.cost_s is not None:
             assert again.cost_s == pytest.approx(decision.candidates.cost_s, rel=1e-4, abs=1e-6)
+
+
+def decisions_on_known_kinds() -> list[Decision]:
+    """Marginal at work where earlier workflows told how such ones go: some of these are late, and targets differ."""
+    agent = RouterAgent(RouterSettings(policy="marginal", demand_every_s=0.0))
+    for number in range(3):
+        agent.handle(changed(f"r{number}", profile=a_profile(speed=1.0 + number, max_batch=64)), 0.0)
+    made = list[Decision]()
+    for number in range(30):
+        workflow_id, call_id, learns = f"w{number}", f"c{number}", number < 10
+        at_s = 10.0 * number if learns else 100.0 + 0.1 * number
+        begun = WorkflowSubmitted(
+            workflow_id=workflow_id,
+            kind="report",
+            target_s=(5.0, 60.0, 600.0)[number % 3],
+            submitted_at_s=None if learns else at_s - 3.0 * (number % 5),
+        )
+        agent.handle(begun, at_s)
+        call = msgspec.structs.replace(a_call(call_id, prompt_tokens=100 * number + 1), workflow_id=workflow_id)
+        outputs = agent.handle(CallReady(call=call, forecast=FORECAST), at_s)
+        if learns:
+            agent.handle(finished(call_id), at_s + 0.3)
+            agent.handle(WorkflowEnded(workflow_id=workflow_id, state="finished"), at_s + 5.0)
+        else:
+            made += [output.decision for output in outputs if isinstance(output, DecisionMade)]
+    return made
+
+
+def test_marginal_would_weigh_the_calls_of_known_kinds_the_same_again() -> None:
+    made, weights = decisions_on_known_kinds(), set[float]()
+    assert len(made) == 20
+    differs = {"usual_s": 0, "usual_call_s": 0}
+    for decision in made:
+        kept = stored(decision)
+        again = instead(kept, "marginal")
+        assert (again.replica_id, again.notes) == (decision.replica_id, [])
+        assert again.cost_s == pytest.approx(decision.candidates.cost_s, rel=1e-4, abs=1e-6)
+        view = view_of(kept.candidates)
+        assert view is not None
+        busy = view.in_flight > 0
+        weights.update(view.weight[busy] / view.in_flight[busy])
+        assert kept.workflow is not None
+        for name in differs:
+            blind = msgspec.structs.replace(kept, workflow=msgspec.structs.replace(kept.workflow, **{name: 0.0}))
+            differs[name] += instead(blind, "marginal").cost_s != again.cost_s
+    assert max(weights) > 100.0 * min(weights)
+    assert min(differs.values()) > 10
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -161,6 +208,13 @@ def test_columns_of_another_shape_are_not_misread(field: str) -> None:
     assert seen.view is not None
     cut = msgspec.structs.replace(seen.view, **{field: getattr(seen.view, field)[:-1]})
     assert view_of(msgspec.structs.replace(seen, view=cut)) is None
+
+
+def test_columns_that_were_kept_before_calls_had_weights_are_not_misread() -> None:
+    seen = decisions("least_work")[0].candidates
+    assert seen.view is not None
+    fewer = msgspec.structs.replace(seen.view, moving=seen.view.moving[: -4 * len(seen.replica_ids)])
+    assert view_of(msgspec.structs.replace(seen, view=fewer)) is None
 
 
 def test_an_unknown_policy_is_named_with_the_nearest_one() -> None:

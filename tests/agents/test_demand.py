@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,15 +13,22 @@ from hypothesis import strategies as st
 from swarmx.agents import demand
 from swarmx.agents.demand import HORIZONS_S, DemandSketch, Load
 from swarmx.core.actions import StartTimer
-from swarmx.core.messages import DemandReported
+from swarmx.core.messages import DemandReported, WorkflowSubmitted
 from swarmx.core.nouns import Call
 from tests.agents.worlds import a_call
 
 NO_LOAD: Mapping[str, Load] = {}
 
 
+_NUMBERS = itertools.count()
+
+
 def call_of(workflow_id: str, model: str = "m") -> Call:
-    return msgspec.structs.replace(a_call("c", model=model), workflow_id=workflow_id)
+    return msgspec.structs.replace(a_call(f"c{next(_NUMBERS)}", model=model), workflow_id=workflow_id)
+
+
+def begun(workflow_id: str, kind: str, *, again: bool = False) -> WorkflowSubmitted:
+    return WorkflowSubmitted(workflow_id=workflow_id, kind=kind, submitted_at_s=0.0 if again else None)
 
 
 @dataclass(slots=True)
@@ -35,7 +43,7 @@ class Past:
         for _ in range(times):
             self.made += 1
             workflow_id = f"past{self.made}"
-            self.sketch.submitted(workflow_id, kind, self.now_s)
+            self.sketch.submitted(begun(workflow_id, kind), self.now_s)
             for offset_s, model in calls:
                 self.sketch.arrived(call_of(workflow_id, model), 10.0, self.now_s + offset_s)
             self.now_s += lasting_s
@@ -57,7 +65,7 @@ def by_horizon(values: Iterable[float]) -> dict[float, float]:
 def test_a_running_workflow_will_do_what_those_of_its_kind_did() -> None:
     past = a_past()
     past.ran((0.0, "a"), (3.0, "b"), (20.0, "b"), times=4)
-    past.sketch.submitted("w", "report", past.now_s)
+    past.sketch.submitted(begun("w", "report"), past.now_s)
     past.sketch.arrived(call_of("w", "a"), 10.0, past.now_s)
     reports = reported(past.sketch, past.now_s)
     assert by_horizon(reports["b"].upcoming_mean) == by_horizon([0, 1, 1, 1, 2, 2, 2, 2])
@@ -68,7 +76,7 @@ def test_a_running_workflow_will_do_what_those_of_its_kind_did() -> None:
 def test_a_workflow_that_has_called_nothing_yet_has_all_its_calls_before_it() -> None:
     past = a_past()
     past.ran((0.0, "a"), (3.0, "b"))
-    past.sketch.submitted("w", "report", past.now_s)
+    past.sketch.submitted(begun("w", "report"), past.now_s)
     reports = reported(past.sketch, past.now_s)
     assert (reports["a"].upcoming_mean[0], reports["b"].upcoming_mean[1]) == (1.0, 1.0)
 
@@ -76,7 +84,7 @@ def test_a_workflow_that_has_called_nothing_yet_has_all_its_calls_before_it() ->
 def test_time_that_has_passed_since_the_last_call_brings_the_next_one_nearer() -> None:
     past = a_past()
     past.ran((0.0, "a"), (30.0, "b"), times=3)
-    past.sketch.submitted("w", "report", past.now_s)
+    past.sketch.submitted(begun("w", "report"), past.now_s)
     past.sketch.arrived(call_of("w", "a"), 10.0, past.now_s)
     assert by_horizon(reported(past.sketch, past.now_s + 27.0)["b"].upcoming_mean) == by_horizon(
         [0, 1, 1, 1, 1, 1, 1, 1]
@@ -87,7 +95,7 @@ def test_a_workflow_that_is_quiet_for_longer_than_others_waited_between_calls_wi
     past = a_past()
     past.ran((0.0, "a"), (5.0, "a"), lasting_s=600.0)
     past.ran((0.0, "a"), lasting_s=600.0)
-    past.sketch.submitted("w", "report", past.now_s)
+    past.sketch.submitted(begun("w", "report"), past.now_s)
     past.sketch.arrived(call_of("w", "a"), 10.0, past.now_s)
     assert reported(past.sketch, past.now_s + 1.0)["a"].upcoming_mean[-1] == 0.5
     assert reported(past.sketch, past.now_s + 60.0)["a"].upcoming_mean[-1] == 0.0
@@ -96,9 +104,43 @@ def test_a_workflow_that_is_quiet_for_longer_than_others_waited_between_calls_wi
 def test_a_workflow_that_is_slower_than_all_others_is_due_at_once() -> None:
     past = a_past()
     past.ran((0.0, "a"), (5.0, "b"), lasting_s=10.0)
-    past.sketch.submitted("w", "report", past.now_s)
+    past.sketch.submitted(begun("w", "report"), past.now_s)
     past.sketch.arrived(call_of("w", "a"), 10.0, past.now_s)
     assert reported(past.sketch, past.now_s + 50.0)["b"].upcoming_mean[0] == 1.0
+
+
+def test_a_call_that_is_offered_again_after_a_refusal_is_counted_once() -> None:
+    def seen(*offered_at_s: float) -> list[dict[str, DemandReported]]:
+        sketch = DemandSketch(2.0)
+        sketch.submitted(begun("w", "report"), 0.0)
+        call = call_of("w", "a")
+        for at_s in offered_at_s:
+            sketch.arrived(call, 10.0, at_s)
+        sketch.arrived(call_of("w", "b"), 10.0, 5.0)
+        sketch.workflow_ended("w", finished=True, now_s=6.0)
+        first = reported(sketch, 6.0)
+        sketch.submitted(begun("next", "report"), 7.0)
+        return [first, reported(sketch, 8.0)]
+
+    assert seen(1.0, 2.0, 3.0) == seen(1.0)
+
+
+def test_calls_outside_workflows_are_never_taken_for_one_that_is_offered_again() -> None:
+    past = a_past()
+    call = call_of("unknown", "a")
+    for number in range(3):
+        past.sketch.arrived(call, 10.0, float(number))
+    assert reported(past.sketch, 3.0)["a"].arrived == 3
+
+
+def test_of_the_calls_that_might_come_again_only_the_latest_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demand, "MOST_REMEMBERED", 2)
+    past = a_past()
+    past.sketch.submitted(begun("w", "report"), 0.0)
+    first, second, third = (call_of("w", "a") for _ in range(3))
+    for call in (first, second, first, third, first, second):  # when the third came, the second was forgotten
+        past.sketch.arrived(call, 10.0, 1.0)
+    assert reported(past.sketch, 2.0)["a"].arrived == 4
 
 
 def test_means_and_variances_of_independent_workflows_add() -> None:
@@ -106,7 +148,7 @@ def test_means_and_variances_of_independent_workflows_add() -> None:
     past.ran((0.0, "a"), (1.0, "b"), times=32)
     past.ran((0.0, "a"), times=32)
     for number in range(100):
-        past.sketch.submitted(f"w{number}", "report", past.now_s)
+        past.sketch.submitted(begun(f"w{number}", "report"), past.now_s)
         past.sketch.arrived(call_of(f"w{number}", "a"), 10.0, past.now_s)
     report = reported(past.sketch, past.now_s)["b"]
     assert report.upcoming_mean[0] == pytest.approx(50.0)
@@ -117,7 +159,7 @@ def test_only_those_that_made_as_many_calls_tell_what_comes_next() -> None:
     past = a_past()
     past.ran((0.0, "a"), times=9)
     past.ran((0.0, "a"), (1.0, "a"), (2.0, "b"))
-    past.sketch.submitted("w", "report", past.now_s)
+    past.sketch.submitted(begun("w", "report"), past.now_s)
     for _ in range(2):
         past.sketch.arrived(call_of("w", "a"), 10.0, past.now_s)
     assert reported(past.sketch, past.now_s)["b"].upcoming_mean[-1] == 1.0
@@ -126,10 +168,10 @@ def test_only_those_that_made_as_many_calls_tell_what_comes_next() -> None:
 def test_another_kind_and_one_that_failed_teach_nothing() -> None:
     past = a_past()
     past.ran((0.0, "a"), (1.0, "b"), kind="other")
-    past.sketch.submitted("broken", "report", past.now_s)
+    past.sketch.submitted(begun("broken", "report"), past.now_s)
     past.sketch.arrived(call_of("broken", "b"), 10.0, past.now_s)
     past.sketch.workflow_ended("broken", finished=False, now_s=past.now_s)
-    past.sketch.submitted("w", "report", past.now_s)
+    past.sketch.submitted(begun("w", "report"), past.now_s)
     assert reported(past.sketch, past.now_s)["b"].upcoming_mean == (0.0,) * len(HORIZONS_S)
 
 
@@ -138,7 +180,7 @@ def test_fresh_calls_are_the_rate_of_submissions_times_what_such_workflows_call_
     past.ran((0.0, "a"), (10.0, "b"), lasting_s=10.0)
     for number in range(2000):  # one a second, in steady state; each is over before the report
         past.now_s += 1.0
-        past.sketch.submitted(f"w{number}", "report", past.now_s)
+        past.sketch.submitted(begun(f"w{number}", "report"), past.now_s)
         past.sketch.arrived(call_of(f"w{number}", "a"), 10.0, past.now_s)
         past.sketch.arrived(call_of(f"w{number}", "b"), 10.0, past.now_s + 10.0)
         past.sketch.workflow_ended(f"w{number}", finished=True, now_s=past.now_s + 10.0)
@@ -147,6 +189,17 @@ def test_fresh_calls_are_the_rate_of_submissions_times_what_such_workflows_call_
     expected = {"a": [2, 4, 8, 16, 32, 64, 128, 256], "b": [0, 0, 0, 6, 22, 54, 118, 246]}
     for model, fresh in expected.items():
         assert list(reports[model].fresh_mean) == pytest.approx(fresh, rel=1e-6, abs=1e-6)
+
+
+def test_workflows_that_go_on_after_a_restart_are_no_new_demand() -> None:
+    def fresh(*, again: bool) -> float:
+        past = a_past()
+        past.ran((0.0, "a"))
+        for number in range(100):
+            past.sketch.submitted(begun(f"w{number}", "report", again=again), past.now_s)
+        return reported(past.sketch, past.now_s)["a"].fresh_mean[0]
+
+    assert fresh(again=True) < 1.0 < fresh(again=False)
 
 
 def test_calls_without_a_workflow_are_expected_at_their_rate() -> None:
@@ -161,7 +214,7 @@ def test_calls_without_a_workflow_are_expected_at_their_rate() -> None:
 
 def test_calls_of_a_kind_that_nobody_knows_yet_count_like_calls_without_a_workflow() -> None:
     sketch = DemandSketch(2.0)
-    sketch.submitted("w", "report", 0.0)
+    sketch.submitted(begun("w", "report"), 0.0)
     sketch.arrived(call_of("w"), 10.0, 1.0)
     assert reported(sketch, 2.0)["m"].fresh_mean[0] > 0.0
 
@@ -170,7 +223,7 @@ def test_calls_of_a_kind_are_not_expected_twice_once_its_shape_is_known() -> Non
     sketch = DemandSketch(2.0)
     for second in range(120):
         now_s = float(second)
-        sketch.submitted(f"w{second}", "report", now_s)
+        sketch.submitted(begun(f"w{second}", "report"), now_s)
         for _ in range(5):
             sketch.arrived(call_of(f"w{second}"), 10.0, now_s)
         if second >= 60:
@@ -186,7 +239,7 @@ def test_a_rate_fades_while_nothing_happens() -> None:
     sketch.arrived(call_of("nobody"), 10.0, 1.0)
     lively = reported(sketch, 2.0)["m"].fresh_mean[0]
     reported(sketch, 4.0)
-    sketch.submitted("w", "report", 64.0)
+    sketch.submitted(begun("w", "report"), 64.0)
     assert reported(sketch, 66.0)["m"].fresh_mean[0] == pytest.approx(lively * 2.718281828 ** (-64.0 / 30.0))
 
 
@@ -212,7 +265,7 @@ def test_the_work_of_a_call_is_a_mean_at_first_and_follows_later() -> None:
 
 def test_without_reports_nothing_is_kept() -> None:
     sketch = DemandSketch(0.0)
-    assert sketch.submitted("w", "report", 0.0) == []
+    assert sketch.submitted(begun("w", "report"), 0.0) == []
     assert sketch.arrived(call_of("w"), 10.0, 0.0) == []
     assert sketch.report(NO_LOAD, 2.0) == []
     assert not sketch._models
@@ -223,7 +276,7 @@ def test_memory_is_bounded_whatever_clients_name_things(monkeypatch: pytest.Monk
     monkeypatch.setattr(demand, "MOST_RUNNING", 50)
     sketch = DemandSketch(2.0)
     for number in range(400):
-        sketch.submitted(f"w{number}", f"kind{number}", float(number))
+        sketch.submitted(begun(f"w{number}", f"kind{number}"), float(number))
         for _ in range(100):
             sketch.arrived(call_of(f"w{number}"), 10.0, float(number))
         if number % 2:
@@ -244,7 +297,7 @@ def test_the_kind_that_was_submitted_longest_ago_is_forgotten_first() -> None:
         past.ran((0.0, "a"), kind=f"kind{number}")
     past.ran((0.0, "a"), (1.0, "b"), kind="old")
     past.ran((0.0, "a"), kind="new")
-    past.sketch.submitted("w", "old", past.now_s)
+    past.sketch.submitted(begun("w", "old"), past.now_s)
     assert reported(past.sketch, past.now_s)["b"].upcoming_mean[0] == 1.0
 
 
@@ -268,7 +321,7 @@ def test_any_history_gives_sound_reports_and_the_same_ones_again(steps: list[tup
             now_s += by_s
             match step:
                 case "submit":
-                    sketch.submitted(workflow_id, f"kind of {workflow_id}", now_s)
+                    sketch.submitted(begun(workflow_id, f"kind of {workflow_id}"), now_s)
                 case "call":
                     sketch.arrived(call_of(workflow_id, model), by_s, now_s)
                 case "finish" | "fail":

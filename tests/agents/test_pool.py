@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from swarmx.agents.pool import Pool
 from swarmx.core.fleet import Choice
@@ -120,6 +122,45 @@ def test_an_idle_replica_is_idle_exactly() -> None:
     assert (view.in_flight[0], view.remaining_work[0], view.context_tokens[0], view.prefill_tokens[0]) == (0, 0, 0, 0)
 
 
+@given(
+    weights=st.lists(st.tuples(st.sampled_from("ab"), st.floats(1e-4, 1e4)), max_size=30),
+    ends=st.lists(st.integers(0, 29), max_size=40),
+)
+def test_a_replica_weighs_what_its_calls_weigh_and_an_idle_one_nothing(
+    weights: list[tuple[str, float]], ends: list[int]
+) -> None:
+    pool, there = a_pool("a", "b"), dict[str, list[float]](a=[], b=[])
+
+    def check() -> None:
+        view = pool.view(pool.eligible(NOBODY), 1.0)
+        assert view.in_flight.tolist() == [len(calls) for calls in there.values()]
+        np.testing.assert_allclose(view.weight, [sum(calls) for calls in there.values()], rtol=1e-9, atol=1e-9)
+        assert (view.weight[view.in_flight == 0] == 0.0).all()
+
+    def end(replica_id: str, position: int) -> None:
+        weight = there[replica_id].pop(position)
+        pool.ended(replica_id, 10.0, 0.0, 100.0, 1.0, weight=weight)
+        check()
+
+    coming = iter(ends)
+    for replica_id, weight in weights:
+        pool.dispatched(replica_id, a_call("c"), point(10.0, unit="tokens"), 1, 0.0, 0.0, weight)
+        there[replica_id].append(weight)
+        check()
+        if (position := next(coming, 29)) < len(there[replica_id]):
+            end(replica_id, position)
+    for replica_id, calls in there.items():
+        while calls:
+            end(replica_id, next(coming, 0) % len(calls))
+
+
+def test_a_replica_that_comes_back_with_another_profile_weighs_the_same() -> None:
+    pool = a_pool("a")
+    pool.dispatched("a", a_call("c"), point(10.0, unit="tokens"), 1, 0.0, 0.0, 7.0)
+    pool.set_state(a_replica("a", profile=a_profile(max_batch=3)), "ready", 1.0)
+    assert pool.view(pool.eligible(NOBODY), 1.0).weight.tolist() == [7.0]
+
+
 def test_prompts_drain_at_the_prefill_rate() -> None:
     pool = Pool("m")
     pool.set_state(a_replica("a", profile=a_profile(prefill_token_s=0.01)), "ready", 0.0)
@@ -202,4 +243,5 @@ def test_calls_of_other_routers_are_what_an_engine_had_beyond_our_own_of_that_ti
     pool.ended("a", 10.0, 0.0, 100.0, 6.0)
     pool.set_signal("a", 3, 0, 0.5, 7.0)
     assert pool.view(pool.eligible(frozenset()), 7.0).in_flight.tolist() == [3]
+    assert pool.view(pool.eligible(frozenset()), 7.0).weight.tolist() == [3.0]
     assert len(pool.open(frozenset())) == 1

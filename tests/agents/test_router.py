@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -180,6 +181,18 @@ class Chaos(RuleBasedStateMachine):
     @invariant()
     def every_live_call_is_known(self) -> None:
         self.referee.agent.validate()
+
+    @invariant()
+    def a_replica_weighs_what_its_calls_weigh(self) -> None:
+        agent = self.referee.agent
+        weights = dict.fromkeys(REPLICAS, 0.0)
+        for state in agent._calls.values():
+            if state.replica_id is not None:
+                weights[state.replica_id] += state.weight
+        for pool in agent._pools.values():
+            told = pool.view(np.arange(len(pool)), self.now_s).weight.tolist()
+            for replica, weight in zip(pool.replicas, told, strict=True):
+                assert math.isclose(weight, weights[replica.replica_id], rel_tol=1e-9, abs_tol=1e-9)
 
     def teardown(self) -> None:
         for workflow_id in ("w", "v"):
@@ -593,8 +606,14 @@ def _raises(fleet: FleetView) -> Choice:
         lambda fleet: None,
         lambda fleet: Choice(index=0, cost_s=np.zeros(len(fleet) + 1)),
         lambda fleet: Choice(index=0, terms_s={"wait_s": np.zeros(0)}),
+        lambda fleet: Choice(index=0, weight=0.0),
+        lambda fleet: Choice(index=0, weight=np.inf),
+        lambda fleet: Choice(index=0, weight=np.nan),
     ],
-    ids=["raises", "beyond", "before", "between", "nothing", "other costs", "other terms"],
+    ids=[
+        *("raises", "beyond", "before", "between", "nothing", "other costs", "other terms"),
+        *("worthless", "priceless", "of no known worth"),
+    ],
 )
 def test_a_policy_that_fails_is_overruled_by_name(answer: Callable[[FleetView], Choice]) -> None:
     agent = a_router("r0", "r1")

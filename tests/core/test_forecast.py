@@ -3,11 +3,12 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmx.core.forecast import LEVELS, Forecast, from_samples, point
+from swarmx.core.forecast import LEVELS, Forecast, from_samples, masses_of, point
 
 values = st.lists(st.floats(0.0, 1e6), min_size=2, max_size=9).map(sorted)
 # A thousandth apart at least: between neighbouring floats there is no level to interpolate at.
@@ -67,6 +68,13 @@ def test_the_remaining_work_of_a_sure_forecast_shrinks_as_it_is_produced(work: f
     forecast = point(work, unit="work")
     assert forecast.mean_remaining(low * work) == pytest.approx(work - low * work)
     assert forecast.mean_remaining(high * work) <= forecast.mean_remaining(low * work)
+
+
+@given(forecasts())
+def test_what_each_quantile_stands_for_adds_up_to_the_mean(forecast: Forecast) -> None:
+    masses = masses_of(forecast.levels)
+    assert float(masses.sum()) == pytest.approx(1.0)
+    assert float(masses @ np.array(forecast.quantiles)) == pytest.approx(forecast.mean, rel=1e-9, abs=1e-9)
 
 
 def test_the_remaining_work_is_the_conditional_mean() -> None:

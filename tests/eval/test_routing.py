@@ -34,6 +34,7 @@ def test_a_run_leaves_rows_claims_a_page_and_plots(out: Path) -> None:
     assert {row["kind"] for row in rows} == {"chat", "sessions", "all"}
     assert {row["seed"] for row in rows} == {0, 1}
     assert all(row["workload"] == "toy" and row["n"] > 0 for row in rows)
+    assert all(row["warmup_s"] == pytest.approx(0.1 * 40 / (0.85 * 60)) for row in rows)
     (best,) = (r["policy"] for r in result["rows"] if r["experiment"] == "routing_summary" and r["best_baseline"])
     assert best in {"round_robin", "least_work"}
     names = {claim["name"] for claim in result["claims"]}
@@ -106,12 +107,29 @@ def test_throughput_is_searched_for_the_few_that_matter(out: Path, tmp_path: Pat
     result = json.loads((folder / "result.json").read_bytes())
     rows = [row for row in result["rows"] if row["experiment"] == "routing_throughput"]
     assert [(row["policy"], row["misses"]) for row in rows] == [
-        ("round_robin", 0.01),
         ("marginal", 0.01),
+        ("round_robin", 0.01),
         ("round_robin", 0.1),
     ]
-    assert "throughput_at_slo_vs_best_baseline@one_model,poisson" in {claim["name"] for claim in result["claims"]}
+    names = {claim["name"] for claim in result["claims"]}
+    assert "throughput_at_slo_vs_best_baseline@one_model,poisson" in names
     assert (folder / "throughput.png").exists()
+    failing = rows[-1]
+    assert f"p99_vs_round_robin@one_model,{failing['load']:g},poisson" in names
+    pair = [row for row in result["rows"] if row["experiment"] == "routing_round_robin" and row["kind"] == "all"]
+    assert {(row["policy"], row["seed"]) for row in pair} == {
+        (p, s) for p in ("round_robin", "marginal") for s in (0, 1)
+    }
+    assert {row["load"] for row in pair} == {failing["load"]}
+    ratios = [
+        next(row["p99_s"] for row in pair if (row["policy"], row["seed"]) == ("marginal", seed))
+        / next(row["p99_s"] for row in pair if (row["policy"], row["seed"]) == ("round_robin", seed))
+        for seed in (0, 1)
+    ]
+    assert failing["p99_vs_round_robin"] == pytest.approx(sum(ratios) / 2)
+    done = (folder / "rows.jsonl").read_bytes()
+    assert main([*small, "--out", str(folder), "--throughput", "--tuned", str(out / "tuned.json")]) == 0
+    assert (folder / "rows.jsonl").read_bytes() == done, "a search that was done is not simulated again"
 
 
 @pytest.mark.parametrize(

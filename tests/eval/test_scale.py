@@ -32,6 +32,7 @@ def test_a_small_run_leaves_all_three_parts(tmp_path: Path, monkeypatch: pytest.
     result = json.loads((tmp_path / "result.json").read_bytes())
     parts = {row["experiment"] for row in result["rows"]}
     assert parts == {"scale_speed", "scale_decision", "scale_stale"}
+    assert all(row["warmup_s"] > 0.0 for row in result["rows"] if row["experiment"] == "scale_stale")
     names = {claim["name"] for claim in result["claims"]}
     assert {"p99_at_stale_1s", "p99_at_stale_5s_vs_least_outstanding", "jain_index@owned,1s"} <= names
 
@@ -61,7 +62,13 @@ def test_ours_with_stale_signals_is_held_against_one_fresh_router_and_the_best_w
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(["--seeds", "0"], "at least 1"), (["--sizes", "0"], "at least 1"), (["--prompts", "/nowhere"], "nothing at")],
+    [
+        (["--seeds", "0"], "--seeds is 0, expected at least 1"),
+        (["--count", "19"], "--count is 19, expected at least 20"),
+        (["--workers", "0"], "--workers is 0"),
+        (["--sizes", "0"], "at least 1"),
+        (["--prompts", "/nowhere"], "nothing at"),
+    ],
 )
 def test_bad_options_are_one_line(
     tmp_path: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -74,6 +75,17 @@ def test_role_quantiles_are_those_of_the_last_calls() -> None:
         quantiles.finished(flow, call(work=work))
     assert quantiles.of(flow, call()).quantile(0.5) == pytest.approx((HISTORY + 1) / 2)
     assert quantiles.of(flow, call()).quantile(0.99) <= HISTORY
+
+
+def test_role_means_begin_with_what_ended_before_the_first_workflow_and_each_run_begins_anew() -> None:
+    plan = workload([(0.0, [call(work=400.0)])])
+    flow, known = plan.workflows[0], {("report", "writer", "m"): (3, 100.0)}
+    plan = msgspec.structs.replace(plan, role_means=known)
+    for _ in range(2):
+        means = call_forecasts("role_means", plan)
+        assert means.of(flow, flow.calls[0]).mean == 100.0
+        means.finished(flow, flow.calls[0])
+        assert means.of(flow, flow.calls[0]).mean == pytest.approx(175.0)
 
 
 @pytest.mark.parametrize("name", ["role_means", "role_quantiles"])

@@ -8,11 +8,13 @@ import msgspec
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from eval.workloads.build import Sources, WorkloadSettings, build, data_files, notes
-from eval.workloads.draft import Draft, Drawn, Truth, Turn
+from eval.workloads.draft import Draft, Drawn, DrawnImage, Truth, Turn
 from eval.workloads.drawing import draw_workflows
-from eval.workloads.foreseen import LAG, foresee
+from eval.workloads.foreseen import LAG, PAST, foresee, means_of
 from eval.workloads.invented import Inventions
 from eval.workloads.plan import Workload, forecast_of
 from eval.workloads.summary import summary
@@ -68,6 +70,7 @@ def test_what_was_stored_is_what_would_be_built(sources: Sources, workload: Work
         found = build(_SETTINGS, sources, 7, tmp_path)
         assert found.workflows == workload.workflows
         assert np.array_equal(found.quantiles, workload.quantiles)
+        assert found.role_means == workload.role_means
     assert len(list(tmp_path.iterdir())) == 1
     build(msgspec.structs.replace(_SETTINGS, rate_per_s=5.0), sources, 7, tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
@@ -120,8 +123,8 @@ def test_a_summary_of_recorded_data_has_every_kind(workload: Workload) -> None:
     assert {row["kind"] for row in summary(workload)} == set(_SETTINGS.mix)
 
 
-class _Constant(Truth):
-    """Every answer has 100 tokens, or 900 from the workflow `turns` on."""
+class _Told(Truth):
+    """One prompt and one model; the answers have these lengths, one after the other."""
 
     def __init__(self, works: list[int]) -> None:
         self.works = works
@@ -129,21 +132,69 @@ class _Constant(Truth):
     def llm(self, role: str, model: str, rng: np.random.Generator) -> Drawn:
         return Drawn(text="Tell me.", data_model="m", prompt_tokens=5, work=self.works.pop(0), work_limit=4096.0)
 
-    def image(self, model: str, rng: np.random.Generator) -> int:
-        return 1
+    def image(self, model: str, rng: np.random.Generator) -> DrawnImage:
+        return DrawnImage(1)
 
     def session(self, rng: np.random.Generator) -> list[Turn]:
-        return []
+        return [
+            Turn(role="agent", drawn=self.llm("", "", rng), gap_s=0.0, shared="", shared_tokens=0) for _ in range(3)
+        ]
 
 
-def _chats(works: list[int]) -> list[Draft]:
-    return draw_workflows(_Constant(list(works)), {"chat": 1.0}, len(works), 0, Inventions())
+def _sessions(works: list[int]) -> list[Draft]:
+    """Workflows of three calls each, of which all answers are as long as that."""
+    told = _Told([work for work in works for _ in range(3)])
+    return draw_workflows(told, {"sessions": 1.0}, len(works), 0, Inventions())
 
 
-def test_an_outcome_is_learnt_from_after_the_lag_and_not_before() -> None:
-    same = [100] * (LAG + 40)
-    other = [100] * 20 + [900] * (LAG + 20)
-    one, two = foresee(_chats(same)), foresee(_chats(other))
-    first_heard = 20 + LAG + 1
-    assert np.array_equal(one[:first_heard], two[:first_heard])
-    assert (two[first_heard] > one[first_heard]).all()
+@given(
+    st.lists(st.sampled_from([100, 900]), min_size=8, max_size=8),
+    st.integers(1, 9),
+    st.integers(0, 7),
+)
+@settings(max_examples=15, deadline=None)
+def test_an_answer_teaches_no_workflow_that_came_before_it_can_have_ended(
+    works: list[int], lag: int, changed: int
+) -> None:
+    others = [1000 - work if i == changed else work for i, work in enumerate(works)]
+    one, two = (foresee(_sessions(each), lag=lag).reshape(8, 3, -1) for each in (works, others))
+    heard_from = changed + lag
+    assert np.array_equal(one[:heard_from], two[:heard_from]), "not even the next call of the same workflow"
+    if heard_from < len(works):
+        assert not np.array_equal(one[heard_from], two[heard_from])
+
+
+def test_what_ended_before_the_first_workflow_is_known_to_it_and_to_running_means() -> None:
+    past = _sessions([900] * 30)
+    new, taught = (foresee(_sessions([100] * 2), some)[:, LEVELS.index(0.5)] for some in ([], past))
+    assert (taught > 1.5 * new).all()
+    assert means_of(past) == {("sessions", "agent", "m"): (90, pytest.approx(900.0))}
+
+
+def test_the_lag_is_longer_than_any_workflow_takes_at_the_highest_rate_and_less_than_a_run() -> None:
+    longest_s, most_per_s, headline = 201.0, 8.0, 5600  # alone on devices of middling speed; 0.85 of capacity
+    assert longest_s * most_per_s <= LAG < headline
+
+
+def test_running_means_begin_with_what_the_forecaster_was_taught(workload: Workload) -> None:
+    calls = sum(count for count, _ in workload.role_means.values())
+    assert 1 * PAST < calls < 20 * PAST
+    count, mean = workload.role_means["research", "writer", "Meta-Llama-3-70B-Instruct"]
+    assert count > 50
+    assert mean == pytest.approx(758.5, rel=0.05)
+
+
+def test_workflows_of_one_record_have_one_source_in_every_seed_and_invented_ones_none(
+    sources: Sources, workload: Workload
+) -> None:
+    lengths: dict[tuple[str, int], set[float]] = {}
+    for seed in (7, 8):
+        for workflow in build(_SETTINGS, sources, seed).workflows:
+            if workflow.kind == "pools":
+                assert workflow.source is None
+                continue
+            assert workflow.source is not None
+            if workflow.kind != "research":  # its first prompt is one of many
+                lengths.setdefault((workflow.kind, workflow.source), set()).add(workflow.calls[0].work)
+    assert all(len(works) == 1 for works in lengths.values())
+    assert 3 < len([kind for kind, _ in lengths if kind == "sessions"]) <= 7

@@ -168,6 +168,15 @@ def test_where_only_the_time_to_the_next_call_is_known_the_answer_is_taken_off(t
     assert turns[2].gap_s == 60.0
 
 
+def test_all_calls_of_a_session_have_one_source_and_answers_to_one_prompt_too(tmp_path: Path) -> None:
+    sessions = read_sessions(_written(tmp_path / "s.parquet", _sessions()), "everything").sessions
+    assert [{turn.drawn.source for turn in turns} for turns in sessions] == [{i} for i in range(60)]
+    pools = read_prompts(_written(tmp_path / "own.parquet", _prompts()), "everything").pools
+    small, large = ({d.text: d.source for d in pools["gsm", model]} for model in (SMALL, LARGE))
+    assert small == large
+    assert len(set(small.values())) == 200
+
+
 def test_tuning_and_evaluation_have_no_session_in_common(tmp_path: Path) -> None:
     path = _written(tmp_path / "sessions.parquet", _sessions())
     numbers = [
@@ -229,9 +238,15 @@ def _flows(folder: Path, seconds: float | None = None) -> Path:
 
 def test_an_image_comes_to_its_measured_time_on_the_device_that_it_was_measured_on(tmp_path: Path) -> None:
     works = read_images(_flows(tmp_path)).works
-    assert works[FLUX] == tuple(sorted([*range(10, 25)] * 3))  # runs that loaded their weights are left out
-    assert works[SDXL] == tuple(sorted([*range(25, 40)] * 3))
+    assert [each.work for each in works[FLUX]] == sorted([*range(10, 25)] * 3)  # none that loaded its weights
+    assert [each.work for each in works[SDXL]] == sorted([*range(25, 40)] * 3)
     assert read_images(tmp_path / FLOWS).works == works
+
+
+def test_runs_of_one_flow_on_several_devices_are_one_source(tmp_path: Path) -> None:
+    drawn = [each for works in read_images(_flows(tmp_path)).works.values() for each in works]
+    assert len({each.source for each in drawn}) == 30
+    assert len({(each.source, each.work) for each in drawn}) == 30
 
 
 def test_both_parts_draw_from_all_images_as_nothing_is_learnt_from_them(tmp_path: Path) -> None:

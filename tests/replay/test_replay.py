@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from swarmx.core.actions import Dispatch
 from swarmx.core.errors import JournalError
 from swarmx.core.messages import AlertRaised, Envelope
-from swarmx.runtime.journal import Entry, FileJournal, MemoryJournal, read, replay
+from swarmx.runtime.journal import VERSION, Entry, FileJournal, MemoryJournal, read, replay
 from tests.agents.worlds import IMPATIENT, Referee, ready, run_live, run_virtual
 
 Run = Callable[..., Referee]
@@ -100,8 +100,8 @@ def test_a_last_line_that_a_crash_cut_short_is_left_out(tmp_path: Path) -> None:
         (b"hello\n", "does not begin with a journal header"),
         (b'{"format":"other","version":1,"agents":{}}\n', "this swarmx reads"),
         (b'{"format":"swarmx-journal","version":99,"agents":{}}\n', "written by another version"),
-        (b'{"format":"swarmx-journal","version":2,"agents":{"prefetch":{}}}\n', "does not know: prefetch"),
-        (b'{"format":"swarmx-journal","version":2,"agents":{}}\n{}\n', "line 2: not a journal entry"),
+        (b'{"format":"swarmx-journal","version":%d,"agents":{"prefetch":{}}}\n' % VERSION, "does not know: prefetch"),
+        (b'{"format":"swarmx-journal","version":%d,"agents":{}}\n{}\n' % VERSION, "line 2: not a journal entry"),
     ],
     ids=["empty", "text", "other format", "newer", "other agents", "other lines"],
 )

@@ -5,10 +5,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from swarmx.core.fleet import CallView, Choice, FleetView, Floats, Order
+from swarmx.core.fleet import CallView, Choice, FleetView, Floats, Order, WorkflowView
+from swarmx.core.forecast import masses_of
 
 _MOST_SHARE = 0.8  # of a replica's time that prompts may take in the eyes of a policy
-_LEAST_WEIGHT, _MOST_WEIGHT = 0.25, 4.0
+_LEAST_LATE, _MOST_LATE = 0.1, 10.0
+_MINUTE_S = 60.0
+_ONE = np.ones(1)
+_MOST_WEIGHT = 1e4  # and one over it the least, whatever targets clients bring
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,16 +28,31 @@ class Marginal:
         overlap   = n * w * r / (w + r)          steps that the call shares with them, if both are exponential
         others    = slowdown * (n * prefill of p - c
                     + overlap * (decode_seq + decode_ctx_token * (p + w / 2)) / (1 - share))
-        cost      = lateness * own + externality * others
+        whole     = age + remaining              of the workflow, with the least own on any candidate
+        due       = max(own - siblings * (time until the last sibling ends), own / 10)
+        felt      = least + whole / (1 + tail) * (E[((whole - least + due) / whole)^(1 + tail)] - 1)
+        weight    = (whole / usual)^tail * (60 s / target)^relative      within [1e-4, 1e4], the first within [1/10, 10]
+        cost      = felt + externality * others * (mean weight of the calls there) / weight
 
-    `wait` is the time until a slot, and room in the KV cache, are free: completions that must come first, at the
-    rate r * step / n, counting the calls that wait ahead. The call is held back when the cheapest replica has no room.
-    `lateness` is what the workflow will have taken over its target, within [1/4, 4]; calls wait in the order of slack.
-    Of a call whose siblings take longer, `siblings` of the time until the last of them ends is free. What both make of
-    own time is the term `spared`, below zero where there is time to spare.
+    `wait` is the time until a slot, and room in the KV cache, are free: completions that must come first, one every
+    (r * step + call_base) / n, counting the calls that wait ahead. The call is held back when the cheapest replica has
+    no room; calls wait in the order of slack.
 
-    Every ingredient is off at 0: `externality`, `prefix`, `slack` (both of its uses), `hold`, `kv`, `siblings`, `share`
-    (prompts that interrupt), `learn` (from how long calls took).
+    The weights make of the mean a tail: up to a factor that a kind has in common, (whole / usual)^tail is the gradient
+    of (sum of T^(1 + tail))^(1 / (1 + tail)) over its workflows, which take T each; 1 where `usual` is not known.
+    With `risk`, the expectation in `felt` is over the quantiles of the forecast: what may be long costs more than its
+    mean says where a unit of work takes long, and a branch may turn out to be the last of its siblings. `felt` is own
+    itself for a forecast without spread and a call without siblings on the candidate that takes least, and changes
+    like own there.
+    With `relative` = 1 a second is worth what it is of the workflow's target. `remaining` is what usually remains at
+    this stage, with the least that the call itself takes, wherever it goes, in the place of what such calls usually
+    take, and no less than that least.
+
+    Of a call whose siblings take longer, `siblings` of the time until the last of them ends is free, but no more than
+    nine tenths of its own time. What risk and siblings make of own time is the term `spared`, above zero for a risk.
+
+    Every ingredient is off at 0: `externality`, `prefix`, `slack` (the order), `tail`, `relative`, `risk`, `hold`,
+    `kv`, `siblings`, `share` (prompts that interrupt), `learn` (from how long calls took).
     """
 
     name: ClassVar[str] = "marginal"
@@ -41,6 +60,9 @@ class Marginal:
     externality: float = 1.0
     prefix: float = 1.0
     slack: float = 1.0
+    tail: float = 2.0
+    relative: float = 1.0
+    risk: float = 1.0
     hold: float = 1.0
     kv: float = 1.0
     siblings: float = 1.0
@@ -83,9 +105,11 @@ class Marginal:
         overlap = count * work * left / np.maximum(work + left, 1e-9)
         slower_s = stretch * (fleet.decode_seq_s + fleet.decode_ctx_token_s * own_context)
         others_s = slow * (count * prompt_s + overlap * slower_s)
-        felt_s = np.maximum(own_s - self.siblings * call.workflow.others_s, 0.1 * own_s)
-        felt_s *= self._lateness(call)
-        charged_s = self.externality * others_s
+        least_s = float(own_s.min())
+        whole_s = max(1e-9, call.workflow.age_s + max(least_s, self._rest_s(call.workflow, least_s)))
+        weight = self._weight(call.workflow, whole_s)
+        charged_s = self.externality * others_s * (fleet.weight / some / weight)
+        felt_s = self._felt(call, own_s, slow * step_s, whole_s, least_s)
         cost_s = felt_s + charged_s
         cheapest = (cost_s <= cost_s.min() * (1.0 + 1e-9)).nonzero()[0]
         index = int(cheapest[0] if len(cheapest) == 1 else cheapest[rng.integers(len(cheapest))])
@@ -96,6 +120,7 @@ class Marginal:
             expected_s=float(own_s[index]),
             profile_s=float(profile_s[index]),
             unit_s=float(step_s[index]),
+            weight=weight,
             cost_s=cost_s,
             terms_s={
                 "wait_s": slow * wait_s,
@@ -118,12 +143,33 @@ class Marginal:
         frees = np.maximum(held / np.maximum(count, 1.0) + left, 1.0)
         return np.maximum(first, np.minimum(count, short / frees))
 
-    def _lateness(self, call: CallView) -> float:
-        workflow = call.workflow
-        if not self.slack or workflow.target_s <= 0.0:
-            return 1.0
-        late = (workflow.age_s + workflow.remaining_s) / workflow.target_s
-        return min(_MOST_WEIGHT, max(_LEAST_WEIGHT, late))
+    def _felt(self, call: CallView, own_s: Floats, unit_s: Floats, whole_s: float, least_s: float) -> Floats:
+        """Own time as the workflow feels it, [replicas]: with the risk that the call is long, without what siblings
+        spare. A candidate that takes `least_s`, for sure and without siblings, is felt as that."""
+        forecast, power = call.forecast, 1.0 + self.tail
+        if self.risk and forecast.quantiles[-1] > forecast.quantiles[0]:
+            longer = np.array(forecast.quantiles) - forecast.mean
+            mine_s = own_s + longer[:, None] * unit_s
+            masses = masses_of(forecast.levels)
+        else:
+            mine_s, masses = own_s[None, :], _ONE
+        mine_s = np.maximum(mine_s - self.siblings * call.workflow.others_s, 0.1 * mine_s)
+        grown = ((whole_s - least_s + mine_s) / whole_s) ** power
+        felt_s: Floats = least_s + whole_s * (masses @ grown - 1.0) / power
+        return felt_s
+
+    def _rest_s(self, workflow: WorkflowView, own_s: float) -> float:
+        """What remains of the workflow when this call takes `own_s`, where such calls usually take another time."""
+        return workflow.remaining_s + (own_s - workflow.usual_call_s if workflow.usual_call_s > 0.0 else 0.0)
+
+    def _weight(self, workflow: WorkflowView, whole_s: float) -> float:
+        """What a second of a call is worth whose workflow will take so long in all."""
+        weight = 1.0
+        if workflow.usual_s > 0.0:
+            weight = min(_MOST_LATE, max(_LEAST_LATE, whole_s / workflow.usual_s)) ** self.tail
+        if workflow.target_s > 0.0:
+            weight *= (_MINUTE_S / workflow.target_s) ** self.relative
+        return min(_MOST_WEIGHT, max(1.0 / _MOST_WEIGHT, weight))
 
 
 def _within_one(value: float) -> float:
