@@ -3,7 +3,7 @@ PY ?= python3.11
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm browser demo demo-vllm test test-fast test-vllm check bench docs clean
+.PHONY: help setup setup-vllm browser sandbox demo demo-vllm test test-fast test-vllm check bench docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,13 +23,18 @@ browser:
 	  { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1 || \
 	  echo "There is no chromium and it cannot be installed here: the tests of the web page are skipped."
 
+sandbox:
+	@command -v bwrap >/dev/null || apt-get install -y -qq bubblewrap >/dev/null 2>&1 || \
+	  { apt-get update -qq && apt-get install -y -qq bubblewrap; } >/dev/null 2>&1 || \
+	  echo "There is no bubblewrap and it cannot be installed here: tools that are programs are refused, their tests skipped."
+
 demo: setup ## the main job: agentic workflows over an emulated fleet (under 4 minutes)
 	$(BIN)/swarmx demo
 
 demo-vllm: setup ## the same on two real vLLM servers on this CPU (after make setup-vllm)
 	$(BIN)/swarmx demo --engine vllm
 
-test: setup browser ## all tests but those that need vLLM, and the checks
+test: setup browser sandbox ## all tests but those that need vLLM, and the checks
 	$(BIN)/python -m pytest -n 2 -m 'not vllm'
 	$(MAKE) check
 

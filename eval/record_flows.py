@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from eval.record_lengths import Record
+from swarmx.core.failures import Failure
 from swarmx.core.prompt_key import prompt_key
 from swarmx.core.records import ModelRequest, ModelResult
 from swarmx.demo.corpus import KINDS, Task, flow, openers, roles
@@ -56,7 +57,8 @@ class RecordingCaller:
             async with self._session.post(f"{url}/v1/chat/completions", json=body) as response:
                 answer: dict[str, Any] = await response.json()
         if "choices" not in answer:
-            return ModelResult(call_id="", replica_id=None, attempts=1, error=str(answer)[:300])
+            failure = Failure(cause="replica", error=str(answer)[:300])
+            return ModelResult(call_id="", replica_id=None, attempts=1, failure=failure)
         self._sink.write(msgspec.json.encode(_record(request, answer, label)) + b"\n")
         self.counts[request.role] += 1
         return ModelResult(call_id="call", replica_id=label, attempts=1, answer=answer)

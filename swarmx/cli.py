@@ -18,7 +18,7 @@ from rich.table import Table
 from swarmx import commands, predictor_commands
 from swarmx.client import Api
 from swarmx.core.errors import SwarmXError
-from swarmx.tables import columns, print_calls, print_decision, print_remaining, print_replicas
+from swarmx.tables import columns, print_calls, print_decision, print_program, print_remaining, print_replicas
 from swarmx.terminal import Group, ask, show
 
 DEFAULT_URL = "http://127.0.0.1:8100"
@@ -405,6 +405,8 @@ def _print_workflow(console: Console, row: dict[str, Any]) -> None:
         console.print(table)
     if row.get("calls"):
         print_calls(console, row["calls"])
+    if row.get("program"):
+        print_program(console, row["program"])
     if row.get("remaining"):
         print_remaining(console, row["remaining"])
     if row.get("error"):

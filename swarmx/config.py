@@ -156,6 +156,11 @@ class PredictorSection(Section):
     adapt: bool = Field(
         True, description="Learn from what calls come to, as they end; else forecasts rest on the weights alone."
     )
+    paths: bool = Field(
+        False,
+        description="Tell the router how long each workflow still takes by the structure head; it counts on its own "
+        "means by kind and role otherwise, with which its policy did better in simulation.",
+    )
     retrain: bool = Field(True, description="Train again, in another process, when forecasts have drifted.")
     curves_every_s: Seconds = Field(
         1.0,
@@ -243,6 +248,11 @@ class WorkflowSection(Section):
 
     transparent_idle_s: Seconds = Field(
         600.0, description="Silence after which a workflow known only from its headers counts as finished."
+    )
+    traces: bool = Field(
+        False,
+        description="Calls of one W3C trace belong together, where no header names their workflow or session; for "
+        "agents whose calls share one.",
     )
 
 

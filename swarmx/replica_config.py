@@ -7,6 +7,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from swarmx.core.nouns import EngineOrder, Priorities
+
+_ENGINE_ORDER = "Whom its engine admits first: by arrival, or by the priority that the router sends with each call."
+
 Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
@@ -25,6 +29,17 @@ class StaticReplica(Section):
     kind: Literal["llm", "image"] = Field("llm", description="What it serves: chat completions or images.")
     device: str = Field("unknown", description="Device type, such as h100; sets the speed that the router assumes.")
     profile: str | None = Field(None, description="Fitted profile to use, if its model has another name than this.")
+    priorities: Priorities = Field(
+        "ignored",
+        description="Whom its engine serves first by a request's `priority`: low_first (vLLM with --scheduling-policy "
+        "priority), high_first (SGLang with --enable-priority-scheduling), or ignored, and then none is sent.",
+    )
+
+    @model_validator(mode="after")
+    def _text_only(self) -> Self:
+        if self.kind != "llm" and self.priorities != "ignored":
+            raise ValueError("servers of images know no priorities; leave priorities out.")
+        return self
 
 
 class EmulatedReplicas(Section):
@@ -36,6 +51,13 @@ class EmulatedReplicas(Section):
     kind: Literal["llm", "image"] = Field("llm", description="What they serve.")
     size_class: Literal["small", "8b", "32b", "70b"] = Field("8b", description="Length statistics of the answers.")
     slots: int | None = Field(None, ge=1, description="Calls that one runs at a time (vLLM's --max-num-seqs).")
+    engine_order: EngineOrder = Field("arrival", description=_ENGINE_ORDER)
+
+    @model_validator(mode="after")
+    def _text_only(self) -> Self:
+        if self.kind != "llm" and self.engine_order != "arrival":
+            raise ValueError("servers of images serve in order of arrival; leave engine_order out.")
+        return self
 
     def ids(self) -> list[str]:
         """The names of the replicas."""
@@ -53,6 +75,7 @@ class ElasticReplicas(Section):
     kind: Literal["llm", "image"] = Field("llm", description="What they serve.")
     size_class: Literal["small", "8b", "32b", "70b"] = Field("8b", description="Length statistics of emulated answers.")
     slots: int | None = Field(None, ge=1, description="Calls that one runs at a time (vLLM's --max-num-seqs).")
+    engine_order: EngineOrder = Field("arrival", description=_ENGINE_ORDER)
     folder: Path | None = Field(None, description='Folder of the model, for provider = "process".')
     min: int = Field(1, ge=0, le=64, description="Fewest replicas at the start.")
     max: int = Field(4, ge=0, le=64, description="Most replicas at the start; operators move both bounds.")
@@ -69,6 +92,8 @@ class ElasticReplicas(Section):
             raise ValueError('provider = "process" needs folder, the model to serve.')
         if self.provider == "process" and (self.slots is not None or self.kind != "llm"):
             raise ValueError('provider = "process" serves text, 8 calls at a time; leave slots and kind out.')
+        if self.kind != "llm" and self.engine_order != "arrival":
+            raise ValueError("servers of images serve in order of arrival; leave engine_order out.")
         return self
 
     @property

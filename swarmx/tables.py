@@ -76,9 +76,22 @@ def print_replicas(console: Console, rows: list[dict[str, Any]]) -> None:
 
 def print_remaining(console: Console, remaining: dict[str, Any]) -> None:
     """What a running workflow is still expected to do, at the median and at P90."""
-    parts = ((remaining["calls"], "calls"), (remaining["work"], "output tokens"), (remaining["path"], "s to the end"))
+    parts = [(remaining["calls"], "calls"), (remaining["work"], "output tokens"), (remaining["path"], "s to the end")]
+    if remaining["pause"] is not None:
+        parts.append((remaining["pause"], "s until its tools are back"))
     told = ", ".join(f"{_at(forecast, 0.5):.3g} {what} (P90 {_at(forecast, 0.9):.3g})" for forecast, what in parts)
     console.print(f"Still to come: {told}.", highlight=False)
+
+
+def print_program(console: Console, program: dict[str, Any]) -> None:
+    """What was seen of a workflow that nobody declared: whose it is, its family, the tools it asked for."""
+    family = [f"started by {program['parent_id']}"] if program["parent_id"] else []
+    family += [f"started {name}" for name in program["subagents"]]
+    source = f" of {program['source']}" if program["source"] else ""
+    console.print(", ".join([f"Known from headers{source}", *family]) + ".", highlight=False)
+    if program["tools"]:
+        told = ", ".join(f"{tool} {times}" for tool, times in sorted(program["tools"].items()))
+        console.print(f"Tools asked for: {told}; {program['gaps_s']:.3g} s of waiting for them.", highlight=False)
 
 
 def _at(forecast: dict[str, Any], level: float) -> float:

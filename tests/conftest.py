@@ -16,7 +16,7 @@ settings.load_profile("house")
 EMULATED = {
     "emulation": {"time_scale": 20.0, "seed": 7},
     "watch": {"every_s": 0.2, "timeout_s": 20.0},
-    "workflows": {"transparent_idle_s": 300.0},
+    "workflows": {"transparent_idle_s": 300.0, "traces": True},
     "server": {"max_body_bytes": 2_000_000, "drain_s": 1},
     "emulated": [
         {"model": "qwen3-8b", "device": "l40s", "count": 2, "size_class": "8b"},

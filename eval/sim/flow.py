@@ -61,6 +61,10 @@ class LiveCall:
         """Whether anybody still wants to hear of that attempt."""
         return self.placed and self.attempt == attempt and not self.ended
 
+    def wants(self, name: str) -> bool:
+        """Whether the request is its current attempt; others were given up, and may not know it yet."""
+        return not self.ended and name == self.name(self.attempt)
+
     def name(self, attempt: int) -> str:
         """Of a request to an engine."""
         return self.call_id if attempt == 1 else f"{self.call_id}#{attempt}"

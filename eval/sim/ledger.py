@@ -18,7 +18,7 @@ _NAN = math.nan
 
 
 class Ledger:
-    """Calls are counted through: those of workflow `w` begin at `first[w]`. `call_ids` are those that became ready."""
+    """Calls are counted through: those of workflow `w` begin at `first[w]`."""
 
     def __init__(self, workload: Workload, fleet: Sequence[Replica]) -> None:
         self._workload = workload
@@ -26,7 +26,6 @@ class Ledger:
         sizes = [len(workflow.calls) for workflow in workload.workflows]
         self.first = [0, *accumulate(sizes)]
         calls, workflows = self.first[-1], len(sizes)
-        self.call_ids: dict[int, str] = {}
         self._prompt_tokens = [call.prompt_tokens for workflow in workload.workflows for call in workflow.calls]
         self.cached_tokens = [0] * calls
         self.messages = self.cancels = self.refusals = 0
@@ -42,7 +41,6 @@ class Ledger:
         self._unloaded_s[workflow] = unloaded_s
 
     def ready(self, live: LiveCall, now_s: float) -> None:
-        self.call_ids[live.number] = live.call_id
         self._ready_s[live.number] = now_s
 
     def dispatched(self, live: LiveCall, now_s: float) -> None:
@@ -53,20 +51,20 @@ class Ledger:
         self._replica[number] = live.replica
         self._dispatched_s[number] = now_s
 
-    def admitted(self, calls: Sequence[int], cached_tokens: int) -> None:
+    def admitted(self, calls: Sequence[LiveCall], cached_tokens: int) -> None:
         """An engine found so many prompt tokens of these calls in its cache.
 
         It tells the sum only: of calls that are admitted in one go, each gets a share by the length of its prompt.
         """
-        left_tokens = sum(self._prompt_tokens[call] for call in calls)
-        for call in calls:
-            tokens = self._prompt_tokens[call]
+        left_tokens = sum(live.planned.prompt_tokens for live in calls)
+        for live in calls:
+            tokens = live.planned.prompt_tokens
             share = min(tokens, -(-cached_tokens * tokens // left_tokens)) if tokens else 0
-            self.cached_tokens[call] = share
+            self.cached_tokens[live.number] = share
             cached_tokens, left_tokens = cached_tokens - share, left_tokens - tokens
 
-    def began(self, call: int, now_s: float) -> None:
-        self._first_token_s[call] = now_s
+    def began(self, live: LiveCall, now_s: float) -> None:
+        self._first_token_s[live.number] = now_s
 
     def finished(self, live: LiveCall, now_s: float) -> None:
         self._call_end_s[live.number] = now_s

@@ -52,7 +52,7 @@ class Machines:
             prefix=planned.blocks,
             priority=action.urgency,
         )
-        if replica.submit(request, live.number, self._world.now_s):
+        if replica.submit(request, live, self._world.now_s):
             self.stir(replica)
         else:
             self._break(live, action.attempt, "rejected")
@@ -67,8 +67,8 @@ class Machines:
     def lose(self, replica: SimReplica, reason: FailureReason) -> None:
         """The replica stops at once; those whose calls it held will see their connections break."""
         self.stir(replica)
-        for name, number in replica.stop(self._world.now_s).items():
-            if (live := self._wanted(number, name)) is not None:
+        for name, live in replica.stop(self._world.now_s).items():
+            if live.wants(name):
                 self._break(live, live.attempt, reason)
 
     def stir(self, replica: SimReplica) -> None:
@@ -94,9 +94,11 @@ class Machines:
 
     def _happened(self, replica: SimReplica, events: list[Event]) -> None:
         self.stir(replica)
-        now_s = self._world.now_s
-        events = [event for event in events if event.request_id in replica.holds]  # others were aborted since
-        if admitted := [replica.holds[event.request_id] for event in events if event.kind == "admitted"]:
+        if not events:
+            return
+        now_s, holds = self._world.now_s, replica.holds
+        events = [event for event in events if event.request_id in holds]  # others were aborted since
+        if admitted := [holds[event.request_id] for event in events if event.kind == "admitted"]:
             self._world.ledger.admitted(admitted, replica.hits())
         for event in events:
             name = event.request_id
@@ -104,31 +106,31 @@ class Machines:
                 case "finished":
                     self._finished(replica.finished(name, now_s), name)
                 case "first_token":
-                    self._began(replica, replica.holds[name], name)
+                    self._began(replica, holds[name], name)
                 case "admitted" | "preempted":
                     pass
                 case _:
                     assert_never(event.kind)
         self._world.faults.emptied(replica)
 
-    def _finished(self, number: int, name: str) -> None:
-        live = self._wanted(number, name)
-        if live is None:
+    def _finished(self, live: LiveCall, name: str) -> None:
+        if not live.wants(name):
             return
+        world = self._world
         message = CallFinished(
             call_id=live.call_id,
             attempt=live.attempt,
             prompt_tokens=live.planned.prompt_tokens,
-            cached_tokens=self._world.ledger.cached_tokens[number],
+            cached_tokens=world.ledger.cached_tokens[live.number],
             work_done=live.planned.work,
         )
-        self._world.at(self._world.now_s + self._settings.network_s, self._world.clients.finished, live, message)
+        world.at(world.now_s + self._settings.network_s, world.clients.finished, live, message)
 
-    def _began(self, replica: SimReplica, number: int, name: str) -> None:
-        world, live = self._world, self._wanted(number, name)
-        if live is None:
+    def _began(self, replica: SimReplica, live: LiveCall, name: str) -> None:
+        if not live.wants(name):
             return
-        world.ledger.began(number, world.now_s)
+        world = self._world
+        world.ledger.began(live, world.now_s)
         if not self._settings.stream or live.planned.kind != "llm":
             return
         message = FirstToken(call_id=live.call_id, attempt=live.attempt)
@@ -162,11 +164,6 @@ class Machines:
     def _break(self, live: LiveCall, attempt: int, reason: FailureReason) -> None:
         world = self._world
         world.at(world.now_s + self._settings.network_s, world.clients.broke, live, (attempt, reason))
-
-    def _wanted(self, number: int, name: str) -> LiveCall | None:
-        """The call that this request is the current attempt of; others were given up, and may not know it yet."""
-        live = self._world.clients.live.get(self._world.ledger.call_ids[number])
-        return live if live is not None and name == live.name(live.attempt) else None
 
     def _signal(self, replica: SimReplica, _: None) -> None:
         """The replica reads its counters; routers hear of them once they have travelled."""

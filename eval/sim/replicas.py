@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from eval.sim.flow import LiveCall
 from eval.sim.settings import SimSettings
 from swarmx.core.batching import Counters, Engine, Event, Request
 from swarmx.core.messages import SignalReported
@@ -28,7 +29,7 @@ class SimReplica:
     condition: Condition = "up"
     epoch: int = 0
     told_gone: bool = False
-    holds: dict[str, int] = field(default_factory=dict)
+    holds: dict[str, LiveCall] = field(default_factory=dict)
     due_s: float | None = None
     due_event: int = 0
     busy_s: float = 0.0
@@ -49,7 +50,7 @@ class SimReplica:
         self._rate = self.speed
         self._engine = self._new_engine()
 
-    def submit(self, request: Request, call: int, now_s: float) -> bool:
+    def submit(self, request: Request, call: LiveCall, now_s: float) -> bool:
         """Hand the request in; false if it could never be held."""
         if not self._engine.submit(request, self._local(now_s)):
             return False
@@ -70,8 +71,8 @@ class SimReplica:
         """What happened until now: `at_s` of the events is on the engine's clock."""
         return self._engine.advance(self._local(now_s))
 
-    def finished(self, name: str, now_s: float) -> int:
-        """The request has left the engine; returns which call it was."""
+    def finished(self, name: str, now_s: float) -> LiveCall:
+        """The request has left the engine; returns the call that it was an attempt of."""
         self.account(now_s)
         return self.holds.pop(name)
 
@@ -95,7 +96,7 @@ class SimReplica:
 
     def hits(self) -> int:
         """Prompt tokens found in the cache since this was asked last."""
-        hits = self._engine.counters().prefix_hit_tokens
+        hits = self._engine.hit_tokens
         new, self._hits = hits - self._hits, hits
         return new
 
@@ -115,7 +116,7 @@ class SimReplica:
         self._local_s, self._since_s = self._local(now_s), now_s
         self._rate = self.speed / factor
 
-    def stop(self, now_s: float) -> dict[str, int]:
+    def stop(self, now_s: float) -> dict[str, LiveCall]:
         """It is down, its cache lost; returns what it held."""
         self.account(now_s)
         self._count(self._engine.counters())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
 from itertools import count
 from typing import Any
 
@@ -64,7 +64,7 @@ class World:
     def run(self) -> None:
         """Until every workflow has ended, or the time is up."""
         until_s = self._last_s + self.settings.drain_s
-        machines, clients, heap, pop = self.machines, self.clients, self._heap, heapq.heappop
+        machines, clients, heap = self.machines, self.clients, self._heap
         for replica in machines.all:
             self.tell_routers(ReplicaChanged(replica=replica.replica, state="ready"))
         self.faults.schedule()
@@ -76,7 +76,7 @@ class World:
             if not heap or heap[0][0] > until_s:
                 self.now_s = until_s
                 break
-            self.now_s, _, do, one, other = pop(heap)
+            self.now_s, _, do, one, other = heappop(heap)
             self.events += 1
             do(one, other)
             if refused:
@@ -86,7 +86,7 @@ class World:
 
     def at(self, at_s: float, do: _Do, one: Any, other: Any) -> None:
         """Schedule `do(one, other)`."""
-        heapq.heappush(self._heap, (at_s, next(self._order), do, one, other))
+        heappush(self._heap, (at_s, next(self._order), do, one, other))
 
     def tell(self, router: int, message: Message) -> None:
         """The router hears the message, and what it wants is done."""

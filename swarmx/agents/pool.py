@@ -63,6 +63,7 @@ class Pool:
         self._late_binding = late_binding
         self._own: dict[str, OwnCounts] | None = {} if shared else None
         self._typical_work = self._typical_context = 0.0
+        self._typical_weight = 1.0
         self.replicas: list[Replica] = []
         self.states: list[ReplicaState] = []
         self._fixed: list[bytes] = []  # what profiles tell, one object for all that are alike
@@ -140,7 +141,7 @@ class Pool:
         if self._own is not None:
             others = f[_OTHERS]
             i[_IN_FLIGHT] += others.astype(np.int64)
-            f[_WEIGHT] += others
+            f[_WEIGHT] += others * self._typical_weight
             f[_REMAINING] += others * self._typical_work / 2.0  # seen at a random time, half of it is done
             f[_CONTEXT] += others * self._typical_context
         return FleetView(
@@ -200,6 +201,7 @@ class Pool:
             floats[_PROMPTS_BUSY] = busy + fresh / rate / _PROMPTS_MEMORY_S
             floats[_PROMPTS_AT] = now_s
         if self._own is not None:
+            self._typical_weight += _TYPICAL_WEIGHT * (weight - self._typical_weight)
             self._typical_work += _TYPICAL_WEIGHT * (forecast.mean - self._typical_work)
             self._typical_context += _TYPICAL_WEIGHT * (call.prompt_tokens - self._typical_context)
             self._own.setdefault(replica_id, OwnCounts()).changed(int(ints[_IN_FLIGHT]), now_s)

@@ -188,6 +188,11 @@ class Engine:
         sequence = self._sequences[request_id]
         return self._served(sequence) - sequence.request.prompt_tokens
 
+    @property
+    def hit_tokens(self) -> int:
+        """Prompt tokens that were found in the cache; it only ever grows."""
+        return self._hit_tokens
+
     def clear_cache(self) -> None:
         """Forget cached blocks that nobody holds."""
         self._pool.clear()

@@ -53,6 +53,10 @@ class StoreError(SwarmXError):
     """The database refused a write or holds a newer schema than this version knows."""
 
 
+class KeyReused(SwarmXError):
+    """An idempotency key came again with another request than its first one."""
+
+
 class ReplicaError(SwarmXError):
     """A replica did not start, hung, closed the connection or answered outside its protocol."""
 

@@ -71,7 +71,7 @@ class FleetView:
     `in_flight` counts this router's own calls, exactly, with what signals tell of those of other routers; `last_chosen`
     is the number of the decision that last chose the replica, 0 before the first. `remaining_work` is the expected work
     that they still need and `work_variance` its variance, `weight` the sum of what policies said a second of each is
-    worth (`Choice.weight`; 1 for a call of another router), `context_tokens` the context they hold, of which
+    worth (`Choice.weight`; what is usual for a call of other routers), `context_tokens` the context they hold, of which
     `shared_tokens` were in the cache when their calls came, so that several may hold the same. Of their prompts that
     no cache held, `prefill_tokens` are left if they are read at the device's rate, and `unread_tokens` are those of
     calls of which no first token, or without a stream no end, has been heard.

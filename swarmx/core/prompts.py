@@ -16,13 +16,15 @@ class PromptText:
     """The text of a conversation, its messages joined by line ends: at most `HEAD_BYTES` and `TAIL_BYTES` of it.
 
     `text` is UTF-8, cut between any two bytes; `total_bytes` is the size before cutting; `messages` and `tools` count
-    what the request carries. It lives as long as the call waits for its encoding and is written nowhere.
+    what the request carries; it `returns_tools` when its last message is the result of a tool. It lives as long as
+    the call waits for its encoding and is written nowhere.
     """
 
     text: bytes
     total_bytes: int
     messages: int = 1
     tools: int = 0
+    returns_tools: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

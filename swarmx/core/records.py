@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from swarmx.core.failures import Failure
 from swarmx.core.nouns import CallKind
 
 SCHEMA_VERSION = 1
@@ -17,7 +18,11 @@ CallState = Literal["finished", "failed", "cancelled", "refused"]
 
 
 class WorkflowRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One workflow as it is listed; times are Unix seconds. `outcome` is its outputs or its error, JSON."""
+    """One workflow as it is listed; times are Unix seconds. `outcome` is its outputs or its error, JSON.
+
+    `owner` is the epoch of the process that runs it, 0 for one that no process ever ran. `parent_id` is the workflow
+    that began this one, `forked_from` the one whose beginning it shares; `spec_sha256` is the hash of its definition.
+    """
 
     workflow_id: str
     tenant: str
@@ -31,6 +36,10 @@ class WorkflowRecord(msgspec.Struct, frozen=True, kw_only=True):
     seq: int = 0
     outcome: bytes | None = None
     schema_version: int = SCHEMA_VERSION
+    parent_id: str | None = None
+    forked_from: str | None = None
+    spec_sha256: str = ""
+    owner: int = 0
 
 
 class WorkflowPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,8 +105,66 @@ class CallRecord(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: int = SCHEMA_VERSION
 
 
+class Blob(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes that belong into the blob store; outputs refer to them by `sha256`, 64 hex digits."""
+
+    sha256: str
+    media_type: str
+    data: bytes
+
+
+class Commit(msgspec.Struct, frozen=True, kw_only=True):
+    """What belongs together about one workflow, written whole or not at all.
+
+    It counts only if `epoch` still owns the workflow and `expected_seq` is the number of its events. `state` changes
+    it (running, then cancelling, then terminal; never back) and `outcome` goes with a terminal one. `taken` are the
+    inputs that became events; `calls` and `blobs` are what the answers behind the events left.
+    """
+
+    workflow_id: str
+    epoch: int
+    expected_seq: int
+    at_s: float
+    events: tuple[bytes, ...] = ()
+    state: WorkflowState | None = None
+    outcome: bytes | None = None
+    taken: tuple[int, ...] = ()
+    calls: tuple[CallRecord, ...] = ()
+    blobs: tuple[Blob, ...] = ()
+
+
+Committed = Literal["stored", "lost", "ended"]  # lost: somebody else owns the workflow, or wrote to it
+
+
+class Input(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that was sent to a running workflow from outside, and waits for its owner."""
+
+    number: int
+    body: bytes
+    at_s: float
+
+
+class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
+    """A client's key for one submission. `fingerprint` is the hash of what was submitted with it."""
+
+    key: str
+    fingerprint: str
+    expires_at_s: float
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+    """The workflow that is in the store now; `replayed`: the key's first one, and nothing was written."""
+
+    workflow_id: str
+    replayed: bool = False
+
+
 class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One model call of a workflow node. `body` is the OpenAI request (chat completion or image generation)."""
+    """One model call of a workflow node. `body` is the OpenAI request (chat completion or image generation).
+
+    `request_id` names this attempt to the engine; `idempotency_key` is the same for every attempt at the same node.
+    An `owned` call's record comes back with its result, for whoever keeps both in one write.
+    """
 
     tenant: str
     workflow_id: str
@@ -109,13 +176,17 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     body: dict[str, Any]
     deadline_at_s: float | None = None
     priority: int = 0
+    request_id: str = ""
+    idempotency_key: str = ""
+    owned: bool = False
 
 
 class ModelResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer (the replica's JSON) or the refusal. Exactly one of `answer` and `error` is set."""
+    """The answer (the replica's JSON) or what went wrong. Exactly one of `answer` and `failure` is set."""
 
     call_id: str
     replica_id: str | None
     attempts: int
     answer: dict[str, Any] | None = None
-    error: str | None = None
+    failure: Failure | None = None
+    record: CallRecord | None = None

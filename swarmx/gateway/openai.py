@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi import APIRouter
@@ -18,9 +18,13 @@ from swarmx.core.nouns import PRIORITIES, Call, CallKind
 from swarmx.core.prompts import PromptText
 from swarmx.core.records import ModelRequest
 from swarmx.gateway.context import Context
+from swarmx.gateway.identity import Identity, store_id
 from swarmx.gateway.keys import Key
-from swarmx.gateway.transparent import NO_WORKFLOW, Identity, identity_of, store_id
-from swarmx.runtime.requests import BadRequest, call_of
+from swarmx.gateway.transparent import NO_WORKFLOW, Visit
+from swarmx.runtime.event_stream import stopped_event
+from swarmx.runtime.requests import BadRequest, call_of, new_id
+
+T = TypeVar("T")
 
 _PRIORITY = re.compile(r"[+-]?[0-9]{1,2}")
 _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{0,9})?")
@@ -51,14 +55,30 @@ async def _answer(context: Context, request: Request, kind: CallKind) -> Respons
     key = context.keys.check(request.headers.get("authorization"))
     key.require("submit")
     raw = await request.body()
-    call, prompt, identity = _call(context, request, key, kind, raw)
-    if identity is not None:
-        await context.transparent.touch(identity, key.tenant)
+    body = _decoded(raw)
+    identity = context.transparent.identify(request.scope["headers"])
+    if identity is None:
+        return await _relayed(context, request, *_call(context, request, key, kind, body, None), raw, None)
+    if identity.final and kind == "llm" and not body.get("messages"):
+        await context.transparent.close(identity, key.tenant)
+        return _nothing(body.get("model"))
+    call, prompt = _call(context, request, key, kind, body, identity)
+    visit = await context.transparent.touch(identity, key.tenant)
+    if visit.workflow_id != call.workflow_id:  # the session was away for so long that it begins again
+        session = visit.workflow_id if call.session else ""
+        call = msgspec.structs.replace(call, workflow_id=visit.workflow_id, session=session)
+    context.transparent.seen(visit, call, tools_offered=prompt.tools)
+    return await _relayed(context, request, call, prompt, raw, visit)
+
+
+async def _relayed(
+    context: Context, request: Request, call: Call, prompt: PromptText, raw: bytes, visit: Visit | None
+) -> Response:
+    if call.stream:
+        return await _streamed(context, request, call, prompt, raw, visit)
     try:
-        if call.stream:
-            return await _streamed(context, request, call, prompt, raw, identity)
         task = asyncio.ensure_future(context.calls.answer(call, prompt, raw))
-        if not await _done_before_disconnect(request, task):
+        if not await _guarded(visit, _done_before_disconnect(request, task)):
             return Response(status_code=499)
         answer = task.result()
         headers = {
@@ -68,19 +88,35 @@ async def _answer(context: Context, request: Request, kind: CallKind) -> Respons
         }
         return Response(answer.body, 200, headers, media_type="application/json")
     finally:
-        if identity is not None and not call.stream:
-            await context.transparent.release(identity, key.tenant)
+        if visit is not None:
+            await context.transparent.release(visit)
 
 
-def _call(
-    context: Context, request: Request, key: Key, kind: CallKind, raw: bytes
-) -> tuple[Call, PromptText, Identity | None]:
+def _guarded(visit: Visit | None, step: Awaitable[T]) -> Awaitable[T]:
+    """The step, which ends early when the call's workflow is cancelled."""
+    return step if visit is None else visit.guard(step)
+
+
+def _decoded(raw: bytes) -> dict[str, Any]:
     try:
         body: Any = msgspec.json.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON: {error}.") from None
     if not isinstance(body, dict):
         raise BadRequest(f"the body must be a JSON object, not {type(body).__name__}.")
+    return body
+
+
+def _nothing(model: object) -> Response:
+    """The answer to a request that has nothing to say but that its session is over."""
+    usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    answer = {"id": new_id("chatcmpl"), "object": "chat.completion", "created": 0, "model": model, "choices": []}
+    return JSONResponse({**answer, "usage": usage})
+
+
+def _call(
+    context: Context, request: Request, key: Key, kind: CallKind, body: dict[str, Any], identity: Identity | None
+) -> tuple[Call, PromptText]:
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequest("`model` must name the model to ask.", param="model")
@@ -90,10 +126,9 @@ def _call(
     if models[model] != kind:
         other = "/v1/images/generations" if models[model] == "image" else "/v1/chat/completions"
         raise BadRequest(f"the model {model!r} is asked at {other}.", param="model")
-    identity = identity_of(request.headers)
     request_ = ModelRequest(
         tenant=key.tenant,
-        workflow_id=store_id(identity, key.tenant) if identity else NO_WORKFLOW,
+        workflow_id=store_id(identity.workflow_id, key.tenant) if identity else NO_WORKFLOW,
         workflow_kind=identity.kind if identity else "single",
         node=identity.node if identity else "",
         role=request.headers.get("x-swarmx-role", "assistant")[:64],
@@ -103,7 +138,7 @@ def _call(
         deadline_at_s=_deadline(request, context.clock.now_s()),
         priority=_priority(request),
     )
-    return *call_of(request_), identity
+    return call_of(request_)
 
 
 def _priority(request: Request) -> int:
@@ -130,18 +165,18 @@ def _deadline(request: Request, now_s: float) -> float | None:
 
 
 async def _streamed(
-    context: Context, request: Request, call: Call, prompt: PromptText, raw: bytes, identity: Identity | None
+    context: Context, request: Request, call: Call, prompt: PromptText, raw: bytes, visit: Visit | None
 ) -> Response:
     stream = context.calls.stream(call, prompt, raw)
 
     async def leave() -> None:
         await stream.aclose()
-        if identity is not None:
-            await context.transparent.release(identity, call.tenant)
+        if visit is not None:
+            await context.transparent.release(visit)
 
     first = asyncio.ensure_future(anext(stream))
     try:
-        if not await _done_before_disconnect(request, first):
+        if not await _guarded(visit, _done_before_disconnect(request, first)):
             await leave()
             return Response(status_code=499)
         chunk = first.result()
@@ -151,8 +186,11 @@ async def _streamed(
 
     async def events() -> AsyncIterator[bytes]:
         yield chunk
-        async for more in stream:
-            yield more
+        try:
+            while more := await _guarded(visit, anext(stream, b"")):
+                yield more
+        except BadRequest as cancelled:
+            yield stopped_event(str(cancelled))
 
     headers = {"x-swarmx-call-id": call.call_id, "cache-control": "no-cache"}
     return _Relay(events(), headers, leave)

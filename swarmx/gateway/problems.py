@@ -25,7 +25,7 @@ from swarmx.core.errors import (
     Unavailable,
     WorkflowError,
 )
-from swarmx.runtime.calls import CallRefused
+from swarmx.runtime.call_ends import CallRefused
 from swarmx.runtime.requests import BadRequest
 
 log = logging.getLogger(__name__)

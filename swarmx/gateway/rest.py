@@ -75,12 +75,14 @@ def router(context: Context) -> APIRouter:
         row = await context.workflows.describe(workflow_id, key.sees)
         calls = [_call(call) for call in await context.store.calls(workflow_id, tenant=key.sees)]
         remaining = context.remaining(workflow_id) if row["state"] == "running" else None
-        return JSONResponse({**row, "calls": calls, "remaining": msgspec.to_builtins(remaining)})
+        program = await context.transparent.outline(workflow_id) if row["mode"] == "transparent" else None
+        return JSONResponse({**row, "calls": calls, "remaining": msgspec.to_builtins(remaining), "program": program})
 
     @routes.post("/workflows/{workflow_id}/cancel", status_code=202, tags=["workflows"], summary="Cancel a workflow")
     async def cancel(workflow_id: str, key: Caller) -> Response:
         key.require("submit")
-        return JSONResponse(_summary(await context.workflows.cancel(workflow_id, key.sees)), 202)
+        record = await context.transparent.cancel(workflow_id, key.sees)
+        return JSONResponse(_summary(record or await context.workflows.cancel(workflow_id, key.sees)), 202)
 
     @routes.get("/calls/{call_id}", tags=["calls"], summary="What became of a call")
     async def call(call_id: str, key: Caller) -> Response:
@@ -196,6 +198,7 @@ def _submission(body: bytes) -> tuple[WorkflowSpec, dict[str, Any]]:
 
 def _summary(record: WorkflowRecord) -> dict[str, Any]:
     row: dict[str, Any] = msgspec.to_builtins(record)
+    del row["owner"]
     row["outcome"] = msgspec.json.decode(record.outcome) if record.outcome is not None else None
     return row
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from swarmx.core import failpoints
 from swarmx.core.errors import StoreError, SwarmXError
 
 T = TypeVar("T")
@@ -107,7 +108,10 @@ class Lane:
                     connection.execute("ROLLBACK TO job")
                 connection.execute("RELEASE job")
                 results.append(result)
+                failpoints.hit("lane.job")
+            failpoints.hit("lane.commit")
             connection.execute("COMMIT")
+            failpoints.hit("lane.committed")
         except BaseException as error:  # noqa: BLE001  # handed to whoever waits for the batch
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")

@@ -46,6 +46,23 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             at_s REAL NOT NULL, schema_version INTEGER NOT NULL)""",
         "CREATE INDEX startups_of_group ON startups (group_id, startup_id)",
     ),
+    (
+        "ALTER TABLE workflows ADD COLUMN parent_id TEXT",
+        "ALTER TABLE workflows ADD COLUMN forked_from TEXT",
+        "ALTER TABLE workflows ADD COLUMN spec_sha256 TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE workflows ADD COLUMN owner INTEGER NOT NULL DEFAULT 0",
+        """CREATE TABLE owners (
+            epoch INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, expires_at_s REAL NOT NULL)""",
+        """CREATE TABLE inbox (
+            number INTEGER PRIMARY KEY AUTOINCREMENT, workflow_id TEXT NOT NULL REFERENCES workflows,
+            dedup TEXT NOT NULL, body BLOB NOT NULL, at_s REAL NOT NULL, taken INTEGER NOT NULL DEFAULT 0,
+            schema_version INTEGER NOT NULL, UNIQUE (workflow_id, dedup))""",
+        """CREATE TABLE idempotency (
+            tenant TEXT NOT NULL, key TEXT NOT NULL, fingerprint TEXT NOT NULL,
+            workflow_id TEXT NOT NULL REFERENCES workflows, expires_at_s REAL NOT NULL,
+            schema_version INTEGER NOT NULL, PRIMARY KEY (tenant, key))""",
+        "CREATE INDEX idempotency_expiry ON idempotency (expires_at_s)",
+    ),
 )
 
 

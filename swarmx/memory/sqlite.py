@@ -4,10 +4,9 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -15,41 +14,43 @@ from typing import TypeVar
 
 import msgspec
 
-from swarmx.core.errors import NotFound, StoreError
+from swarmx.core.errors import StoreError
 from swarmx.core.nouns import Decision
 from swarmx.core.records import (
     SCHEMA_VERSION,
-    TERMINAL,
+    Accepted,
+    Blob,
     CallRecord,
+    Commit,
+    Committed,
+    Idempotency,
+    Input,
     StoredEvent,
     WorkflowPage,
     WorkflowRecord,
     WorkflowState,
 )
+from swarmx.memory import owner_rows, workflow_rows
 from swarmx.memory.lane import Lane, explained
 from swarmx.memory.schema import migrate
 
 T = TypeVar("T")
 
-_FIELDS = WorkflowRecord.__struct_fields__
-_COLUMNS = ", ".join(_FIELDS)
-_ALLOWED: dict[str, frozenset[WorkflowState]] = {
-    "running": TERMINAL | {"running", "cancelling"},
-    "cancelling": TERMINAL | {"cancelling"},
-}
-_MAX_PAGE = 1000
-
 
 class SqliteStore:
     """The Store port on one SQLite database (`path`, or ":memory:" for one that ends with the process).
 
-    A write returns once it is on disk (WAL, synchronous=FULL). The file is created readable by its owner only.
+    A write returns once it is on disk (WAL, synchronous=FULL). The file is created readable by its owner only. `clock`
+    (Unix seconds) tells which owners are gone. Also implements the Ownership port.
     """
 
-    def __init__(self, path: str | Path, *, busy_timeout_s: float = 5.0) -> None:
+    def __init__(
+        self, path: str | Path, *, busy_timeout_s: float = 5.0, clock: Callable[[], float] = time.time
+    ) -> None:
         self._path = path
         self._in_memory = str(path) == ":memory:"
         self._busy_timeout_s = busy_timeout_s
+        self._clock = clock
         self._writer: Lane | None = None
         self._reader: Lane | None = None
 
@@ -72,19 +73,19 @@ class SqliteStore:
                 await lane.close()
         self._writer = self._reader = None
 
-    async def accept(self, workflow: WorkflowRecord, events: Sequence[bytes]) -> None:
-        """Store a new workflow with its first events; `seq` becomes their number. Raises StoreError if it exists."""
+    async def accept(
+        self, workflow: WorkflowRecord, events: Sequence[bytes], *, idempotency: Idempotency | None = None
+    ) -> Accepted:
+        """Store a new workflow with its first events; `seq` becomes their number.
+
+        A key that came before gives the workflow that it brought then. Raises StoreError if the id exists, KeyReused.
+        """
         bodies = list(events)
+        return await self.write(lambda connection: workflow_rows.accept(connection, workflow, bodies, idempotency))
 
-        def write(connection: sqlite3.Connection) -> None:
-            row = msgspec.structs.replace(workflow, seq=len(bodies))
-            try:
-                connection.execute(f"INSERT INTO workflows ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", _row(row))
-            except sqlite3.IntegrityError as error:
-                raise StoreError(f"the workflow {workflow.workflow_id!r} already exists; use a new id") from error
-            _insert_events(connection, workflow.workflow_id, workflow.tenant, 0, workflow.created_at_s, bodies)
-
-        await self.write(write)
+    async def commit(self, change: Commit) -> Committed:
+        """Write everything in the change, or say why nothing was. Raises NotFound."""
+        return await self.write(lambda connection: workflow_rows.commit(connection, change))
 
     async def append(
         self,
@@ -96,105 +97,83 @@ class SqliteStore:
         state: WorkflowState | None = None,
         outcome: bytes | None = None,
     ) -> bool:
-        """Add events, and change the state if one is given (running, then cancelling, then terminal; never back).
+        """Add to a workflow that no process owns, and change the state if one is given.
 
-        False, and nothing has changed: the workflow is terminal, has another number of events than `expected_seq`, or
-        must not change to that state. `outcome` is stored with a terminal state. Raises NotFound.
+        False, and nothing has changed: the workflow is terminal or somebody's, has another number of events than
+        `expected_seq`, or must not change to that state. Raises NotFound.
         """
-        bodies = list(events)
-
-        def write(connection: sqlite3.Connection) -> bool:
-            found = connection.execute(
-                "SELECT tenant, state, seq FROM workflows WHERE workflow_id = ?", (workflow_id,)
-            ).fetchone()
-            if found is None:
-                raise NotFound(f"there is no workflow {workflow_id!r}; accept it before its events are appended")
-            tenant, old, seq = found
-            if old in TERMINAL or seq != expected_seq or (state is not None and state not in _ALLOWED[old]):
-                return False
-            _insert_events(connection, workflow_id, tenant, seq, at_s, bodies)
-            ends = state in TERMINAL
-            connection.execute(
-                "UPDATE workflows SET seq = ?, state = ?, ended_at_s = ?, outcome = ? WHERE workflow_id = ?",
-                (seq + len(bodies), state or old, at_s if ends else None, outcome if ends else None, workflow_id),
-            )
-            return True
-
-        return await self.write(write)
+        change = Commit(
+            workflow_id=workflow_id,
+            epoch=0,
+            expected_seq=expected_seq,
+            at_s=at_s,
+            events=tuple(events),
+            state=state,
+            outcome=outcome,
+        )
+        return await self.write(lambda connection: workflow_rows.append(connection, change))
 
     async def workflow(self, workflow_id: str, *, tenant: str | None) -> WorkflowRecord | None:
         """One workflow, or None if it is unknown or another tenant's."""
-
-        def read(connection: sqlite3.Connection) -> WorkflowRecord | None:
-            row = connection.execute(
-                f"SELECT {_COLUMNS} FROM workflows WHERE workflow_id = ? AND tenant = ifnull(?, tenant)",
-                (workflow_id, tenant),
-            ).fetchone()
-            return None if row is None else _record(row)
-
-        return await self.read(read)
+        return await self.read(lambda connection: workflow_rows.find(connection, workflow_id, tenant))
 
     async def workflows(
         self, *, tenant: str | None, state: WorkflowState | None, limit: int, cursor: str | None
     ) -> WorkflowPage:
         """A page, newest first; `limit` is 1 to 1000. Raises NotFound for a cursor that this store did not give out."""
-        if not 1 <= limit <= _MAX_PAGE:
-            raise StoreError(f"a page of {limit} workflows was asked for, 1 to {_MAX_PAGE} can be had")
-        conditions: list[str] = []
-        values: list[object] = []
-        for column, value in (("tenant", tenant), ("state", state)):
-            if value is not None:
-                conditions.append(f"{column} = ?")
-                values.append(value)
-        if cursor is not None:
-            conditions.append("(created_at_s, workflow_id) < (?, ?)")
-            values.extend(_read_cursor(cursor))
-        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+        return await self.read(
+            lambda connection: workflow_rows.page(connection, tenant=tenant, state=state, limit=limit, cursor=cursor)
+        )
 
-        def read(connection: sqlite3.Connection) -> WorkflowPage:
-            rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM workflows {where} ORDER BY created_at_s DESC, workflow_id DESC LIMIT ?",
-                (*values, limit + 1),
-            ).fetchall()
-            records = [_record(row) for row in rows[:limit]]
-            return WorkflowPage(workflows=records, next_cursor=_cursor(records[-1]) if len(rows) > limit else None)
-
-        return await self.read(read)
-
-    async def events(self, workflow_id: str) -> list[StoredEvent]:
-        """All events of a workflow in their order; none if it is unknown."""
-
-        def read(connection: sqlite3.Connection) -> list[StoredEvent]:
-            rows = connection.execute(
-                "SELECT seq, at_s, body, schema_version FROM events WHERE workflow_id = ? ORDER BY seq", (workflow_id,)
-            )
-            return [StoredEvent(seq=seq, at_s=at_s, body=body, schema_version=v) for seq, at_s, body, v in rows]
-
-        return await self.read(read)
+    async def events(self, workflow_id: str, *, after: int = 0, limit: int | None = None) -> list[StoredEvent]:
+        """The events of a workflow behind the `after`-th, in their order; none if it is unknown."""
+        return await self.read(lambda connection: workflow_rows.events(connection, workflow_id, after, limit))
 
     async def unfinished(self) -> list[WorkflowRecord]:
         """The workflows of all tenants that are not terminal, oldest first."""
+        return await self.read(workflow_rows.unfinished)
 
-        def read(connection: sqlite3.Connection) -> list[WorkflowRecord]:
-            rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM workflows WHERE state IN ('running', 'cancelling') "
-                "ORDER BY created_at_s, workflow_id"
+    async def post(self, workflow_id: str, body: bytes, *, dedup: str, tenant: str | None) -> bool:
+        """Leave something for the owner; False: that came before, or the workflow has ended. Raises NotFound."""
+        return await self.write(
+            lambda connection: owner_rows.post(
+                connection, workflow_id, body, dedup=dedup, tenant=tenant, at_s=self._clock()
             )
-            return [_record(row) for row in rows]
+        )
 
-        return await self.read(read)
+    async def inputs(self, workflow_id: str) -> list[Input]:
+        """What was posted to the workflow and has not become an event yet, in its order."""
+        return await self.read(lambda connection: owner_rows.inputs(connection, workflow_id))
+
+    async def enlist(self, name: str, *, ttl_s: float, exclusive: bool) -> int:
+        """An epoch, larger than any before, that others respect for `ttl_s`; an `exclusive` one ends all others."""
+        return await self.write(
+            lambda connection: owner_rows.enlist(connection, name, self._clock() + ttl_s, exclusive=exclusive)
+        )
+
+    async def heartbeat(self, epoch: int, *, ttl_s: float) -> bool:
+        """Keep the epoch for another `ttl_s`; False: it is over."""
+        return await self.write(lambda connection: owner_rows.heartbeat(connection, epoch, self._clock() + ttl_s))
+
+    async def claim(self, epoch: int, *, limit: int) -> list[WorkflowRecord]:
+        """Take up to `limit` unfinished declared workflows whose owner is gone, the oldest first."""
+        return await self.write(lambda connection: owner_rows.claim(connection, epoch, limit, self._clock()))
+
+    async def take(self, workflow_id: str, epoch: int) -> WorkflowRecord | None:
+        """Take one workflow from whoever has it; None if it is unknown, has ended, or is its client's own."""
+        return await self.write(lambda connection: owner_rows.take(connection, workflow_id, epoch))
+
+    async def waiting(self, epoch: int) -> list[str]:
+        """The workflows of this epoch to which something was posted that has not become an event yet."""
+        return await self.read(lambda connection: owner_rows.waiting(connection, epoch))
+
+    async def retire(self, epoch: int) -> None:
+        """End the epoch; its workflows are free."""
+        await self.write(lambda connection: owner_rows.retire(connection, epoch))
 
     async def record_call(self, record: CallRecord) -> None:
         """Keep what became of a call. The first record of a call stands: a call is never counted twice."""
-        body = msgspec.json.encode(record)
-
-        def write(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                "INSERT INTO calls VALUES (?,?,?,?,?,?) ON CONFLICT (call_id) DO NOTHING",
-                (record.call_id, record.tenant, record.workflow_id, record.ready_at_s, body, record.schema_version),
-            )
-
-        await self.write(write)
+        await self.write(lambda connection: workflow_rows.insert_call(connection, record))
 
     async def call(self, call_id: str, *, tenant: str | None) -> CallRecord | None:
         """One call, or None if it is unknown or another tenant's."""
@@ -232,16 +211,9 @@ class SqliteStore:
 
     async def put_blob(self, tenant: str, media_type: str, data: bytes) -> str:
         """Keep the bytes under their SHA-256, which is returned (64 hex digits)."""
-        digest = sha256(data).hexdigest()
-
-        def write(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                "INSERT INTO blobs VALUES (?,?,?,?,?) ON CONFLICT (sha256, tenant) DO NOTHING",
-                (tenant, digest, media_type, data, SCHEMA_VERSION),
-            )
-
-        await self.write(write)
-        return digest
+        blob = Blob(sha256=sha256(data).hexdigest(), media_type=media_type, data=data)
+        await self.write(lambda connection: workflow_rows.insert_blob(connection, tenant, blob))
+        return blob.sha256
 
     async def blob(self, sha256: str, *, tenant: str | None) -> tuple[str, bytes] | None:
         """Media type and bytes, or None if unknown or another tenant's."""
@@ -298,23 +270,6 @@ class SqliteStore:
         return connection
 
 
-def _insert_events(
-    connection: sqlite3.Connection, workflow_id: str, tenant: str, seq: int, at_s: float, bodies: list[bytes]
-) -> None:
-    connection.executemany(
-        "INSERT INTO events VALUES (?,?,?,?,?,?)",
-        [(workflow_id, seq + i, tenant, at_s, body, SCHEMA_VERSION) for i, body in enumerate(bodies, start=1)],
-    )
-
-
-def _row(record: WorkflowRecord) -> tuple[object, ...]:
-    return tuple(getattr(record, column) for column in _FIELDS)
-
-
-def _record(row: tuple[object, ...]) -> WorkflowRecord:
-    return msgspec.convert(dict(zip(_FIELDS, row, strict=True)), WorkflowRecord)
-
-
 def decoded(body: bytes, kind: type[T]) -> T:
     """A stored value. Raises StoreError."""
     try:
@@ -323,15 +278,3 @@ def decoded(body: bytes, kind: type[T]) -> T:
         raise StoreError(
             f"a stored {kind.__name__} cannot be read: {error}; was it written by another version?"
         ) from error
-
-
-def _cursor(record: WorkflowRecord) -> str:
-    key = msgspec.json.encode([record.created_at_s, record.workflow_id])
-    return base64.urlsafe_b64encode(key).decode()
-
-
-def _read_cursor(cursor: str) -> tuple[float, str]:
-    try:
-        return msgspec.json.decode(base64.urlsafe_b64decode(cursor), type=tuple[float, str])
-    except (binascii.Error, ValueError, msgspec.DecodeError) as error:
-        raise NotFound(f"the cursor {cursor[:40]!r} is not of this server; start from the first page") from error

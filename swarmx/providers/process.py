@@ -15,12 +15,13 @@ import aiohttp
 
 from swarmx.core.engine import EngineProfile
 from swarmx.core.errors import ConfigError, ReplicaError
-from swarmx.core.nouns import Replica, ReplicaGroup
+from swarmx.core.nouns import EngineOrder, Replica, ReplicaGroup
 
 SERVE = Path("scripts/vllm/serve.sh")
 DEFAULT_MODEL = Path(".models/qwen2.5-coder-0.5b-instruct")
 _START_S = 300.0
 _STOP_PATIENCE_S = 15.0
+_ARGUMENTS: Mapping[EngineOrder, Sequence[str]] = {"arrival": (), "priority": ("--scheduling-policy", "priority")}
 # Where util-linux is, the kernel ends the server even when its parent is killed before it can.
 _DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM") if shutil.which("setpriv") else ()
 
@@ -47,11 +48,20 @@ class VllmServer:
     `cores` are those that it computes on, all that this process may use if None; each start writes `log` anew.
     """
 
-    def __init__(self, *, model_dir: Path, name: str, log: Path, cores: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        model_dir: Path,
+        name: str,
+        log: Path,
+        cores: Sequence[int] | None = None,
+        engine_order: EngineOrder = "arrival",
+    ) -> None:
         self._model_dir = model_dir
         self._name = name
         self._log = log
         self._cores = cores
+        self._arguments = _ARGUMENTS[engine_order]
         self._process: asyncio.subprocess.Process | None = None
         self._ended: asyncio.Task[int] | None = None
 
@@ -68,7 +78,7 @@ class VllmServer:
         with self._log.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *_DIES_WITH_PARENT,
-                *("bash", str(SERVE), str(self._model_dir), self._name, str(port)),
+                *("bash", str(SERVE), str(self._model_dir), self._name, str(port), *self._arguments),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=asyncio.subprocess.STDOUT,
@@ -160,7 +170,13 @@ class ProcessProvider:
         if replica_id in self._servers:
             raise ReplicaError(f"replica {replica_id} is running already: choose another id, or retire it first")
         core = self._idlest_core()
-        server = VllmServer(model_dir=folder, name=group.model, log=self._logs / f"{replica_id}.log", cores=[core])
+        server = VllmServer(
+            model_dir=folder,
+            name=group.model,
+            log=self._logs / f"{replica_id}.log",
+            cores=[core],
+            engine_order=group.engine_order,
+        )
         self._servers[replica_id] = server, core
         try:
             url = await server.start()
@@ -176,6 +192,7 @@ class ProcessProvider:
             profile=group.profile,
             provider="process",
             emulated=False,
+            priorities="low_first" if group.engine_order == "priority" else "ignored",
         )
 
     async def retire(self, replica_id: str) -> None:

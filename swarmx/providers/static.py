@@ -8,7 +8,7 @@ import msgspec
 
 from swarmx.core.engine import EngineProfile, profiles
 from swarmx.core.errors import ConfigError
-from swarmx.core.nouns import CallKind, Replica
+from swarmx.core.nouns import CallKind, Priorities, Replica
 
 # Of a device that nobody profiled we only know that it is some GPU: the speed of an 8B model on an L40S.
 _UNKNOWN = EngineProfile(
@@ -36,7 +36,14 @@ class StaticProvider:
 
 
 def static_replica(
-    *, replica_id: str, model: str, kind: CallKind, device: str, url: str, profile: str | None = None
+    *,
+    replica_id: str,
+    model: str,
+    kind: CallKind,
+    device: str,
+    url: str,
+    profile: str | None = None,
+    priorities: Priorities = "ignored",
 ) -> Replica:
     """A replica at a URL, with the fitted profile of (profile or model, device) where there is one.
 
@@ -56,4 +63,5 @@ def static_replica(
         profile=msgspec.structs.replace(known, model=model, device=device),
         provider="static",
         emulated=False,
+        priorities=priorities,
     )

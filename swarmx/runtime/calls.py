@@ -6,13 +6,12 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import aiohttp
 import msgspec
 
-from swarmx.core.actions import Cancel, Dispatch, RefusalReason, Refuse
+from swarmx.core.actions import Cancel, Dispatch, Refuse
 from swarmx.core.forecast import Forecast
 from swarmx.core.messages import (
     CallCancelled,
@@ -32,11 +31,13 @@ from swarmx.core.nouns import Call, Replica
 from swarmx.core.ports import Forecaster
 from swarmx.core.prompts import Encoding, PromptText
 from swarmx.core.records import CallRecord, CallState, ModelRequest, ModelResult
+from swarmx.runtime.call_ends import Answer, CallRefused
 from swarmx.runtime.clock import Clock
-from swarmx.runtime.event_stream import begins_events, error_event, rest_of, usage_in
+from swarmx.runtime.event_stream import ToolsAsked, begins_events, error_event, rest_of, tools_of, usage_in
 from swarmx.runtime.experience import Positions
 from swarmx.runtime.fleet_book import FleetBook
-from swarmx.runtime.pending import PendingCall
+from swarmx.runtime.pending import PendingCall, names_of
+from swarmx.runtime.priorities import prioritised
 from swarmx.runtime.refining import Refiner
 from swarmx.runtime.requests import ENDPOINTS, call_of
 from swarmx.runtime.scoring import LENGTH_HEAD, PromptClasses, scored
@@ -49,43 +50,15 @@ _PROGRESS_EVERY_S = 0.25
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What the client gets: the replica's own bytes."""
-
-    body: bytes
-    decoded: dict[str, Any]
-    call_id: str
-    replica_id: str
-    attempts: int
-
-
-_STATUS: dict[RefusalReason, int] = {"no_replica": 503, "overload": 503, "deadline": 503, "budget": 429}
-
-
-class CallRefused(Exception):
-    """The call was given up. `status` and `body` are the replica's own where it refused the request itself.
-
-    The same call might fit after `retry_after_s`, None where the router could not tell.
-    """
-
-    def __init__(self, refusal: Refuse, failure: AttemptFailed | None) -> None:
-        super().__init__(f"{refusal.reason}: {failure.detail if failure else refusal.detail}")
-        self.call_id = refusal.call_id
-        self.reason = refusal.reason
-        self.attempts = refusal.attempts
-        self.retry_after_s = refusal.retry_after_s
-        self.status = _STATUS.get(refusal.reason) or (failure.status if failure else 502)
-        self.body = failure.body if failure else b""
-
-
 class CallService:
     """Implements `core.ports.Caller`; also answers the OpenAI front, streamed or not.
 
     `post` hands messages to the shell; the shell calls `perform_dispatch`, `perform_cancel` and `perform_refuse`.
-    `on_record` is given the record of every call, exactly once, when it has ended. `refiner` is asked for a second
-    forecast of every call, and answers to `refined`. `on_prompt` is shown the prompt of a call of a workflow, after the
-    call was handed to the router.
+    `on_record` is given the record of every call, exactly once, when it has ended; `keep` those that nobody else puts
+    into the store: that of a workflow's call travels with its answer into the workflow's own commit. `refiner` is asked
+    for a second forecast of every call, and answers to `refined`. `path_of` says how long the workflow of a call still
+    takes, where it can. `on_prompt` is shown the prompt of a call of a workflow, after the call was handed to the
+    router; `on_answer` is told which tools the whole answer asks for.
     """
 
     def __init__(
@@ -97,8 +70,11 @@ class CallService:
         upstream: Upstream,
         book: FleetBook,
         on_record: Callable[[CallRecord], None],
+        keep: Callable[[CallRecord], None] | None = None,
         refiner: Refiner | None = None,
+        path_of: Callable[[Call], Forecast | None] | None = None,
         on_prompt: Callable[[Call, PromptText], None] | None = None,
+        on_answer: Callable[[Call, tuple[str, ...]], None] | None = None,
     ) -> None:
         self._post = post
         self._clock = clock
@@ -106,8 +82,10 @@ class CallService:
         self._upstream = upstream
         self._book = book
         self._on_record = on_record
+        self._keep = keep
         self._refiner = refiner
-        self._on_prompt = on_prompt
+        self._path_of = path_of
+        self._on_prompt, self._on_answer = on_prompt, on_answer
         self._pending: dict[str, PendingCall] = {}
         self._replicas: dict[str, Replica] = {}
         self._kv_usage: dict[str, float] = {}
@@ -171,18 +149,18 @@ class CallService:
         """
         call, prompt = call_of(request)
         try:
-            answer = await self.answer(call, prompt, msgspec.json.encode(request.body), patient=True)
+            return (await self._answer(call, prompt, msgspec.json.encode(request.body), request=request)).result
         except CallRefused as refused:
-            return ModelResult(
-                call_id=call.call_id, replica_id=None, attempts=refused.attempts, error=_explain(refused)
-            )
-        return ModelResult(
-            call_id=call.call_id, replica_id=answer.replica_id, attempts=answer.attempts, answer=answer.decoded
-        )
+            return refused.result
 
-    async def answer(self, call: Call, prompt: PromptText, body: bytes, *, patient: bool = False) -> Answer:
-        """The whole answer to a call. Raises CallRefused; one that is `patient` not where waiting helps."""
-        pending = self._accept(call, prompt, body, patient=patient)
+    async def answer(self, call: Call, prompt: PromptText, body: bytes) -> Answer:
+        """The whole answer to a call. Raises CallRefused."""
+        return await self._answer(call, prompt, body)
+
+    async def _answer(
+        self, call: Call, prompt: PromptText, body: bytes, *, request: ModelRequest | None = None
+    ) -> Answer:
+        pending = self._accept(call, prompt, body, request=request)
         try:
             while True:
                 replica = await self._assignment(pending)
@@ -195,13 +173,14 @@ class CallService:
                     continue
                 finally:
                     self._book.attempt_ended(replica.replica_id)
-                self._finish(pending, usage, work_done=usage.work_done)
+                self._finish(pending, usage, work_done=usage.work_done, tools=tools_of(decoded))
                 return Answer(
                     body=raw,
                     decoded=decoded,
                     call_id=call.call_id,
                     replica_id=replica.replica_id,
                     attempts=pending.attempt,
+                    record=pending.kept,
                 )
         finally:
             self._leave(pending)
@@ -237,19 +216,20 @@ class CallService:
     async def _relay(self, pending: PendingCall, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
         """Pass the events on, count them, and close the books at [DONE]."""
         call_id, attempt = pending.call.call_id, pending.attempt
-        events, reported_at_s, tail = 0, 0.0, b""
+        events, reported_at_s, tail, asked = 0, 0.0, b"", ToolsAsked()
         try:
             async with aclosing(self._upstream.chunks(response)) as chunks:
                 while chunk := await self._guard(pending, anext(chunks, b"")):
                     if pending.first_token_at_s is None:
                         self._begin_stream(pending, chunk)
                     events += chunk.count(b"data:")
+                    asked.read(chunk)
                     tail = (tail + chunk)[-4096:]
                     now_s = self._clock.now_s()
                     if b"[DONE]" in tail:
                         usage = usage_in(tail)
                         work_done = usage.work_done if usage.work_done is not None else max(0.0, events - 2.0)
-                        self._finish(pending, usage, work_done=work_done)
+                        self._finish(pending, usage, work_done=work_done, tools=asked.names)
                         yield chunk
                         async for blank in rest_of(chunks):
                             yield blank
@@ -271,8 +251,10 @@ class CallService:
         pending.first_token_at_s = self._clock.now_s()
         self._post(FirstToken(call_id=pending.call.call_id, attempt=pending.attempt))
 
-    def _accept(self, call: Call, prompt: PromptText, body: bytes, *, patient: bool = False) -> PendingCall:
-        """The prompt is read once, here; only its encoding is kept."""
+    def _accept(
+        self, call: Call, prompt: PromptText, body: bytes, *, request: ModelRequest | None = None
+    ) -> PendingCall:
+        """The prompt is read once, here; only its encoding is kept. A workflow's `request` has time to wait."""
         encoding = self._forecaster.encode(call, prompt)
         forecast = self._forecaster.forecast(call, encoding)
         pending = PendingCall(
@@ -284,15 +266,22 @@ class CallService:
             body=body,
             ready_at_s=self._clock.now_s(),
             position=self._positions.next(call.workflow_id),
-            patient=patient,
+            patient=request is not None,
+            owned=request is not None and request.owned,
+            names=names_of(request) if request is not None else {},
         )
         self._pending[call.call_id] = pending
-        self._post(CallReady(call=call, forecast=forecast))
+        self._offer(pending)
         if self._refiner is not None and call.kind == "llm":
             self._refiner.ask(call, prompt)
         if self._on_prompt is not None and call.workflow_id:
             asyncio.get_running_loop().call_soon(self._on_prompt, call, prompt)
         return pending
+
+    def _offer(self, pending: PendingCall) -> None:
+        """Ask the router for a replica."""
+        path = None if self._path_of is None else self._path_of(pending.call)
+        self._post(CallReady(call=pending.call, forecast=pending.forecast, path=path))
 
     async def _assignment(self, pending: PendingCall) -> Replica:
         """Wait for the router's word. Raises CallRefused."""
@@ -304,11 +293,11 @@ class CallService:
             if isinstance(verdict, Refuse):
                 if (wait_s := pending.comes_back_after_s(verdict, self._clock.now_s())) is not None:
                     await asyncio.sleep(wait_s)
-                    self._post(CallReady(call=pending.call, forecast=pending.forecast))
+                    self._offer(pending)
                     continue
                 self._record(pending, "refused", error=f"{verdict.reason}: {verdict.detail}")
-                raise CallRefused(verdict, pending.failure)
-            pending.attempt = verdict.attempt
+                raise CallRefused(verdict, pending.failure, pending.kept)
+            pending.attempt, pending.urgency = verdict.attempt, verdict.urgency
             pending.dispatched_at_s = self._clock.now_s()
             pending.kv_usage = self._kv_usage.get(verdict.replica_id)
             pending.replica = self._replicas.get(verdict.replica_id)
@@ -318,7 +307,8 @@ class CallService:
 
     async def _open(self, pending: PendingCall, replica: Replica) -> aiohttp.ClientResponse:
         url = replica.url + ENDPOINTS[pending.call.kind]
-        return await self._guard(pending, self._upstream.open(url, pending.body))
+        body = prioritised(pending.body, pending.urgency, replica.priorities)
+        return await self._guard(pending, self._upstream.open(url, body, pending.headers()))
 
     async def _guard(self, pending: PendingCall, step: Awaitable[_T]) -> _T:
         """Await one step of the attempt so that the router's Cancel can interrupt it."""
@@ -348,7 +338,7 @@ class CallService:
             )
         )
 
-    def _finish(self, pending: PendingCall, usage: Usage, *, work_done: float | None) -> None:
+    def _finish(self, pending: PendingCall, usage: Usage, *, work_done: float | None, tools: tuple[str, ...]) -> None:
         call = pending.call
         if call.kind == "image":
             work_done = call.work_limit
@@ -361,6 +351,8 @@ class CallService:
                 work_done=work_done or 0.0,
             )
         )
+        if self._on_answer is not None and call.workflow_id and call.kind == "llm":
+            self._on_answer(call, tools)
         if work_done is not None:
             self._learn(pending, work_done)
         self._record(pending, "finished", usage=usage, work_done=work_done or 0.0)
@@ -401,15 +393,15 @@ class CallService:
         if self._refiner is not None:
             self._refiner.forget(pending.call.call_id)
         ended_at_s = self._clock.now_s()
-        self._on_record(pending.record(state, ended_at_s, usage=usage, work_done=work_done, error=error))
+        record = pending.record(state, ended_at_s, usage=usage, work_done=work_done, error=error)
+        self._on_record(record)
+        if pending.owned and state != "cancelled":
+            pending.kept = record
+        elif self._keep is not None:
+            self._keep(record)
 
     def _verdict(self, verdict: Dispatch | Refuse) -> None:
         pending = self._pending.get(verdict.call_id)
         if pending is not None:
             pending.verdicts.append(verdict)
             pending.wake.set()
-
-
-def _explain(refused: CallRefused) -> str:
-    own = f" ({refused.body[:500].decode(errors='replace')})" if refused.body else ""
-    return f"call {refused.call_id} was refused after {refused.attempts} attempts: {refused}{own}"

@@ -12,13 +12,14 @@ from swarmx.core.actions import Dispatch, RefusalReason, Refuse
 from swarmx.core.forecast import Forecast
 from swarmx.core.nouns import Call, Decision, Replica
 from swarmx.core.prompts import Encoding
-from swarmx.core.records import CallRecord, CallState
+from swarmx.core.records import CallRecord, CallState, ModelRequest
 from swarmx.runtime.experience import Sent
 from swarmx.runtime.upstream import AttemptFailed, Usage
 
 _MOST_FLOAT16 = 65_504.0
 _PASSING: frozenset[RefusalReason] = frozenset({"budget", "overload"})  # refusals that time alone mends
 _LEAST_WAIT_S = 0.1
+REQUEST_ID = "x-request-id"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,7 +28,9 @@ class PendingCall:
 
     `forecast` and `encoding` are the ones in force; the first ones are those that the call began with: they differ once
     a slower predictor has answered. The record keeps the first encoding, which is what the first head is trained on.
-    `aborted` is the last attempt that the router gave up itself. One that is `patient` waits for its tenant's budget.
+    `attempt` is the one that the router asked for last, with its `urgency`; `aborted` the last one that it gave up
+    itself. One that is `patient` waits for its tenant's budget. `names` are the headers that name it to the engine.
+    The record of one that is `owned` stays here, as `kept`, for whoever waits for the answer.
     """
 
     call: Call
@@ -39,11 +42,15 @@ class PendingCall:
     ready_at_s: float
     position: int
     patient: bool = False
+    owned: bool = False
+    names: dict[str, str] = field(default_factory=dict)
+    kept: CallRecord | None = None
     decisions: dict[int, Decision] = field(default_factory=dict)
     verdicts: deque[Dispatch | Refuse] = field(default_factory=deque)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     scope: asyncio.Timeout | None = None
     attempt: int = 0
+    urgency: float = 0.0
     aborted: int = 0
     failure: AttemptFailed | None = None
     replica: Replica | None = None
@@ -60,6 +67,11 @@ class PendingCall:
     def refined(self) -> bool:
         """Whether a slower predictor has answered."""
         return self.encoding is not self.first_encoding
+
+    def headers(self) -> dict[str, str]:
+        """What names this attempt to the engine, so that its log tells whose it was; no two have the same name."""
+        name = self.names.get(REQUEST_ID, self.call.call_id)
+        return self.names | {REQUEST_ID: name if self.attempt <= 1 else f"{name}.{self.attempt}"}
 
     def comes_back_after_s(self, refusal: Refuse, now_s: float) -> float | None:
         """How long a patient call waits before it is offered again; None where that does not help, or not in time."""
@@ -109,6 +121,12 @@ class PendingCall:
             forecast_version=self.forecast.version,
             work_limit=call.work_limit,
         )
+
+
+def names_of(request: ModelRequest) -> dict[str, str]:
+    """The headers by which a workflow's call is known to the engine, and to whoever must not do its work twice."""
+    given = {REQUEST_ID: request.request_id, "idempotency-key": request.idempotency_key}
+    return {name: value for name, value in given.items() if value}
 
 
 def _half(encoding: Encoding) -> bytes:

@@ -60,7 +60,9 @@ def call_of(request: ModelRequest) -> tuple[Call, PromptText]:
         session=request.workflow_id if request.kind == "llm" else "",
         prefix=_prefix(request.body, texts, told) if request.kind == "llm" else (),
     )
-    return call, _prompt_text(texts, size + len(texts) - 1, tools=len(tools) if isinstance(tools, list) else 0)
+    offered = len(tools) if isinstance(tools, list) else 0
+    returns_tools = request.kind == "llm" and request.body["messages"][-1]["role"] == "tool"
+    return call, _prompt_text(texts, size + len(texts) - 1, tools=offered, returns_tools=returns_tools)
 
 
 def new_id(kind: str) -> str:
@@ -75,13 +77,13 @@ def _prefix(body: dict[str, Any], texts: list[str], tools: bytes) -> tuple[int, 
     return names_of([tools, *parts], _NAMES_KEY)
 
 
-def _prompt_text(texts: list[str], total_bytes: int, *, tools: int) -> PromptText:
+def _prompt_text(texts: list[str], total_bytes: int, *, tools: int, returns_tools: bool) -> PromptText:
     """The same as `core.prompts.cut` of the texts joined by line ends, without joining them where they are long."""
     if total_bytes <= HEAD_BYTES + TAIL_BYTES:
         text = "\n".join(texts).encode()
     else:
         text = _first(texts, HEAD_BYTES) + _last(texts, TAIL_BYTES)
-    return PromptText(text=text, total_bytes=total_bytes, messages=len(texts), tools=tools)
+    return PromptText(text=text, total_bytes=total_bytes, messages=len(texts), tools=tools, returns_tools=returns_tools)
 
 
 def _first(texts: list[str], count: int) -> bytes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -58,10 +59,16 @@ class Upstream:
     async def close(self) -> None:
         await self._session.close()
 
-    async def open(self, url: str, body: bytes) -> aiohttp.ClientResponse:
-        """POST the body; returns once the replica accepted it with status 200. Raises AttemptFailed."""
+    async def open(
+        self, url: str, body: bytes, names: Mapping[str, str] = MappingProxyType({})
+    ) -> aiohttp.ClientResponse:
+        """POST the body; returns once the replica accepted it with status 200. Raises AttemptFailed.
+
+        `names` are further headers.
+        """
+        headers = {**_HEADERS, **names}
         try:
-            response = await self._session.post(url, data=body, headers=_HEADERS, allow_redirects=False)
+            response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise AttemptFailed("connect", f"cannot connect: {error}", retryable=True) from None
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:

@@ -13,6 +13,7 @@ from swarmx.workflows.events import (
     NodeExpanded,
     NodeFailed,
     NodeFinished,
+    NodeRetried,
     NodeStarted,
     Submitted,
     decode_event,
@@ -25,7 +26,8 @@ def describe_run(record: WorkflowRecord, stored: Sequence[StoredEvent]) -> dict[
 
     Keys: workflow_id, tenant, mode, kind, name, state, created_at_s, deadline_at_s, ended_at_s, outputs (when
     finished), error and error_node (when failed), inputs, and nodes: path, parent, kind, state, needs, role, model,
-    ready_at_s, started_at_s, ended_at_s, call_id, error. Times are Unix seconds; what does not apply is None. The
+    ready_at_s, started_at_s, ended_at_s, call_id, attempt, not_before_s (of a node that rests before another attempt),
+    error (of the last attempt, while there is no later one). Times are Unix seconds; what does not apply is None. The
     nodes of a workflow that failed or was cancelled keep the state in which that met them.
     """
     shown: dict[str, Any] = {
@@ -60,6 +62,7 @@ def _note(times: dict[str, dict[str, Any]], at_s: float, event: Event) -> None:
         case NodeStarted(path=path) | NodeExpanded(path=path):
             noted = times.setdefault(path, {})
             noted.setdefault("started_at_s", at_s)
+            noted.pop("error", None)
             if isinstance(event, NodeExpanded):
                 noted.setdefault("expanded_at_s", []).append(at_s)
         case NodeFinished(path=path) | NodeFailed(path=path):
@@ -68,6 +71,8 @@ def _note(times: dict[str, dict[str, Any]], at_s: float, event: Event) -> None:
             noted["ended_at_s"] = at_s
             noted["call_id"] = event.call_id
             noted["error"] = event.error if isinstance(event, NodeFailed) else None
+        case NodeRetried(path=path):
+            times[path] |= {"call_id": event.call_id, "error": event.error}
         case _:
             pass
 
@@ -87,6 +92,8 @@ def _node(run: Run, node: NodeRun, times: dict[str, dict[str, Any]], submitted_a
         "started_at_s": noted.get("started_at_s"),
         "ended_at_s": noted.get("ended_at_s"),
         "call_id": noted.get("call_id"),
+        "attempt": node.attempt,
+        "not_before_s": run.resting.get(node.path),
         "error": noted.get("error"),
     }
 

@@ -1,76 +1,54 @@
-"""Runs declared workflows: makes their model calls, records what happens, and picks them up again after a crash."""
+"""Declared workflows: submits, cancels, kills, forks and describes them, and picks them up again after a crash."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import Any, assert_never
+import os
+import socket
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import msgspec
 
-from swarmx.core.errors import NotFound, StoreError, SwarmXError, Unavailable, WorkflowError
+from swarmx.core import failpoints
+from swarmx.core.errors import NotFound, StoreError, Unavailable, WorkflowError
 from swarmx.core.messages import Message
-from swarmx.core.ports import Caller, Store
-from swarmx.core.records import TERMINAL, ModelRequest, WorkflowRecord, WorkflowState
+from swarmx.core.ports import Caller, WorkflowStore
+from swarmx.core.records import TERMINAL, Accepted, CallRecord, Commit, Idempotency, WorkflowRecord
 from swarmx.runtime.announcer import Announcer
 from swarmx.runtime.clock import Clock
+from swarmx.runtime.ownership import Owner
+from swarmx.runtime.workflow_run import CANCEL, Surroundings, WorkflowRun, give_up
 from swarmx.runtime.workflow_view import describe_run
-from swarmx.workflows.answers import Unusable
-from swarmx.workflows.events import (
-    Cancelled,
-    CancelRequested,
-    Event,
-    Failed,
-    Finished,
-    NodeFailed,
-    NodeFinished,
-    decode_event,
-    encode_event,
-)
-from swarmx.workflows.plan import StartModelCall, advance, calls_in_flight, read_answer
+from swarmx.workflows.events import Cancelled, Event, NewerEvent, Submitted, decode_event, encode_event
+from swarmx.workflows.forks import fork
 from swarmx.workflows.spec import WorkflowSpec
 from swarmx.workflows.state import Run
 
 log = logging.getLogger(__name__)
 
-DEADLINE = "deadline"
-_RELEASE_S = 5.0  # how long a cancelled call may take to let go before its workflow ends without it
-_DEADLINE_CHECK_S = 3600.0
-_MAX_ERROR_CHARS = 2000
-_RETRY_S = (0.1, 0.5, 2.0, 5.0)  # between attempts to store; the last one repeats
+LEASE_S = 10.0
+_CLAIMED_AT_ONCE = 256
 
-
-@dataclass(slots=True, kw_only=True)
-class _Live:
-    """A workflow that this process is running. `inbox` brings what happened to it; only its own task changes `run`."""
-
-    record: WorkflowRecord
-    run: Run
-    seq: int
-    inbox: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
-    calls: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    timer: asyncio.TimerHandle | None = None
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-class _LostPlace(Exception):  # control flow within this module, not an error
-    """Another writer owns the workflow, or it has ended: this process lets it go."""
+T = TypeVar("T")
 
 
 class WorkflowRunner:
-    """Submits, runs, cancels and describes declared workflows.
+    """Runs declared workflows.
 
     Whatever it acknowledged is in the store first. A call that was out when the process died is made again (at least
     once); its node still finishes once. `on_change` hears the id of a workflow after each stored change, `post` that it
     begins and, exactly once, that its end is stored; `on_latency` then hears its seconds.
+
+    A runner that is `exclusive` is the only one that uses the store, as a lock on its folder has to assure. Others
+    share the workflows of one store: each keeps its own for `lease_s` at a time, and takes over those of one that died.
     """
 
     def __init__(
         self,
-        store: Store,
+        store: WorkflowStore,
         caller: Caller,
         clock: Clock,
         on_change: Callable[[str], None] | None = None,
@@ -78,71 +56,144 @@ class WorkflowRunner:
         post: Callable[[Message], None] | None = None,
         on_latency: Callable[[float], None] | None = None,
         new_id: Callable[[], str] = lambda: f"wf-{uuid4().hex}",
+        exclusive: bool = True,
+        lease_s: float = LEASE_S,
     ) -> None:
         self._store = store
-        self._caller = caller
         self._clock = clock
         self._on_change = on_change
         self._announcer = Announcer(post, on_latency)
         self._new_id = new_id
-        self._live: dict[str, _Live] = {}
+        self._exclusive = exclusive
+        self._live: dict[str, WorkflowRun] = {}
+        self._driving: dict[str, asyncio.Task[None]] = {}
+        self._left_alone: set[str] = set()
+        self._records: list[CallRecord] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
+        self._owner = Owner(
+            store,
+            name=f"{socket.gethostname()}:{os.getpid()}",
+            ttl_s=lease_s,
+            exclusive=exclusive,
+            on_lost=self._let_go,
+            on_beat=self._look_around,
+        )
+        self._around = Surroundings(
+            store=store,
+            caller=caller,
+            clock=clock,
+            announcer=self._announcer,
+            notify=self._notify,
+            spawn=self._spawn,
+            keep=self._keep,
+        )
 
     async def submit(
         self, spec: WorkflowSpec, inputs: dict[str, Any], tenant: str, *, deadline_at_s: float | None = None
     ) -> str:
-        """Accept a workflow and begin it; returns its id once it is durable.
+        """Accept a workflow and begin it; returns its id once it is durable. Raises what `accept` raises."""
+        return (await self.accept(spec, inputs, tenant, deadline_at_s=deadline_at_s)).workflow_id
+
+    async def accept(
+        self,
+        spec: WorkflowSpec,
+        inputs: dict[str, Any],
+        tenant: str,
+        *,
+        deadline_at_s: float | None = None,
+        idempotency: Idempotency | None = None,
+    ) -> Accepted:
+        """Accept a workflow and begin it, or find the one that came with the same key before.
 
         The deadline is absolute, Unix seconds; without one the definition's relative `deadline_s` counts from now.
-        Raises WorkflowError when the inputs do not fit, StoreError when it cannot be stored, Unavailable while the
-        server stops.
+        Raises WorkflowError when the inputs do not fit, KeyReused when the key came with something else, StoreError
+        when it cannot be stored, Unavailable while the server stops.
         """
-        if self._closed:
-            raise Unavailable("this server is stopping and accepts no workflows; submit again once it is back")
+        self._check_open()
         now_s = self._clock.now_s()
         if deadline_at_s is None and spec.deadline_s is not None:
             deadline_at_s = now_s + spec.deadline_s
-        run, submitted = Run.start(spec, inputs)
-        record = WorkflowRecord(
-            workflow_id=self._new_id(),
-            tenant=tenant,
-            mode="declared",
-            kind=spec.kind,
-            name=spec.name,
-            state="running",
-            created_at_s=now_s,
-            deadline_at_s=deadline_at_s,
+        run, submitted = Run.start(spec, inputs, deadline_at_s=deadline_at_s)
+        record = self._new(run, submitted, tenant, now_s)
+        return await self._accept(record, run, [submitted], idempotency)
+
+    async def fork(self, workflow_id: str, path: str, tenant: str | None) -> str:
+        """Begin a new workflow that shares the beginning of another up to one of its nodes; returns its id.
+
+        The node, and whatever depends on it, is done anew; the definition stays the one that the old workflow was
+        submitted with, and its relative deadline counts from now. Raises NotFound; WorkflowError when the workflow has
+        no such node or its events cannot be read.
+        """
+        self._check_open()
+        old = await self._record(workflow_id, tenant)
+        _check_declared(old)
+        now_s = self._clock.now_s()
+        events = [decode_event(event.body) for event in await self._store.events(workflow_id)]
+        deadline_s = Run.rebuild(events[:1]).graph.spec.deadline_s
+        begun = fork(
+            events,
+            path,
+            forked_from=workflow_id,
+            deadline_at_s=None if deadline_s is None else now_s + deadline_s,
         )
-        live = _Live(record=record, run=run, seq=1)
-        # A client that goes away while this is being stored must not leave a workflow that nobody runs.
-        await asyncio.shield(self._spawn(self._accept(live, submitted)))
-        return record.workflow_id
+        run, submitted = Run.rebuild(begun), begun[0]
+        assert isinstance(submitted, Submitted)  # noqa: S101  # a fork begins with it
+        record = self._new(run, submitted, old.tenant, now_s)
+        return (await self._accept(record, run, begun, None)).workflow_id
 
     async def recover(self) -> int:
-        """Continue every unfinished workflow of the store; returns how many. One that cannot be read is failed."""
+        """Continue every unfinished workflow that no other process runs; returns how many.
+
+        One that cannot be read is failed, but for one that a newer version wrote: that is left alone.
+        """
         count = 0
-        for record in await self._store.unfinished():
-            if record.mode == "declared" and record.workflow_id not in self._live:
+        while claimed := await self._store.claim(await self._owner.epoch(), limit=_CLAIMED_AT_ONCE):
+            failpoints.hit("runner.claimed")
+            for record in claimed:
                 count += await self._pick_up(record)
         return count
 
     async def cancel(self, workflow_id: str, tenant: str | None) -> WorkflowRecord:
-        """Let a workflow's calls go and end it; returns its record once it has ended. Raises NotFound."""
+        """Let a workflow's calls go and end it; returns its record once it has ended. Raises NotFound.
+
+        The wish is durable first. Where another process runs the workflow, the record may say that it still runs.
+        """
         record = await self._record(workflow_id, tenant)
         if record.state in TERMINAL:
             return record
-        if record.mode != "declared":
-            raise WorkflowError(f"the workflow {workflow_id} is its client's own; only declared ones can be cancelled")
-        if workflow_id not in self._live:
-            record = await self._record(workflow_id, tenant)  # it may have ended while it was first read
-            if record.state in TERMINAL:
-                return record
-            await self._pick_up(record)
+        _check_declared(record)
+        await self._store.post(workflow_id, CANCEL, dedup="cancel", tenant=tenant)
+        failpoints.hit("runner.posted")
+        if workflow_id not in self._live and self._exclusive:
+            await self._take_up(workflow_id)
         live = self._live.get(workflow_id)
         if live is not None:
-            live.inbox.put_nowait(CancelRequested())
+            live.poke()
             await live.ended.wait()
+        return await self._record(workflow_id, tenant)
+
+    async def kill(self, workflow_id: str, tenant: str | None) -> WorkflowRecord:
+        """End a workflow at once, whoever runs it and whether or not that still answers; its calls are let go after.
+
+        Works for workflows whose events cannot be read, too. Raises NotFound, StoreError.
+        """
+        _check_declared(await self._record(workflow_id, tenant))
+        while (taken := await self._store.take(workflow_id, epoch := await self._owner.epoch())) is not None:
+            now_s = self._clock.now_s()
+            change = Commit(
+                workflow_id=workflow_id,
+                epoch=epoch,
+                expected_seq=taken.seq,
+                at_s=now_s,
+                events=(encode_event(Cancelled(killed=True)),),
+                state="cancelled",
+            )
+            if await self._store.commit(change) == "stored":  # else it took another step meanwhile
+                if (driving := self._driving.get(workflow_id)) is not None:
+                    driving.cancel()
+                self._announcer.ended(taken, "cancelled", now_s)
+                self._notify(workflow_id)
         return await self._record(workflow_id, tenant)
 
     async def wait(self, workflow_id: str, tenant: str | None) -> WorkflowRecord:
@@ -166,11 +217,33 @@ class WorkflowRunner:
     async def close(self) -> None:
         """Stop all work. Unfinished workflows stay so: the next `recover` continues them."""
         self._closed = True
+        await self._owner.stop()
         while self._tasks:
             tasks = list(self._tasks)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        await self._write_records()
+        await self._owner.retire()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("this server is stopping and accepts no workflows; submit again once it is back")
+
+    def _new(self, run: Run, submitted: Submitted, tenant: str, now_s: float) -> WorkflowRecord:
+        spec = run.graph.spec
+        return WorkflowRecord(
+            workflow_id=self._new_id(),
+            tenant=tenant,
+            mode="declared",
+            kind=spec.kind,
+            name=spec.name,
+            state="running",
+            created_at_s=now_s,
+            deadline_at_s=submitted.deadline_at_s,
+            spec_sha256=submitted.spec_sha256,
+            forked_from=submitted.forked_from,
+        )
 
     async def _record(self, workflow_id: str, tenant: str | None) -> WorkflowRecord:
         record = await self._store.workflow(workflow_id, tenant=tenant)
@@ -178,9 +251,28 @@ class WorkflowRunner:
             raise NotFound(f"there is no workflow {workflow_id!r}; `swarmx workflows` lists those that there are")
         return record
 
-    async def _accept(self, live: _Live, submitted: Event) -> None:
-        await self._store.accept(live.record, [encode_event(submitted)])
-        self._begin(live, [])
+    async def _accept(
+        self, record: WorkflowRecord, run: Run, events: Sequence[Event], idempotency: Idempotency | None
+    ) -> Accepted:
+        """Store and begin, also if the client goes away meanwhile: what is stored must have somebody who runs it."""
+
+        async def store_and_begin() -> Accepted:
+            owned = msgspec.structs.replace(record, owner=await self._owner.epoch())
+            bodies = [encode_event(event) for event in events]
+            failpoints.hit("runner.accept")
+            accepted = await self._store.accept(owned, bodies, idempotency=idempotency)
+            failpoints.hit("runner.accepted")
+            if not accepted.replayed:
+                self._begin(WorkflowRun(self._around, owned, run, seq=len(bodies)), again=False)
+            return accepted
+
+        return await asyncio.shield(self._spawn(store_and_begin()))
+
+    async def _take_up(self, workflow_id: str) -> None:
+        """Run a workflow that this process should run and does not."""
+        record = await self._store.take(workflow_id, await self._owner.epoch())
+        if record is not None:
+            await self._pick_up(record)
 
     async def _pick_up(self, record: WorkflowRecord) -> bool:
         stored = await self._store.events(record.workflow_id)
@@ -188,165 +280,60 @@ class WorkflowRunner:
             return False  # picked up meanwhile
         try:
             run = Run.rebuild(decode_event(event.body) for event in stored)
-        except WorkflowError as error:
-            await self._give_up(record, len(stored), str(error))
+        except NewerEvent as error:
+            if record.workflow_id not in self._left_alone:
+                log.error("workflow %s is left alone: %s", record.workflow_id, error)
+            self._left_alone.add(record.workflow_id)
             return False
-        self._begin(_Live(record=record, run=run, seq=len(stored)), calls_in_flight(run), again=True)
+        except WorkflowError as error:
+            await give_up(self._around, record, len(stored), str(error))
+            return False
+        self._begin(WorkflowRun(self._around, record, run, seq=len(stored)), again=True)
         return True
 
-    def _begin(self, live: _Live, calls: list[StartModelCall], *, again: bool = False) -> None:
-        self._live[live.record.workflow_id] = live
-        self._announcer.submitted(live.record, again=again)
-        self._spawn(self._drive(live, calls))
-
-    async def _drive(self, live: _Live, calls: list[StartModelCall]) -> None:
-        """A workflow's own task: take in what happened, record what follows, make the calls; until it ends."""
+    def _begin(self, live: WorkflowRun, *, again: bool) -> None:
         workflow_id = live.record.workflow_id
-        try:
-            self._notify(workflow_id)
-            self._watch_deadline(live)
-            await self._turn(live, _drained(live.inbox))
-            if not live.run.ended:
-                self._make(live, calls)
-            while not live.run.ended:
-                await self._turn(live, [await live.inbox.get(), *_drained(live.inbox)])
-        except _LostPlace:
-            log.warning("workflow %s has ended elsewhere or is run by another process; let go", workflow_id)
-        except Exception as error:
-            log.exception("workflow %s ran into a defect", workflow_id)
-            await self._give_up(live.record, live.seq, f"{type(error).__name__}: {error}")
-        finally:
-            if live.timer is not None:
-                live.timer.cancel()
-            for task in live.calls.values():
-                task.cancel()
-            self._live.pop(workflow_id, None)
+
+        def let_go(_: object) -> None:
+            if self._live.get(workflow_id) is live:
+                del self._live[workflow_id], self._driving[workflow_id]
             live.ended.set()
 
-    async def _turn(self, live: _Live, happened: list[Event]) -> None:
-        run = live.run
-        recorded: list[Event] = []
-        for event in happened:
-            if isinstance(event, NodeFinished | NodeFailed):
-                live.calls.pop(event.path, None)
-            if not run.ended:
-                run.apply(event)
-                recorded.append(event)
-        if run.stopping or run.ended:
-            if run.cancelling and not run.ended:
-                await self._append(live, recorded)
-                recorded = []
-            await _release(live)
-        following, calls = advance(run)
-        await self._append(live, recorded + following)
-        self._make(live, calls)
+        self._live[workflow_id] = live
+        self._announcer.submitted(live.record, again=again)
+        self._driving[workflow_id] = self._spawn(live.drive(again=again))
+        self._driving[workflow_id].add_done_callback(let_go)
 
-    async def _append(self, live: _Live, events: list[Event]) -> None:
-        """Store the events, trying again for as long as the store cannot. Raises _LostPlace."""
-        if not events:
-            return
-        state, outcome = _ending(live.run)
-        bodies = [encode_event(event) for event in events]
-        workflow_id = live.record.workflow_id
-        attempt = 0
-        while True:
+    def _let_go(self) -> None:
+        """Stop all work without writing: another process may have taken it over."""
+        for task in self._driving.values():
+            task.cancel()
+        self._live.clear()  # its own successor here need not wait for that
+        self._driving.clear()
+
+    async def _look_around(self) -> None:
+        """Among several processes: see what was posted to this one's workflows, and take over those of the dead."""
+        if not self._closed:
+            for workflow_id in await self._store.waiting(await self._owner.epoch()):
+                if (live := self._live.get(workflow_id)) is not None:
+                    live.poke()
+            await self.recover()
+
+    def _keep(self, records: Sequence[CallRecord]) -> None:
+        if records:
+            self._records.extend(records)
+            if not self._closed:
+                self._spawn(self._write_records())
+
+    async def _write_records(self) -> None:
+        while self._records:
+            record = self._records[0]
             try:
-                won = await self._store.append(
-                    workflow_id,
-                    bodies,
-                    expected_seq=live.seq,
-                    at_s=self._clock.now_s(),
-                    state=state,
-                    outcome=outcome,
-                )
-                break
+                await self._store.record_call(record)
             except StoreError as error:
-                log.warning("workflow %s waits for the store: %s", workflow_id, error)
-                await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
-                attempt += 1
-        if not won and attempt:  # a write that was reported as failed may have reached the disk
-            record = await self._store.workflow(workflow_id, tenant=None)
-            won = record is not None and record.seq == live.seq + len(bodies)
-        if not won:
-            raise _LostPlace
-        live.seq += len(bodies)
-        self._notify(workflow_id)
-        if state is not None:
-            self._announcer.ended(live.record, state, self._clock.now_s())
-
-    def _make(self, live: _Live, calls: list[StartModelCall]) -> None:
-        for call in calls:
-            live.calls[call.path] = self._spawn(self._answer(live, call))
-
-    async def _answer(self, live: _Live, call: StartModelCall) -> None:
-        """Have one call answered and put what it means for its node into the inbox."""
-        record = live.record
-        request = ModelRequest(
-            tenant=record.tenant,
-            workflow_id=record.workflow_id,
-            workflow_kind=record.kind,
-            node=call.path,
-            role=call.role,
-            kind=call.kind,
-            model=call.model,
-            body=call.body,
-            deadline_at_s=record.deadline_at_s,
-            priority=live.run.graph.spec.priority,
-        )
-        call_id: str | None = None
-        event: Event
-        try:
-            result = await self._caller.complete(request)
-            call_id = result.call_id
-            if result.answer is None:
-                event = NodeFailed(path=call.path, error=_plain(result.error or "refused"), call_id=call_id)
-            else:
-                event = await self._read(live, call, result.answer, call_id)
-        except SwarmXError as error:
-            event = NodeFailed(path=call.path, error=_plain(str(error)), call_id=call_id)
-        except Exception as error:
-            log.exception("the call of %s in workflow %s ran into a defect", call.path, record.workflow_id)
-            event = NodeFailed(path=call.path, error=_plain(f"{type(error).__name__}: {error}"), call_id=call_id)
-        live.inbox.put_nowait(event)
-
-    async def _read(self, live: _Live, call: StartModelCall, answer: dict[str, Any], call_id: str) -> Event:
-        read = read_answer(live.run, call.path, answer)
-        if isinstance(read, Unusable):
-            return NodeFailed(path=call.path, error=_plain(read.error), call_id=call_id)
-        for blob in read.blobs:
-            await self._store.put_blob(live.record.tenant, blob.media_type, blob.data)
-        return NodeFinished(path=call.path, output=read.output, call_id=call_id)
-
-    def _watch_deadline(self, live: _Live) -> None:
-        if live.record.deadline_at_s is None:
-            return
-        left_s = live.record.deadline_at_s - self._clock.now_s()
-        if left_s <= 0.0:
-            live.inbox.put_nowait(Failed(error=DEADLINE))
-        else:
-            loop = asyncio.get_running_loop()
-            live.timer = loop.call_later(min(left_s, _DEADLINE_CHECK_S), self._watch_deadline, live)
-
-    async def _give_up(self, record: WorkflowRecord, seq: int, why: str) -> None:
-        """End a workflow that cannot be continued."""
-        workflow_id = record.workflow_id
-        log.error("workflow %s cannot be continued: %s", workflow_id, why)
-        failed = Failed(error=_plain(f"the workflow cannot be continued: {why}"))
-        try:
-            ended = await self._store.append(
-                workflow_id,
-                [encode_event(failed)],
-                expected_seq=seq,
-                at_s=self._clock.now_s(),
-                state="failed",
-                outcome=_outcome(failed),
-            )
-        except SwarmXError:
-            log.exception("workflow %s could not be ended either; the next start tries again", workflow_id)
-        else:
-            if ended:
-                self._announcer.ended(record, "failed", self._clock.now_s())
-        self._notify(workflow_id)
+                log.error("the record of call %s was lost: %s", record.call_id, error)
+            if self._records and self._records[0] is record:
+                self._records.pop(0)
 
     def _notify(self, workflow_id: str) -> None:
         if self._on_change is None:
@@ -356,52 +343,16 @@ class WorkflowRunner:
         except Exception:
             log.exception("whoever listens to changes of workflow %s raised", workflow_id)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
 
-async def _release(live: _Live) -> None:
-    """Cancel the calls that are still out and give them time to let go."""
-    tasks = list(live.calls.values())
-    live.calls.clear()
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=_RELEASE_S)
-
-
-def _drained(inbox: asyncio.Queue[Event]) -> list[Event]:
-    events: list[Event] = []
-    while not inbox.empty():
-        events.append(inbox.get_nowait())
-    return events
-
-
-def _ending(run: Run) -> tuple[WorkflowState | None, bytes | None]:
-    """The state to store and, at the end, the outcome."""
-    match run.end:
-        case None:
-            return ("cancelling" if run.cancelling else None), None
-        case Finished():
-            return "finished", _outcome(run.end)
-        case Failed():
-            return "failed", _outcome(run.end)
-        case Cancelled():
-            return "cancelled", None
-        case _:
-            assert_never(run.end)
-
-
-def _outcome(end: Finished | Failed) -> bytes:
-    """The outputs, or {"error", "node"}, as JSON."""
-    if isinstance(end, Finished):
-        return msgspec.json.encode(end.outputs)
-    return msgspec.json.encode({"error": end.error, "node": end.path})
-
-
-def _plain(text: str) -> str:
-    """An error text that can be stored and shown: valid Unicode, of bounded length."""
-    return text.encode("utf-8", "replace").decode()[:_MAX_ERROR_CHARS]
+def _check_declared(record: WorkflowRecord) -> None:
+    if record.mode != "declared":
+        raise WorkflowError(
+            f"the workflow {record.workflow_id} is its client's own; only declared ones can be cancelled, "
+            "killed or forked"
+        )

@@ -55,7 +55,7 @@ from swarmx.wiring.control import control_plane
 from swarmx.wiring.curves import curves
 from swarmx.wiring.fleet import elastic_providers, emulated_provider, fixed_providers, groups
 from swarmx.wiring.forecast_book import forecast_book
-from swarmx.wiring.predictors import forecasters, refiner, workflow_forecasts
+from swarmx.wiring.predictors import forecasters, path_forecasts, refiner, workflow_forecasts
 from swarmx.wiring.records import Background
 from swarmx.wiring.tasks import flushed, running_task
 
@@ -73,7 +73,7 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
     async with AsyncExitStack() as stack:
         stack.callback(_lock(state_dir).close)
         clock = WallClock()
-        store = SqliteStore(state_dir / "swarmx.db")
+        store = SqliteStore(state_dir / "swarmx.db", clock=clock.now_s)
         await store.open()
         stack.push_async_callback(store.close)
         control = SqliteControl(store)
@@ -109,8 +109,18 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
         await remember(settings.predictor, found, newest=newest, folder=state_dir / "predictors")
         coming, reads = workflow_forecasts(settings.predictor)
 
+        paths = path_forecasts(coming, settings.predictor, clock=clock, post=post, metrics=metrics)
+
         def prompt_read(call: Call, prompt: PromptText) -> None:
-            coming.prompt_read(call.workflow_id, prompt.text)
+            if reads:
+                coming.prompt_read(call.workflow_id, prompt.text)
+            gap = coming.tools_returned(call, returns_tools=prompt.returns_tools, now_s=clock.now_s())
+            if gap is not None:
+                transparent.tools_returned(call.workflow_id, gap.tools, gap.gap_s)
+
+        def answer_read(call: Call, tools: tuple[str, ...]) -> None:
+            coming.answer_read(call, tools, clock.now_s())
+            transparent.answered(call, tools)
 
         router = RouterAgent(settings.router.settings(sorted(on_demand), settings.tenants))
         scaler = ScalerAgent(settings.scaler.settings(elastic, await control.startups()))
@@ -122,6 +132,8 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
         def record_call(record: CallRecord) -> None:
             telemetry.call_ended(record)
             figures.call_ended(record)
+
+        def keep_call(record: CallRecord) -> None:
             background.add(store.record_call(record))
 
         def log_decision(message: Message, now_s: float) -> None:
@@ -156,6 +168,7 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
             upstream=upstream,
             book=book,
             on_record=record_call,
+            keep=keep_call,
             refiner=await refiner(
                 found,
                 settings.predictor,
@@ -165,7 +178,9 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
                 metrics=metrics,
                 on_refined=lambda *refined: calls.refined(*refined),
             ),
-            on_prompt=prompt_read if reads else None,
+            path_of=paths.of if reads and settings.predictor.paths else None,
+            on_prompt=prompt_read,
+            on_answer=answer_read,
         )
         watch = Watch(
             post,
@@ -225,7 +240,12 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
         workflows = WorkflowRunner(store, calls, clock, post=post, on_latency=workflow_took)
         stack.push_async_callback(workflows.close)
         transparent = TransparentWorkflows(
-            store, clock, idle_s=settings.workflows.transparent_idle_s, post=post, on_latency=workflow_took
+            store,
+            clock,
+            idle_s=settings.workflows.transparent_idle_s,
+            traces=settings.workflows.traces,
+            post=post,
+            on_latency=workflow_took,
         )
         await transparent.recover()
         await stack.enter_async_context(running_task(transparent.run(), name="transparent workflows"))

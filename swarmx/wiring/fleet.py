@@ -20,7 +20,15 @@ from swarmx.providers.static import StaticProvider, static_replica
 def fixed_providers(settings: Settings, emulated: EmulatedProvider | None) -> Sequence[Provider]:
     """Providers of the replicas that are there from the start."""
     static = [
-        static_replica(replica_id=r.id, model=r.model, kind=r.kind, device=r.device, url=r.url, profile=r.profile)
+        static_replica(
+            replica_id=r.id,
+            model=r.model,
+            kind=r.kind,
+            device=r.device,
+            url=r.url,
+            profile=r.profile,
+            priorities=r.priorities,
+        )
         for r in settings.replicas
     ]
     return [StaticProvider(static), *([emulated] if emulated is not None else [])]
@@ -80,6 +88,7 @@ def _group(entry: ElasticReplicas, time_scale: float) -> ReplicaGroup:
         max_replicas=entry.max,
         limit=entry.limit,
         start_s=start_s,
+        engine_order=entry.engine_order,
     )
 
 
@@ -93,6 +102,7 @@ def _specs(entry: EmulatedReplicas) -> Sequence[EmulatedSpec]:
             device=entry.device,
             size_class=entry.size_class,
             profile=profile,
+            engine_order=entry.engine_order,
         )
         for replica_id in entry.ids()
     ]

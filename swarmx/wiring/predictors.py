@@ -26,6 +26,7 @@ from swarmx.neural.structure_live import WorkflowForecasts
 from swarmx.neural.tracking import QuantileTracker
 from swarmx.runtime.clock import Clock
 from swarmx.runtime.forecasting import GuardedForecaster
+from swarmx.runtime.path_forecasts import PathForecasts
 from swarmx.runtime.refining import Refiner
 from swarmx.wiring.tasks import running_task
 
@@ -139,6 +140,25 @@ def workflow_forecasts(wanted: PredictorSection) -> tuple[WorkflowForecasts, boo
         except PredictorError as error:
             log.warning("remaining %s of workflows is forecast from memory: %s", quantity, error)
     return made, heads > 0
+
+
+def path_forecasts(
+    workflows: WorkflowForecasts,
+    wanted: PredictorSection,
+    *,
+    clock: Clock,
+    post: Callable[[Message], None],
+    metrics: PredictorMetrics,
+) -> PathForecasts:
+    """What the router is told of the rest of workflows, within the time that a forecast may take."""
+    return PathForecasts(
+        workflows,
+        budget_s=wanted.budget_ms / 1000.0,
+        clock=clock,
+        post=post,
+        rest_s=wanted.rest_s,
+        on_rest=metrics.replaced,
+    )
 
 
 def _second(wanted: PredictorSection) -> tuple[Encoder, Forecaster]:

@@ -10,19 +10,11 @@ from typing import Any
 
 from swarmx.core.errors import WorkflowError
 from swarmx.core.nouns import CallKind
+from swarmx.core.records import Blob
 from swarmx.workflows.limits import IMAGE_BYTES, TEXT_CHARS
 from swarmx.workflows.values import Json, parse_json
 
 _MAX_IMAGES = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Blob:
-    """Bytes that belong into the blob store; outputs refer to them by `sha256`."""
-
-    sha256: str
-    media_type: str
-    data: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

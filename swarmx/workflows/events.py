@@ -7,7 +7,7 @@ import msgspec
 from swarmx.core.errors import WorkflowError
 from swarmx.workflows.values import Json
 
-EVENTS_VERSION = 1
+EVENTS_VERSION = 2  # fields with defaults were added to what 1 knew; events of 1 are read as they are
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag=True, tag_field="type", omit_defaults=True):
@@ -15,26 +15,49 @@ class _Event(msgspec.Struct, frozen=True, kw_only=True, tag=True, tag_field="typ
 
 
 class Submitted(_Event, frozen=True, kw_only=True):
-    """The workflow was accepted: its definition as JSON text, and its bound inputs."""
+    """The workflow was accepted: its definition as JSON text with the hash that pins it, and its bound inputs.
+
+    A fork names the workflow whose beginning it took over, and the node from which on it runs on its own.
+    """
 
     spec: str
     inputs: dict[str, Json]
+    spec_sha256: str = ""
+    deadline_at_s: float | None = None
+    forked_from: str | None = None
+    fork_path: str | None = None
 
 
 class NodeStarted(_Event, frozen=True, kw_only=True):
-    """A model call of this node is about to be made."""
+    """A model call of this node is about to be made. The attempt is given up at `timeout_at_s`, Unix seconds."""
 
     path: str
     kind: str
+    attempt: int = 1
+    timeout_at_s: float | None = None
+
+
+class NodeRetried(_Event, frozen=True, kw_only=True):
+    """The attempt failed with a cause that passes; the next one starts at `not_before_s`, Unix seconds."""
+
+    path: str
+    attempt: int
+    not_before_s: float
+    error: str
+    reason: str
+    call_id: str | None = None
 
 
 class NodeExpanded(_Event, frozen=True, kw_only=True):
-    """A map got its items (`items`), or a loop began its next iteration with the last result (`previous`)."""
+    """A map got its items (`items`), a loop began its next iteration with the last result (`previous`), or a branch
+    took its case (`case`, from 0; the number of cases for its else).
+    """
 
     path: str
     items: list[Json] | None = None
     iteration: int | None = None
     previous: Json = None
+    case: int | None = None
 
 
 class NodeFinished(_Event, frozen=True, kw_only=True):
@@ -46,11 +69,12 @@ class NodeFinished(_Event, frozen=True, kw_only=True):
 
 
 class NodeFailed(_Event, frozen=True, kw_only=True):
-    """A node cannot have an output, and so its workflow cannot finish."""
+    """A node cannot have an output, and so its workflow cannot finish. `reason` is the cause in one word."""
 
     path: str
     error: str
     call_id: str | None = None
+    reason: str = "failed"
 
 
 class CancelRequested(_Event, frozen=True, kw_only=True):
@@ -58,7 +82,9 @@ class CancelRequested(_Event, frozen=True, kw_only=True):
 
 
 class Cancelled(_Event, frozen=True, kw_only=True):
-    """Terminal: ended on request."""
+    """Terminal: ended on request; `killed` without waiting for anything."""
+
+    killed: bool = False
 
 
 class Finished(_Event, frozen=True, kw_only=True):
@@ -75,9 +101,22 @@ class Failed(_Event, frozen=True, kw_only=True):
 
 
 Event = (
-    Submitted | NodeStarted | NodeExpanded | NodeFinished | NodeFailed | CancelRequested | Cancelled | Finished | Failed
+    Submitted
+    | NodeStarted
+    | NodeRetried
+    | NodeExpanded
+    | NodeFinished
+    | NodeFailed
+    | CancelRequested
+    | Cancelled
+    | Finished
+    | Failed
 )
 Terminal = Cancelled | Finished | Failed
+
+
+class NewerEvent(WorkflowError):
+    """A newer version of SwarmX wrote the event: what it means is not known here, so its workflow is left alone."""
 
 
 class _Stored(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +128,7 @@ class _Version(msgspec.Struct, frozen=True, kw_only=True):
     v: int
 
 
+_version = msgspec.json.Decoder(_Version)
 _decoder = msgspec.json.Decoder(_Stored)
 _encoder = msgspec.json.Encoder()
 
@@ -99,16 +139,11 @@ def encode_event(event: Event) -> bytes:
 
 
 def decode_event(body: bytes) -> Event:
-    """The event from its JSON; fields that a newer version added are ignored. Raises WorkflowError."""
+    """The event from its JSON. Raises NewerEvent for one of a newer version, else WorkflowError."""
     try:
+        version = _version.decode(body).v
+        if version > EVENTS_VERSION:
+            raise NewerEvent(f"an event has version {version}, this program knows {EVENTS_VERSION}; use a newer one")
         return _decoder.decode(body).event
     except (msgspec.DecodeError, RecursionError) as error:
-        try:
-            version = msgspec.json.decode(body, type=_Version).v
-        except (msgspec.DecodeError, RecursionError):
-            version = EVENTS_VERSION
-        if version > EVENTS_VERSION:
-            message = f"an event has version {version}, this program knows {EVENTS_VERSION}; use a newer one"
-        else:
-            message = f"an event of the workflow cannot be read: {error}"
-        raise WorkflowError(message) from error
+        raise WorkflowError(f"an event of the workflow cannot be read: {error}") from error

@@ -9,7 +9,19 @@ from typing import Any, assert_never
 from swarmx.core.errors import WorkflowError
 from swarmx.workflows.functions import FUNCTIONS
 from swarmx.workflows.limits import NESTING, NODES_DEFINED
-from swarmx.workflows.nodes import ImageNode, JoinNode, LlmNode, LoopNode, MapNode, Node, ToolNode, WorkflowSpec
+from swarmx.workflows.nodes import (
+    BranchNode,
+    Case,
+    ImageNode,
+    JoinNode,
+    LlmNode,
+    LoopNode,
+    MapNode,
+    Node,
+    Otherwise,
+    ToolNode,
+    WorkflowSpec,
+)
 from swarmx.workflows.templates import Template, compile_expression, compile_template, references
 from swarmx.workflows.values import nearest
 
@@ -22,7 +34,8 @@ _RESERVED = frozenset(
 class Step:
     """One node, compiled. `needs` are the siblings that must be finished before it.
 
-    `templates` holds the compiled fields by name; in `args` of a tool, every text is a Template.
+    `templates` holds the compiled fields by name, those of a branch's bodies with the body's number behind it
+    ("when[0]"); in `args` of a tool, every text is a Template. A map or loop has one of `bodies`, a branch one a case.
     """
 
     id: str
@@ -30,7 +43,7 @@ class Step:
     needs: tuple[str, ...]
     templates: dict[str, Template]
     args: dict[str, Any] = field(default_factory=dict)
-    body: Body | None = None
+    bodies: tuple[Body, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +89,7 @@ def build_graph(spec: WorkflowSpec) -> tuple[Graph, list[Problem]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _View:
-    """What a template may name (`visible`), and the ids of the map and loop nodes around it."""
+    """What a template may name (`visible`), and the ids of the map, loop and branch nodes around it."""
 
     visible: frozenset[str]
     enclosing: frozenset[str]
@@ -107,7 +120,7 @@ class _Builder:
                 self.name(need, f"{at}.needs", view, nodes.keys())
             names.update(node.needs)
             needs = tuple(sibling for sibling in nodes if sibling in names)
-            steps[id] = Step(id=id, node=node, needs=needs, templates=templates, args=args, body=inner)
+            steps[id] = Step(id=id, node=node, needs=needs, templates=templates, args=args, bodies=inner)
             outside |= names - nodes.keys()
         dependents: dict[str, list[str]] = {id: [] for id in nodes}
         for step in steps.values():
@@ -120,7 +133,7 @@ class _Builder:
 
     def fields(
         self, id: str, node: Node, at: str, view: _View, names: set[str]
-    ) -> tuple[dict[str, Template], dict[str, Any], Body | None]:
+    ) -> tuple[dict[str, Template], dict[str, Any], tuple[Body, ...]]:
         """Compile a node's fields and add what they read from the node's own scope to `names`."""
         templates: dict[str, Template] = {}
         match node:
@@ -138,7 +151,7 @@ class _Builder:
                 args = {
                     name: self.literal(value, f"{at}.args.{name}", view, names) for name, value in node.args.items()
                 }
-                return {}, args, None
+                return {}, args, ()
             case JoinNode():
                 for need in node.of:
                     self.name(need, f"{at}.of", view, view.visible)
@@ -150,40 +163,59 @@ class _Builder:
                         f"{at}.as", f"{node.item!r} is a node or has a meaning of its own; choose another name"
                     )
                 names |= templates["over"].names
-                return self.nest(id, node, at, view, frozenset({node.item}), templates, names)
+                inner = (self.nest(id, node, at, view, frozenset({node.item}), templates, names),)
+                return templates, {}, inner
             case LoopNode():
-                return self.nest(id, node, at, view, frozenset({"iteration", "previous"}), templates, names)
+                inner = (self.nest(id, node, at, view, frozenset({"iteration", "previous"}), templates, names),)
+                return templates, {}, inner
+            case BranchNode():
+                return templates, {}, tuple(self.cases(id, node, at, view, templates, names))
             case _:
                 assert_never(node)
         for template in templates.values():
             names |= template.names
-        return templates, {}, None
+        return templates, {}, ()
+
+    def cases(
+        self, id: str, node: BranchNode, at: str, view: _View, templates: dict[str, Template], names: set[str]
+    ) -> Iterator[Body]:
+        for number, case in enumerate(node.bodies):
+            where = f"{at}.cases.{number}" if isinstance(case, Case) else f"{at}.else"
+            if isinstance(case, Case):
+                when = self.template(case.when, f"{where}.when", view, expression=True)
+                templates[f"when[{number}]"] = when
+                names |= when.names
+            yield self.nest(id, case, where, view, frozenset(), templates, names, suffix=f"[{number}]")
 
     def nest(
         self,
         id: str,
-        node: MapNode | LoopNode,
+        node: MapNode | LoopNode | Case | Otherwise,
         at: str,
         view: _View,
         own: frozenset[str],
         templates: dict[str, Template],
         names: set[str],
-    ) -> tuple[dict[str, Template], dict[str, Any], Body | None]:
+        *,
+        suffix: str = "",
+    ) -> Body:
+        """Compile a body inside the node `id`, in which the names `own` are known, too."""
         if len(view.enclosing) >= NESTING:
-            self.problem(at, f"map and loop may nest {NESTING} deep, this is one more; take it out of its body")
+            message = f"maps, loops and branches may nest {NESTING} deep, this is one more; take it out of its body"
+            self.problem(at, message)
         for child in sorted(node.do.keys() & view.visible):
             self.problem(f"{at}.do.{child}", f"{child!r} is already the name of something around it; choose another id")
         within = _View(visible=view.visible - {id} | own | node.do.keys(), enclosing=view.enclosing | {id})
         body, outside = self.body(node.do, f"{at}.do", within)
         names |= outside - own
         if node.result is not None:
-            templates["result"] = self.template(node.result, f"{at}.result", within)
+            templates[f"result{suffix}"] = self.template(node.result, f"{at}.result", within)
         if isinstance(node, LoopNode) and node.until is not None:
             templates["until"] = self.template(node.until, f"{at}.until", within, expression=True)
-        for field_name in ("result", "until"):
+        for field_name in (f"result{suffix}", "until"):
             if field_name in templates:
                 names |= templates[field_name].names - own - node.do.keys()
-        return templates, {}, body
+        return body
 
     def template(self, source: str, where: str, view: _View, *, expression: bool = False) -> Template:
         try:
@@ -251,6 +283,9 @@ def _owners(nodes: Mapping[str, Node], owner: str | None) -> Iterator[tuple[str,
         yield id, owner
         if isinstance(node, MapNode | LoopNode):
             yield from _owners(node.do, id)
+        elif isinstance(node, BranchNode):
+            for case in node.bodies:
+                yield from _owners(case.do, id)
 
 
 def _cycle(steps: Mapping[str, Step]) -> list[str]:

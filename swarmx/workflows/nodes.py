@@ -7,14 +7,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from swarmx.core.errors import WorkflowError
+from swarmx.core.failures import PASSING, PassingCause
 from swarmx.core.nouns import PRIORITIES
+from swarmx.workflows.limits import NESTING, NODES_EXPANDED, RETRIES
 from swarmx.workflows.values import checked
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_. -]{0,63}$")]
 Model = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Text = Annotated[str, StringConstraints(min_length=1)]
-KINDS = ("llm", "image", "tool", "map", "loop", "join")
+KINDS = ("llm", "image", "tool", "map", "loop", "branch", "join")
 
 
 def _size(low: int, high: int) -> BeforeValidator:
@@ -80,11 +82,26 @@ class _Form(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
 
-class LlmNode(_Form):
+class Retry(_Form):
+    """How often a node is attempted, the first time included, and how long it rests in between."""
+
+    attempts: int = Field(default=3, ge=1, le=10)
+    backoff_s: float = Field(default=1.0, ge=0.0, le=3600.0, allow_inf_nan=False)
+    factor: float = Field(default=2.0, ge=1.0, le=10.0, allow_inf_nan=False)
+    max_s: float = Field(default=60.0, ge=0.0, le=86400.0, allow_inf_nan=False)
+    on: list[PassingCause] = list(PASSING)
+
+
+class _CallNode(_Form):
+    needs: list[Name] = []
+    retry: Retry | None = None
+    timeout_s: float | None = Field(default=None, gt=0.0, le=86400.0, allow_inf_nan=False)
+
+
+class LlmNode(_CallNode):
     """One chat completion. Leaves {"text", "json", "usage"}."""
 
     kind: Literal["llm"]
-    needs: list[Name] = []
     model: Model
     role: Label = "assistant"
     system: Text | None = None
@@ -94,11 +111,10 @@ class LlmNode(_Form):
     json_schema: JsonSchema | None = Field(default=None, alias="schema")
 
 
-class ImageNode(_Form):
+class ImageNode(_CallNode):
     """One image generation. Leaves {"images": [{"sha256", "media_type", "bytes"}]}."""
 
     kind: Literal["image"]
-    needs: list[Name] = []
     model: Model
     role: Label = "artist"
     prompt: Text
@@ -140,6 +156,35 @@ class LoopNode(_Form):
     result: Text | None = None
 
 
+class Case(_Form):
+    """The body that a branch takes when the condition holds."""
+
+    when: Text
+    do: dict[Name, Node] = Field(min_length=1)
+    result: Text | None = None
+
+
+class Otherwise(_Form):
+    """The body that a branch takes when no condition holds."""
+
+    do: dict[Name, Node] = Field(min_length=1)
+    result: Text | None = None
+
+
+class BranchNode(_Form):
+    """The body of the first case whose condition holds, else `else`. Leaves its result; null where none was taken."""
+
+    kind: Literal["branch"]
+    needs: list[Name] = []
+    cases: list[Case] = Field(min_length=1, max_length=20)
+    otherwise: Otherwise | None = Field(default=None, alias="else")
+
+    @property
+    def bodies(self) -> tuple[Case | Otherwise, ...]:
+        """All cases, then the else if there is one."""
+        return (*self.cases, self.otherwise) if self.otherwise is not None else tuple(self.cases)
+
+
 class JoinNode(_Form):
     """Waits for several nodes. Leaves the list of their outputs."""
 
@@ -148,7 +193,18 @@ class JoinNode(_Form):
     of: list[Name] = Field(min_length=1)
 
 
-Node = Annotated[LlmNode | ImageNode | ToolNode | MapNode | LoopNode | JoinNode, Field(discriminator="kind")]
+Node = Annotated[
+    LlmNode | ImageNode | ToolNode | MapNode | LoopNode | BranchNode | JoinNode, Field(discriminator="kind")
+]
+
+
+class Limits(_Form):
+    """What one run may come to, below what any may."""
+
+    nodes: int = Field(default=NODES_EXPANDED, ge=1, le=NODES_EXPANDED)
+    depth: int = Field(default=NESTING, ge=1, le=NESTING)
+    fan_out: int = Field(default=NODES_EXPANDED, ge=1, le=NODES_EXPANDED)
+    retries: int = Field(default=32, ge=0, le=RETRIES)
 
 
 class WorkflowSpec(_Form):
@@ -158,6 +214,7 @@ class WorkflowSpec(_Form):
     kind: Label = "default"
     deadline_s: float | None = Field(default=None, gt=0.0, le=30 * 86400.0, allow_inf_nan=False)
     priority: int = Field(default=0, ge=PRIORITIES[0], le=PRIORITIES[-1])
+    limits: Limits = Limits()
     inputs: JsonMapping = {}
     nodes: dict[Name, Node] = Field(min_length=1)
     outputs: dict[Name, Text] = {}
@@ -173,8 +230,11 @@ NODE_MODELS: dict[str, type[_Form]] = {
     "tool": ToolNode,
     "map": MapNode,
     "loop": LoopNode,
+    "branch": BranchNode,
     "join": JoinNode,
 }
+PART_MODELS: dict[str, type[_Form]] = {"retry": Retry, "limits": Limits, "cases": Case, "else": Otherwise}
+"""The forms of fields that are forms of their own, by the field's name."""
 
 
 def field_names(model: type[BaseModel]) -> frozenset[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from swarmx.core.errors import WorkflowError
 from swarmx.workflows.graph import Graph, Problem, build_graph
 from swarmx.workflows.limits import NESTING, OUTPUT_CHARS
-from swarmx.workflows.nodes import KINDS, NODE_MODELS, WorkflowSpec, field_names
+from swarmx.workflows.nodes import KINDS, NODE_MODELS, PART_MODELS, WorkflowSpec, field_names
 from swarmx.workflows.source import read_source
 from swarmx.workflows.values import Json, checked, nearest
 
@@ -76,10 +76,20 @@ def _check_nesting(data: dict[str, Any]) -> None:
     stack = [(node, f"nodes.{id}", 1) for id, node in _items(data.get("nodes"))]
     while stack:
         node, where, depth = stack.pop()
-        inner = _items(node.get("do")) if isinstance(node, dict) else []
+        inner = _inside(node) if isinstance(node, dict) else []
         if inner and depth > NESTING:
-            raise WorkflowError(f"map and loop may nest {NESTING} deep, this is one more", where=where)
-        stack.extend((child, f"{where}.do.{id}", depth + 1) for id, child in inner)
+            raise WorkflowError(f"maps, loops and branches may nest {NESTING} deep, this is one more", where=where)
+        stack.extend((child, f"{where}.{at}", depth + 1) for at, child in inner)
+
+
+def _inside(node: dict[Any, Any]) -> list[tuple[str, Any]]:
+    """What the node has in its bodies, with the places, in a definition that nobody has checked yet."""
+    cases = node.get("cases")
+    bodies = [("", node), ("else.", node.get("else"))]
+    bodies += [(f"cases.{i}.", case) for i, case in enumerate(cases if isinstance(cases, list) else [])]
+    return [
+        (f"{at}do.{id}", child) for at, body in bodies if isinstance(body, dict) for id, child in _items(body.get("do"))
+    ]
 
 
 def _items(value: Any) -> list[tuple[Any, Any]]:
@@ -93,7 +103,7 @@ def _problem(detail: ErrorDetails, data: dict[str, Any]) -> Problem:
     name = path[-1] if path else ""
     match detail["type"]:
         case "extra_forbidden":
-            known = field_names(NODE_MODELS[kind] if kind else WorkflowSpec)
+            known = field_names(_form_around(path, kind))
             message = f"unknown field {name!r}{nearest(name, known)}; fields are {', '.join(sorted(known))}"
         case "missing":
             message = "this field is missing"
@@ -109,6 +119,15 @@ def _problem(detail: ErrorDetails, data: dict[str, Any]) -> Problem:
         case _:
             message = f"{detail['msg']}, got {detail['input']!r:.60}"
     return Problem(where=".".join(path), message=message)
+
+
+def _form_around(path: list[str], kind: str | None) -> type[BaseModel]:
+    """The form that the last name of the path was to be a field of."""
+    names = [part for part in path[:-1] if not part.isdecimal()]
+    is_field = names and (len(names) == 1 or names[-2] not in ("nodes", "do"))
+    if is_field and names[-1] in PART_MODELS:
+        return PART_MODELS[names[-1]]
+    return NODE_MODELS[kind] if kind else WorkflowSpec
 
 
 def _located(loc: tuple[int | str, ...], data: Any) -> tuple[list[str], str | None]:

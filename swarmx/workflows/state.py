@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Literal, assert_never
 
 from swarmx.core.errors import WorkflowError
@@ -16,12 +17,13 @@ from swarmx.workflows.events import (
     NodeExpanded,
     NodeFailed,
     NodeFinished,
+    NodeRetried,
     NodeStarted,
     Submitted,
     Terminal,
 )
 from swarmx.workflows.graph import Body, Graph, Step
-from swarmx.workflows.nodes import MapNode, WorkflowSpec
+from swarmx.workflows.nodes import BranchNode, LoopNode, MapNode, WorkflowSpec
 from swarmx.workflows.spec import bind_inputs, graph_of
 from swarmx.workflows.values import Json
 
@@ -30,9 +32,10 @@ NodeState = Literal["waiting", "ready", "running", "finished", "failed"]
 
 @dataclass(slots=True, kw_only=True)
 class Scope:
-    """One running body: the workflow's own ("" as prefix), a map's item or a loop's iteration.
+    """One running body: the workflow's own ("" as prefix), a map's item, a loop's iteration or a branch's case.
 
-    `owner` is the path of the map or loop node; `waiting` counts, for each node, the needs that are not yet finished.
+    `owner` is the path of the map, loop or branch node; `waiting` counts, for each node, the needs that are not yet
+    finished.
     """
 
     prefix: str
@@ -65,7 +68,9 @@ class Scope:
 
 @dataclass(slots=True, kw_only=True)
 class NodeRun:
-    """One node of a run. `scopes` are the bodies of a map (all) or a loop (so far); `open` counts the unfinished."""
+    """One node of a run. `scopes` are the bodies of a map (all), a loop (so far) or a branch (one); `open` counts the
+    unfinished. `attempt` is the one that is out, or comes next; it is given up at `timeout_at_s`.
+    """
 
     path: str
     step: Step = field(compare=False, repr=False)
@@ -73,6 +78,8 @@ class NodeRun:
     state: NodeState = "waiting"
     scopes: list[Scope] = field(default_factory=list)
     open: int = 0
+    attempt: int = 1
+    timeout_at_s: float | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,7 +87,8 @@ class Run:
     """A workflow on its way. Only `apply` changes it, so that the same events always give the same run.
 
     `due` are the nodes about which something is to be decided, in the order in which they became so; `in_flight` those
-    whose model call is out. A failed node sets `failure`.
+    whose model call is out, `timeouts` the times at which some of them are given up. `resting` are those that are
+    attempted again, with the times (Unix seconds); `retries` counts them all. A failed node sets `failure`.
     """
 
     graph: Graph = field(compare=False, repr=False)
@@ -88,14 +96,26 @@ class Run:
     nodes: dict[str, NodeRun] = field(default_factory=dict)
     due: dict[str, None] = field(default_factory=dict)
     in_flight: dict[str, None] = field(default_factory=dict)
+    timeouts: dict[str, float] = field(default_factory=dict)
+    resting: dict[str, float] = field(default_factory=dict)
+    retries: int = 0
+    deadline_at_s: float | None = None
     cancelling: bool = False
     failure: NodeFailed | None = None
     end: Terminal | None = None
 
     @classmethod
-    def start(cls, spec: WorkflowSpec, inputs: Mapping[str, Json]) -> tuple[Run, Submitted]:
+    def start(
+        cls, spec: WorkflowSpec, inputs: Mapping[str, Json], *, deadline_at_s: float | None = None
+    ) -> tuple[Run, Submitted]:
         """A new run and the event that it begins with. Raises WorkflowError when the inputs do not fit."""
-        event = Submitted(spec=spec.to_json(), inputs=bind_inputs(spec, dict(inputs)))
+        text = spec.to_json()
+        event = Submitted(
+            spec=text,
+            inputs=bind_inputs(spec, dict(inputs)),
+            spec_sha256=sha256(text.encode()).hexdigest(),
+            deadline_at_s=deadline_at_s,
+        )
         return cls._submitted(event), event
 
     @classmethod
@@ -112,9 +132,11 @@ class Run:
 
     @classmethod
     def _submitted(cls, event: Submitted) -> Run:
+        if event.spec_sha256 and sha256(event.spec.encode()).hexdigest() != event.spec_sha256:
+            raise WorkflowError("the definition is not the one that was submitted: its hash has changed")
         graph = graph_of(event.spec)
         root = Scope(prefix="", body=graph.body, parent=None, owner=None, variables={"inputs": event.inputs})
-        run = cls(graph=graph, root=root)
+        run = cls(graph=graph, root=root, deadline_at_s=event.deadline_at_s)
         run._open(root)
         return run
 
@@ -137,9 +159,17 @@ class Run:
         match event:
             case NodeStarted(path=path):
                 node = self._node(path, "ready")
-                node.state = "running"
+                self._settle(path)
+                node.state, node.attempt, node.timeout_at_s = "running", event.attempt, event.timeout_at_s
                 self.in_flight[path] = None
-                self.due.pop(path, None)
+                if event.timeout_at_s is not None:
+                    self.timeouts[path] = event.timeout_at_s
+            case NodeRetried(path=path):
+                node = self._node(path, "running")
+                self._settle(path)
+                node.state, node.attempt, node.timeout_at_s = "ready", event.attempt + 1, None
+                self.resting[path] = event.not_before_s
+                self.retries += 1
             case NodeExpanded():
                 self._expand(event)
             case NodeFinished(path=path, output=output):
@@ -169,8 +199,8 @@ class Run:
         return node
 
     def _settle(self, path: str) -> None:
-        self.in_flight.pop(path, None)
-        self.due.pop(path, None)
+        for waiting in (self.in_flight, self.due, self.timeouts, self.resting):
+            waiting.pop(path, None)
 
     def _open(self, scope: Scope) -> None:
         for step in scope.body.steps.values():
@@ -183,26 +213,19 @@ class Run:
 
     def _expand(self, event: NodeExpanded) -> None:
         node = self._node(event.path, "ready", "running")
-        body = node.step.body
-        if body is None or (event.items is None) == (event.iteration is None):
-            raise WorkflowError("only a map or a loop expands, by items or by an iteration", where=event.path)
-        if node.open or (event.items is not None and node.scopes):
+        bodies = _bodies(node.step, event)
+        if not bodies:
+            raise WorkflowError("a map expands by items, a loop by an iteration, a branch by a case", where=event.path)
+        if node.open or (event.iteration is None and node.scopes):
             raise WorkflowError("the node expands while its bodies are still open", where=event.path)
-        variables: list[tuple[int, dict[str, Json]]]
-        if event.items is not None:
-            name = node.step.node.item if isinstance(node.step.node, MapNode) else "item"
-            variables = [(i, {name: item}) for i, item in enumerate(event.items)]
-        else:
-            iteration = event.iteration or 0
-            variables = [(iteration, {"iteration": iteration, "previous": event.previous})]
         node.state = "running"
         self.due.pop(event.path, None)
-        for index, values in variables:
+        for index, body, variables in bodies:
             prefix = f"{event.path}[{index}]."
-            scope = Scope(prefix=prefix, body=body, parent=node.scope, owner=event.path, variables=values)
+            scope = Scope(prefix=prefix, body=body, parent=node.scope, owner=event.path, variables=variables)
             node.scopes.append(scope)
             self._open(scope)
-        node.open = len(variables)
+        node.open = len(bodies)
 
     def _leave(self, node: NodeRun, output: Json) -> None:
         scope = node.scope
@@ -218,3 +241,17 @@ class Run:
             owner.open -= 1
             if owner.open == 0:
                 self.due[owner.path] = None
+
+
+def _bodies(step: Step, event: NodeExpanded) -> list[tuple[int, Body, dict[str, Json]]]:
+    """The bodies that the event opens, each with its number and its variables; none if it is not for such a node."""
+    match step.node:
+        case MapNode(item=name) if event.items is not None:
+            return [(i, step.bodies[0], {name: item}) for i, item in enumerate(event.items)]
+        case LoopNode() if event.iteration is not None:
+            variables = {"iteration": event.iteration, "previous": event.previous}
+            return [(event.iteration, step.bodies[0], variables)]
+        case BranchNode() if event.case is not None and 0 <= event.case < len(step.bodies):
+            return [(event.case, step.bodies[event.case], {})]
+        case _:
+            return []

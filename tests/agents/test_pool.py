@@ -245,3 +245,13 @@ def test_calls_of_other_routers_are_what_an_engine_had_beyond_our_own_of_that_ti
     assert pool.view(pool.eligible(frozenset()), 7.0).in_flight.tolist() == [3]
     assert pool.view(pool.eligible(frozenset()), 7.0).weight.tolist() == [3.0]
     assert len(pool.open(frozenset())) == 1
+
+
+def test_calls_of_other_routers_weigh_what_our_own_usually_do() -> None:
+    pool = Pool("m", shared=True)
+    pool.set_state(a_replica("a"), "ready", 0.0)
+    for i in range(500):
+        pool.dispatched("a", a_call(f"c{i}"), point(10.0, unit="tokens"), i, 0.0, 0.0, 20.0)
+        pool.ended("a", 10.0, 0.0, 100.0, 0.0, weight=20.0)
+    pool.set_signal("a", 3, 0, 0.5, 1.0)
+    assert pool.view(pool.eligible(NOBODY), 1.0).weight.tolist() == pytest.approx([60.0], rel=1e-3)

@@ -355,7 +355,7 @@ async def test_a_transparent_workflow_that_was_open_in_a_crash_is_finished_by_si
         with serving(settings, tmp_path) as server:
             async with server.http() as http:
                 row = await http.ended("default:open")
-                assert (row["state"], row["outputs"]) == ("finished", {"calls": 2})
+                assert (row["state"], row["outputs"]) == ("finished", {"calls": 2, "ended_by": "silence"})
 
 
 async def test_a_journal_is_json_lines_with_a_header(tmp_path: Path) -> None:

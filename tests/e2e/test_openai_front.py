@@ -265,7 +265,7 @@ async def test_calls_under_one_header_are_one_workflow_that_a_final_call_ends(
     )  # fmt: skip
     assert [chunk async for chunk in stream]
     row = await http.ended(f"default:{name}")
-    assert row["outputs"] == {"calls": 3}
+    assert row["outputs"] == {"calls": 3, "ended_by": "final"}
     row = await until(
         lambda: http.get(f"/api/v1/workflows/default:{name}"), lambda reply: len(reply.body["calls"]) == 3
     )

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from eval.sim.flow import Flow, LiveCall
 from eval.sim.forecasts import HISTORY, PRIOR_TOKENS, call_forecasts
 from eval.sim.paths import Rest, mean_profiles, unloaded
 from eval.sim.queueing import QUEUES, erlang_c, mean_time_s, pollaczek_khinchine, recursion_s, sample
@@ -136,18 +137,34 @@ def test_paths_are_told_with_the_call() -> None:
     assert all(seconds is not None and seconds >= 0.0 for seconds in told["means"] + told["neural"])
 
 
+def a_live_call() -> LiveCall:
+    (planned,) = workload([(0.0, [call()])]).workflows
+    rest = Rest(unloaded=unloaded(planned, mean_profiles(replicas(1))))
+    flow = Flow(planned=planned, number=0, home=0, deciders=(0,), rest=rest)
+    return LiveCall(flow=flow, position=0, number=0, call_id="w0/0", planned=planned.calls[0], router=0)
+
+
+def test_only_the_current_attempt_of_a_call_that_has_not_ended_is_wanted() -> None:
+    live = a_live_call()
+    live.attempt = 2
+    assert [live.wants(live.name(attempt)) for attempt in (1, 2, 3)] == [False, True, False]
+    live.ended = True
+    assert not live.wants(live.name(2))
+
+
 def test_a_slow_replica_has_its_events_at_their_stretched_times() -> None:
     (replica,) = replicas(1)
     sim = SimReplica(number=0, replica=replica, settings=SimSettings(), speed=1.0)
     sim.slow_down(3.0, 10.0)
-    sim.submit(Request(request_id="a", prompt_tokens=100, output_tokens=5), 0, 10.0)
+    live = a_live_call()
+    sim.submit(Request(request_id="a", prompt_tokens=100, output_tokens=5), live, 10.0)
     now_s, kinds = 10.0, []
     while sim.holds:
         now_s = sim.next_s() or math.nan
         for event in sim.due(now_s):
             kinds.append(event.kind)
             if event.kind == "finished":
-                sim.finished("a", now_s)
+                assert sim.finished("a", now_s) is live
     assert kinds == ["admitted", "first_token", "finished"]
     assert now_s - 10.0 == pytest.approx(3.0 * LLM.alone_s(100, 5), rel=1e-3)
 

@@ -12,7 +12,7 @@ import pytest
 
 from swarmx.core.actions import Refuse
 from swarmx.gateway.problems import refusal
-from swarmx.runtime.calls import CallRefused
+from swarmx.runtime.call_ends import CallRefused
 from tests.gateway.test_forecasts_shown import CHAT
 from tests.gateway.whole import MODEL, Whole, whole
 

@@ -6,17 +6,23 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
 
 from swarmx.core.errors import StoreError
 from swarmx.core.messages import Message, WorkflowEnded, WorkflowSubmitted
-from swarmx.core.records import CallRecord, WorkflowRecord
-from swarmx.gateway.transparent import Identity, TransparentWorkflows, identity_of, store_id
+from swarmx.core.records import Accepted, CallRecord, StoredEvent
+from swarmx.gateway.identity import Identity, Source
+from swarmx.gateway.program_events import ProgramEnded, ProgramEvent, outline, program_events
+from swarmx.gateway.program_log import MOST_WAITING
+from swarmx.gateway.transparent import TransparentWorkflows, Visit
 from swarmx.memory.sqlite import SqliteStore
 from swarmx.runtime.requests import BadRequest
+from tests.agents.worlds import a_call
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -35,13 +41,15 @@ class ShakyStore(SqliteStore):
     failures = 0
     unanswered = 0
 
-    async def accept(self, workflow: WorkflowRecord, events: Any) -> None:
+    async def accept(self, *args: Any, **more: Any) -> Accepted:
         self._shake()
-        await super().accept(workflow, events)
+        return self._answer(await super().accept(*args, **more))
 
     async def append(self, *args: Any, **more: Any) -> bool:
         self._shake()
-        done = await super().append(*args, **more)
+        return self._answer(await super().append(*args, **more))
+
+    def _answer(self, done: T) -> T:
         if self.unanswered:
             self.unanswered -= 1
             raise StoreError("the answer was lost")
@@ -67,12 +75,25 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def open_ones(store: ShakyStore, clock: Clock) -> TransparentWorkflows:
-    return TransparentWorkflows(store, clock, idle_s=0.04)
+def heard() -> list[Message]:
+    """What agents hear of the `open_ones`."""
+    return []
 
 
-def a(workflow_id: str = "w", *, final: bool = False, kind: str = "k") -> Identity:
-    return Identity(workflow_id=workflow_id, kind=kind, node="n", final=final)
+@pytest.fixture
+def open_ones(store: ShakyStore, clock: Clock, heard: list[Message]) -> TransparentWorkflows:
+    return TransparentWorkflows(store, clock, idle_s=0.04, post=heard.append)
+
+
+def a(workflow_id: str = "w", *, final: bool = False, source: Source = "swarmx", parent: str | None = None) -> Identity:
+    return Identity(workflow_id=workflow_id, kind="k", node="n", final=final, source=source, parent=parent)
+
+
+async def visit(workflows: TransparentWorkflows, identity: Identity, tenant: str = "red") -> str:
+    """One call from its beginning to its end; returns the id of its workflow."""
+    begun = await workflows.touch(identity, tenant)
+    await workflows.release(begun)
+    return begun.workflow_id
 
 
 async def state(store: SqliteStore, workflow_id: str = "red:w") -> str | None:
@@ -114,49 +135,6 @@ async def until(ask: Callable[[], Awaitable[object]], wanted: object) -> None:
             await asyncio.sleep(0.005)
 
 
-def test_without_the_header_there_is_no_workflow() -> None:
-    assert identity_of({"x-swarmx-workflow-kind": "k", "x-swarmx-node": "n"}) is None
-
-
-def test_the_headers_say_who_a_call_is() -> None:
-    headers = {
-        "x-swarmx-workflow-id": "run-7",
-        "x-swarmx-workflow-kind": "support",
-        "x-swarmx-node": "plan",
-        "x-swarmx-workflow-final": "TRUE",
-    }
-    assert identity_of(headers) == Identity(workflow_id="run-7", kind="support", node="plan", final=True)
-
-
-def test_the_id_alone_is_enough() -> None:
-    identity = Identity(workflow_id="x", kind="transparent", node="", final=False)
-    assert identity_of({"x-swarmx-workflow-id": "x"}) == identity
-
-
-@pytest.mark.parametrize("said", ["0", "false", "no", "", "maybe"])
-def test_only_a_clear_yes_is_final(said: str) -> None:
-    identity = identity_of({"x-swarmx-workflow-id": "x", "x-swarmx-workflow-final": said})
-    assert identity is not None
-    assert not identity.final
-
-
-@pytest.mark.parametrize("bad", ["", " ", "a b", "a/b", "-a", "x" * 129, "ä", "a\nb"])
-def test_an_id_that_cannot_be_one_is_refused(bad: str) -> None:
-    with pytest.raises(BadRequest, match="x-swarmx-workflow-id"):
-        identity_of({"x-swarmx-workflow-id": bad})
-
-
-def test_labels_are_cut_to_a_bounded_length() -> None:
-    headers = {"x-swarmx-workflow-id": "x", "x-swarmx-workflow-kind": "k" * 999, "x-swarmx-node": "n" * 999}
-    identity = identity_of(headers)
-    assert identity is not None
-    assert (len(identity.kind), len(identity.node)) == (64, 64)
-
-
-def test_tenants_do_not_share_ids() -> None:
-    assert store_id(a("w"), "red") != store_id(a("w"), "blue")
-
-
 async def test_a_first_call_opens_a_workflow(store: ShakyStore, open_ones: TransparentWorkflows) -> None:
     await open_ones.touch(a(), "red")
     record = await store.workflow("red:w", tenant="red")
@@ -167,46 +145,41 @@ async def test_a_first_call_opens_a_workflow(store: ShakyStore, open_ones: Trans
 async def test_a_final_call_ends_it_once_all_its_calls_are_over(
     store: ShakyStore, open_ones: TransparentWorkflows
 ) -> None:
-    await open_ones.touch(a(), "red")
-    await open_ones.touch(a(final=True), "red")
-    await open_ones.release(a(final=True), "red")
+    first = await open_ones.touch(a(), "red")
+    await visit(open_ones, a(final=True))
     assert await state(store) == "running"
-    await open_ones.release(a(), "red")
+    await open_ones.release(first)
     record = await store.workflow("red:w", tenant="red")
     assert record is not None
-    assert (record.state, record.outcome) == ("finished", b'{"calls":2}')
+    assert (record.state, record.outcome) == ("finished", b'{"calls":2,"ended_by":"final"}')
 
 
 async def test_a_workflow_that_has_ended_takes_no_calls(open_ones: TransparentWorkflows) -> None:
-    await open_ones.touch(a(final=True), "red")
-    await open_ones.release(a(final=True), "red")
+    await visit(open_ones, a(final=True))
     for _ in range(2):
         with pytest.raises(BadRequest, match="'w' has ended"):
             await open_ones.touch(a(), "red")
 
 
 async def test_no_call_slips_into_an_ended_workflow_beside_another(open_ones: TransparentWorkflows) -> None:
-    await open_ones.touch(a(final=True), "red")
-    await open_ones.release(a(final=True), "red")
+    await visit(open_ones, a(final=True))
     results = await asyncio.gather(*(open_ones.touch(a(), "red") for _ in range(5)), return_exceptions=True)
     assert [type(result) for result in results] == [BadRequest] * 5
 
 
 async def test_calls_that_begin_together_open_one_workflow(store: ShakyStore, open_ones: TransparentWorkflows) -> None:
-    await asyncio.gather(*(open_ones.touch(a(), "red") for _ in range(5)))
-    for _ in range(4):
-        await open_ones.release(a(), "red")
-    await open_ones.touch(a(final=True), "red")
-    await open_ones.release(a(final=True), "red")
+    *others, last = await asyncio.gather(*(open_ones.touch(a(), "red") for _ in range(5)))
+    for begun in others:
+        await open_ones.release(begun)
+    await visit(open_ones, a(final=True))
     assert await state(store) == "running"
-    await open_ones.release(a(), "red")
+    await open_ones.release(last)
     assert await state(store) == "finished"
 
 
 async def test_two_tenants_may_use_the_same_id(store: ShakyStore, open_ones: TransparentWorkflows) -> None:
-    await open_ones.touch(a(final=True), "red")
     await open_ones.touch(a(), "blue")
-    await open_ones.release(a(final=True), "red")
+    await visit(open_ones, a(final=True))
     assert await state(store, "red:w") == "finished"
     assert await state(store, "blue:w") == "running"
 
@@ -216,13 +189,12 @@ async def test_silence_ends_a_workflow_but_not_one_with_a_call_in_flight(
 ) -> None:
     reaper = asyncio.create_task(open_ones.run())
     try:
-        await open_ones.touch(a("quiet"), "red")
-        await open_ones.release(a("quiet"), "red")
-        await open_ones.touch(a("busy"), "red")
+        await visit(open_ones, a("quiet"))
+        busy = await open_ones.touch(a("busy"), "red")
         clock.at_s += 60.0
         await until(lambda: state(store, "red:quiet"), "finished")
         assert await state(store, "red:busy") == "running"
-        await open_ones.release(a("busy"), "red")
+        await open_ones.release(busy)
         clock.at_s += 60.0
         await until(lambda: state(store, "red:busy"), "finished")
     finally:
@@ -234,8 +206,7 @@ async def test_a_restart_takes_open_workflows_up_again(store: ShakyStore, clock:
     await TransparentWorkflows(store, clock, idle_s=60.0).touch(a(), "red")
     later = TransparentWorkflows(store, clock, idle_s=60.0)
     await later.recover()
-    await later.touch(a(final=True), "red")
-    await later.release(a(final=True), "red")
+    await visit(later, a(final=True))
     assert await state(store) == "finished"
 
 
@@ -253,9 +224,9 @@ async def test_a_workflow_that_could_not_be_stored_can_be_begun_again(
 async def test_a_call_is_over_even_if_its_workflow_cannot_be_ended_and_silence_ends_that_later(
     store: ShakyStore, clock: Clock, open_ones: TransparentWorkflows
 ) -> None:
-    await open_ones.touch(a(final=True), "red")
+    begun = await open_ones.touch(a(final=True), "red")
     store.failures = 2
-    await open_ones.release(a(final=True), "red")
+    await open_ones.release(begun)
     assert await state(store) == "running"
     clock.at_s += 60.0
     reaper = asyncio.create_task(open_ones.run())
@@ -264,10 +235,6 @@ async def test_a_call_is_over_even_if_its_workflow_cannot_be_ended_and_silence_e
     finally:
         reaper.cancel()
         await asyncio.wait({reaper})
-
-
-async def test_the_end_of_an_unknown_call_is_nothing(open_ones: TransparentWorkflows) -> None:
-    await open_ones.release(a(), "red")
 
 
 SUBMITTED = WorkflowSubmitted(workflow_id="red:w", kind="k")
@@ -307,10 +274,10 @@ async def test_agents_hear_once_that_a_workflow_begins_and_once_that_it_has_ende
     store: ShakyStore, clock: Clock, listener: Listener
 ) -> None:
     workflows = listener.listen(store, clock)
-    await asyncio.gather(*(workflows.touch(a(final=True), "red") for _ in range(5)))
+    visits = await asyncio.gather(*(workflows.touch(a(final=True), "red") for _ in range(5)))
     assert listener.messages == [SUBMITTED]
     clock.at_s += 3.0
-    await asyncio.gather(*(workflows.release(a(final=True), "red") for _ in range(5)))
+    await asyncio.gather(*map(workflows.release, visits))
     with pytest.raises(BadRequest):
         await workflows.touch(a(), "red")
     assert (listener.messages, listener.latencies_s) == ([SUBMITTED, ENDED], [3.0])
@@ -332,9 +299,9 @@ async def test_the_silence_that_ends_a_workflow_is_not_in_its_latency(
     store: ShakyStore, clock: Clock, listener: Listener
 ) -> None:
     workflows = listener.listen(store, clock)
-    await workflows.touch(a(), "red")
+    begun = await workflows.touch(a(), "red")
     clock.at_s += 2.0
-    await workflows.release(a(), "red")
+    await workflows.release(begun)
     clock.at_s += 60.0
     await listener.hear_the_end(workflows)
     assert (listener.messages, listener.latencies_s) == ([SUBMITTED, ENDED], [2.0])
@@ -358,9 +325,9 @@ async def test_a_workflow_that_was_open_at_the_restart_is_told_again_and_ends_on
 
 async def test_an_end_whose_answer_was_lost_is_told_once(store: ShakyStore, clock: Clock, listener: Listener) -> None:
     workflows = listener.listen(store, clock)
-    await workflows.touch(a(final=True), "red")
+    begun = await workflows.touch(a(final=True), "red")
     store.unanswered = 1
-    await workflows.release(a(final=True), "red")
+    await workflows.release(begun)
     assert await state(store) == "finished"
     assert listener.messages == [SUBMITTED]
     clock.at_s += 60.0
@@ -373,6 +340,291 @@ async def test_agents_that_raise_do_not_hurt_a_workflow(store: ShakyStore, clock
         raise RuntimeError("listener")
 
     workflows = TransparentWorkflows(store, clock, idle_s=0.04, post=raises, on_latency=raises)
-    await workflows.touch(a(final=True), "red")
-    await workflows.release(a(final=True), "red")
+    await visit(workflows, a(final=True))
     assert await state(store) == "finished"
+
+
+CLIENTS: list[Source] = ["swarmx", "dynamo", "claude_code", "codex", "deepseek", "session", "trace"]
+
+
+@pytest.fixture
+def fall_silent(
+    open_ones: TransparentWorkflows, clock: Clock, heard: list[Message]
+) -> Callable[[str], Awaitable[None]]:
+    """Lets so much time go by that the workflow has ended."""
+
+    async def fall(workflow_id: str) -> None:
+        clock.at_s += 1000.0
+        reaper = asyncio.create_task(open_ones.run())
+        ended = WorkflowEnded(workflow_id=workflow_id, state="finished")
+        try:
+            async with asyncio.timeout(20.0):
+                while ended not in heard:
+                    await asyncio.sleep(0.005)
+        finally:
+            reaper.cancel()
+            await asyncio.wait({reaper})
+
+    return fall
+
+
+async def events_of(store: ShakyStore, workflow_id: str = "red:w") -> list[ProgramEvent]:
+    return program_events(await store.events(workflow_id))
+
+
+@pytest.mark.parametrize("source", CLIENTS)
+async def test_a_session_that_was_ended_by_silence_is_answered_as_its_next_generation(
+    store: ShakyStore, fall_silent: Callable[[str], Awaitable[None]], open_ones: TransparentWorkflows, source: Source
+) -> None:
+    ids = [await visit(open_ones, a(source=source))]
+    for _ in range(5):
+        await fall_silent(ids[-1])
+        ids.append(await visit(open_ones, a(source=source)))
+        assert await visit(open_ones, a(source=source)) == ids[-1]
+    assert ids == ["red:w", "red:w~2", "red:w~3", "red:w~4", "red:w~5", "red:w~6"]
+    page = await store.workflows(tenant="red", state=None, limit=10, cursor=None)
+    assert {(record.name, record.kind, record.mode) for record in page.workflows} == {("w", "k", "transparent")}
+
+
+@pytest.mark.parametrize("source", CLIENTS[1:])
+async def test_a_foreign_session_goes_on_even_after_its_final_call(
+    open_ones: TransparentWorkflows, source: Source
+) -> None:
+    assert await visit(open_ones, a(source=source, final=True)) == "red:w"
+    assert await visit(open_ones, a(source=source)) == "red:w~2"
+
+
+async def test_an_id_of_ours_that_ended_in_silence_may_end_for_good_later(
+    store: ShakyStore, fall_silent: Callable[[str], Awaitable[None]], open_ones: TransparentWorkflows
+) -> None:
+    await fall_silent(await visit(open_ones, a()))
+    assert await visit(open_ones, a(final=True)) == "red:w~2"
+    with pytest.raises(BadRequest, match="'w' has ended"):
+        await visit(open_ones, a())
+
+
+async def test_calls_that_come_back_together_begin_one_generation(
+    store: ShakyStore, fall_silent: Callable[[str], Awaitable[None]], open_ones: TransparentWorkflows
+) -> None:
+    await fall_silent(await visit(open_ones, a()))
+    visits = await asyncio.gather(*(open_ones.touch(a(), "red") for _ in range(5)))
+    assert {begun.workflow_id for begun in visits} == {"red:w~2"}
+
+
+async def test_a_call_that_comes_while_its_workflow_ends_belongs_to_the_next_generation(
+    open_ones: TransparentWorkflows,
+) -> None:
+    last = await open_ones.touch(a(source="session", final=True), "red")
+    _, begun = await asyncio.gather(open_ones.release(last), open_ones.touch(a(source="session"), "red"))
+    assert begun.workflow_id == "red:w~2"
+
+
+async def test_a_beginning_whose_answer_was_lost_is_taken_up(store: ShakyStore, clock: Clock) -> None:
+    workflows = TransparentWorkflows(store, clock, idle_s=60.0)
+    store.unanswered = 1
+    with pytest.raises(StoreError):
+        await workflows.touch(a(), "red")
+    assert await visit(workflows, a(final=True)) == "red:w"
+    assert await state(store) == "finished"
+
+
+async def test_a_client_may_say_that_it_is_over_without_a_call(
+    store: ShakyStore, open_ones: TransparentWorkflows
+) -> None:
+    await open_ones.close(a("unknown"), "red")
+    assert await state(store, "red:unknown") is None
+    begun = await open_ones.touch(a(), "red")
+    await open_ones.close(a(), "red")
+    assert await state(store) == "running"
+    await open_ones.release(begun)
+    assert await state(store) == "finished"
+
+
+async def test_a_child_knows_its_parent_and_outlives_it(store: ShakyStore, open_ones: TransparentWorkflows) -> None:
+    parent = await open_ones.touch(a("p", source="session", final=True), "red")
+    child = await open_ones.touch(a("c", source="session", parent="p"), "red")
+    await open_ones.release(parent)
+    assert (await state(store, "red:p"), await state(store, "red:c")) == ("finished", "running")
+    record = await store.workflow(child.workflow_id, tenant="red")
+    assert record is not None
+    assert record.parent_id == "red:p"
+    assert outline(await events_of(store, "red:p"))["subagents"] == ["red:c"]
+    assert (await open_ones.outline("red:c"))["parent_id"] == "red:p"
+
+
+async def test_a_child_names_the_generation_of_its_parent_that_is_open(
+    store: ShakyStore, fall_silent: Callable[[str], Awaitable[None]], open_ones: TransparentWorkflows
+) -> None:
+    await fall_silent(await visit(open_ones, a("p")))
+    await open_ones.touch(a("p"), "red")
+    record = await store.workflow(await visit(open_ones, a("c", parent="p")), tenant="red")
+    assert record is not None
+    assert record.parent_id == "red:p~2"
+
+
+async def forever(begun: Visit) -> None:
+    await begun.guard(asyncio.Event().wait())
+
+
+async def test_cancelling_a_parent_lets_the_calls_of_its_whole_tree_go(
+    store: ShakyStore, open_ones: TransparentWorkflows
+) -> None:
+    tree = {"p": None, "c": "p", "d": "c", "other": None, "early": "late", "late": "d"}
+    visits = {
+        name: await open_ones.touch(a(name, source="session", parent=parent), "red") for name, parent in tree.items()
+    }
+    visits["blue"] = await open_ones.touch(a("c", source="session", parent="p"), "blue")
+    calls = {name: asyncio.ensure_future(forever(begun)) for name, begun in visits.items()}
+    await asyncio.sleep(0)
+    assert await open_ones.cancel("red:p", "red")
+    gone = {"p", "c", "d", "late", "early"}
+    for name in gone:
+        with pytest.raises(BadRequest, match="was cancelled"):
+            await calls[name]
+        assert await state(store, f"red:{name}") == "cancelling"
+        await open_ones.release(visits[name])
+        assert await state(store, f"red:{name}") == "cancelled"
+    for name in visits.keys() - gone:
+        assert not calls[name].done()
+        calls[name].cancel()
+    assert (await state(store, "red:other"), await state(store, "blue:c")) == ("running", "running")
+
+
+async def test_a_step_that_begins_after_the_cancel_is_let_go_too(open_ones: TransparentWorkflows) -> None:
+    begun = await open_ones.touch(a(), "red")
+    assert await open_ones.cancel("red:w", None)
+    with pytest.raises(BadRequest, match="was cancelled"):
+        await forever(begun)
+
+
+async def test_a_time_out_of_the_step_s_own_is_no_cancel(open_ones: TransparentWorkflows) -> None:
+    async def late() -> None:
+        raise TimeoutError("of its own")
+
+    begun = await open_ones.touch(a(), "red")
+    with pytest.raises(TimeoutError, match="of its own"):
+        await begun.guard(late())
+
+
+@pytest.mark.parametrize("source", CLIENTS)
+async def test_what_was_cancelled_takes_no_calls_whoever_makes_them(
+    store: ShakyStore, open_ones: TransparentWorkflows, source: Source
+) -> None:
+    begun = await open_ones.touch(a(source=source), "red")
+    assert await open_ones.cancel("red:w", "red")
+    with pytest.raises(BadRequest, match="'w' was cancelled"):
+        await open_ones.touch(a(source=source), "red")
+    await open_ones.release(begun)
+    with pytest.raises(BadRequest, match="'w' was cancelled"):
+        await open_ones.touch(a(source=source), "red")
+
+
+async def test_a_tenant_cannot_cancel_what_is_another_s_and_nobody_what_is_not_open(
+    store: ShakyStore, open_ones: TransparentWorkflows
+) -> None:
+    await open_ones.touch(a(), "red")
+    assert not await open_ones.cancel("red:w", "blue")
+    assert not await open_ones.cancel("red:unknown", None)
+    assert await state(store) == "running"
+
+
+async def test_a_cancel_holds_over_a_restart(store: ShakyStore, clock: Clock) -> None:
+    before = TransparentWorkflows(store, clock, idle_s=60.0)
+    await before.touch(a("p"), "red")
+    await before.touch(a("c", parent="p"), "red")
+    await before.touch(a("q"), "red")
+    assert await before.cancel("red:c", None)
+    later = TransparentWorkflows(store, clock, idle_s=1.0)
+    await later.recover()
+    reaper = asyncio.create_task(later.run())
+    try:
+        await until(lambda: state(store, "red:c"), "cancelled")
+    finally:
+        reaper.cancel()
+        await asyncio.wait({reaper})
+    assert await state(store, "red:p") == "running"
+    with pytest.raises(BadRequest, match="was cancelled"):
+        await later.touch(a("c", parent="p"), "red")
+
+
+async def test_the_tree_is_known_after_a_restart(store: ShakyStore, clock: Clock) -> None:
+    before = TransparentWorkflows(store, clock, idle_s=60.0)
+    await before.touch(a("p"), "red")
+    await before.touch(a("c", parent="p"), "red")
+    later = TransparentWorkflows(store, clock, idle_s=60.0)
+    await later.recover()
+    assert await later.cancel("red:p", None)
+    assert (await state(store, "red:p"), await state(store, "red:c")) == ("cancelled", "cancelled")
+
+
+async def test_parents_in_a_circle_are_cancelled_once(store: ShakyStore, open_ones: TransparentWorkflows) -> None:
+    await visit(open_ones, a("p", parent="c"))
+    await visit(open_ones, a("c", parent="p"))
+    assert await open_ones.cancel("red:c", None)
+    assert (await state(store, "red:p"), await state(store, "red:c")) == ("cancelled", "cancelled")
+
+
+async def test_what_is_seen_of_a_program_is_kept_in_order(store: ShakyStore, open_ones: TransparentWorkflows) -> None:
+    call = msgspec.structs.replace(a_call("c1"), workflow_id="red:w")
+    begun = await open_ones.touch(a(source="codex", final=True), "red")
+    open_ones.seen(begun, call, tools_offered=3)
+    open_ones.answered(call, ("grep", "read"))
+    open_ones.tools_returned("red:w", ("grep", "read"), 0.5)
+    open_ones.answered(msgspec.structs.replace(call, workflow_id="wf_declared"), ("other",))
+    await open_ones.release(begun)
+    events = await events_of(store)
+    assert [type(event).__name__ for event in events] == [
+        "ProgramStarted", "CallSeen", "CallAnswered", "ToolGap", "ProgramEnded",
+    ]  # fmt: skip
+    assert outline(events) == {
+        "source": "codex", "parent_id": None, "subagents": [], "tools": {"grep": 1, "read": 1}, "gaps_s": 0.5,
+        "ended_by": "final",
+    }  # fmt: skip
+
+
+async def test_events_are_written_while_the_program_runs_and_a_full_disk_only_delays_them(
+    store: ShakyStore, clock: Clock, open_ones: TransparentWorkflows
+) -> None:
+    begun = await open_ones.touch(a(), "red")
+    open_ones.seen(begun, msgspec.structs.replace(a_call("c1"), workflow_id="red:w"), tools_offered=0)
+    store.failures, store.unanswered = 2, 1
+
+    async def count() -> int:
+        return len(await store.events("red:w"))
+
+    reaper = asyncio.create_task(open_ones.run())
+    try:
+        await until(count, 2)
+        open_ones.tools_returned("red:w", ("grep",), 1.0)
+        await until(count, 3)
+    finally:
+        reaper.cancel()
+        await asyncio.wait({reaper})
+    assert [type(event).__name__ for event in await events_of(store)] == ["ProgramStarted", "CallSeen", "ToolGap"]
+
+
+async def test_events_that_are_too_many_are_counted(store: ShakyStore, open_ones: TransparentWorkflows) -> None:
+    begun = await open_ones.touch(a(final=True), "red")
+    for _ in range(MOST_WAITING + 7):
+        open_ones.tools_returned("red:w", ("grep",), 1.0)
+    await open_ones.release(begun)
+    events = await events_of(store)
+    assert len(events) == MOST_WAITING + 2
+    assert events[-1] == ProgramEnded(at_s=1000.0, why="final", lost=7)
+
+
+async def test_the_last_events_are_written_when_the_server_stops(
+    store: ShakyStore, open_ones: TransparentWorkflows
+) -> None:
+    reaper = asyncio.create_task(open_ones.run())
+    await asyncio.sleep(0)
+    await open_ones.touch(a(), "red")
+    open_ones.tools_returned("red:w", ("grep",), 1.0)
+    reaper.cancel()
+    await asyncio.wait({reaper})
+    assert outline(await events_of(store))["gaps_s"] == 1.0
+
+
+def test_events_of_another_version_are_told_from_nonsense() -> None:
+    with pytest.raises(StoreError, match="another version"):
+        program_events([StoredEvent(seq=1, at_s=0.0, body=b'{"type":"Unheard"}')])

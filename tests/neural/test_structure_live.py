@@ -24,6 +24,7 @@ from swarmx.core.messages import (
     WorkflowSubmitted,
 )
 from swarmx.core.nouns import Candidates, Decision
+from swarmx.neural.head import Head
 from swarmx.neural.structure_live import Remaining, WorkflowForecasts
 from tests.agents.worlds import FORECAST, a_call
 from tests.neural.heads import a_head
@@ -163,6 +164,46 @@ def test_a_call_that_was_cancelled_is_over() -> None:
     assert of(forecasts, "w").work.mean < before.mean
 
 
+@pytest.mark.parametrize("heads", [{}, random_heads()], ids=["memory", "heads"])
+def test_the_path_alone_is_the_same_as_in_the_whole_forecast(heads: dict[str, Head]) -> None:
+    forecasts = WorkflowForecasts(heads, taught(6).memory)
+    now_s = play(
+        forecasts, [submitted("w"), ready("w", "c"), finished("c"), ready("w", "d"), submitted("x", "unheard")]
+    )
+    for workflow in ("w", "x"):
+        for later_s in (0.0, 5.0):
+            path = forecasts.path(workflow, now_s + later_s)
+            whole = of(forecasts, workflow, now_s + later_s).path
+            assert path is not None
+            assert (path.source, path.version, path.unit) == (whole.source, whole.version, "s")
+            assert path.quantiles == pytest.approx(whole.quantiles, rel=1e-4)
+    assert forecasts.path("unknown", now_s) is None
+
+
+def test_a_call_that_was_announced_counts_once() -> None:
+    announced, heard = taught(6), taught(6)
+    for forecasts in (announced, heard):
+        play(forecasts, [submitted("w")], from_s=100.0)
+    announced.call_ready(ready("w", "c").call, 101.0)
+    assert announced.path("w", 101.0) != heard.path("w", 101.0)
+    for forecasts in (announced, heard):
+        forecasts.hear(ready("w", "c"), 101.0)
+    assert of(announced, "w", 102.0) == of(heard, "w", 102.0)
+
+
+def test_a_workflow_that_goes_on_after_a_restart_is_forecast_but_teaches_no_half_of_itself() -> None:
+    whole, half = taught(6), taught(6)
+    play(whole, [submitted("w")], from_s=1000.0)
+    play(half, [msgspec.structs.replace(submitted("w"), submitted_at_s=400.0)], from_s=1000.0)
+    before = half.memory.recall("report", "m", 1, 0)
+    for forecasts in (whole, half):
+        play(forecasts, [ready("w", "c"), finished("c")], from_s=1001.0)
+    assert of(half, "w", 1003.0) == of(whole, "w", 1003.0)
+    for forecasts in (whole, half):
+        forecasts.hear(ended("w"), 1003.0)
+    assert half.memory.recall("report", "m", 1, 0) == before != whole.memory.recall("report", "m", 1, 0)
+
+
 def test_what_the_prompt_and_the_answer_say_is_heard() -> None:
     forecasts = WorkflowForecasts(random_heads(), taught(6).memory)
     play(forecasts, [submitted("w"), ready("w", "c"), finished("c")])
@@ -170,10 +211,28 @@ def test_what_the_prompt_and_the_answer_say_is_heard() -> None:
     forecasts.prompt_read("w", b"Thank you, goodbye!")
     told = of(forecasts, "w").calls
     assert told != silent
-    forecasts.answer_read("w", "search")
+    forecasts.answer_read(ready("w", "c").call, ("search",), 2.0)
     assert of(forecasts, "w").calls != told
     forecasts.prompt_read("unknown", b"x")
-    forecasts.answer_read("unknown", "x")
+    forecasts.answer_read(ready("unknown", "c").call, ("x",), 2.0)
+
+
+def test_the_pause_of_a_workflow_that_waits_for_tools_is_learnt_and_shrinks() -> None:
+    forecasts = WorkflowForecasts()
+    call = ready("w", "c").call
+    forecasts.hear(submitted("w"), 0.0)
+    for turn in range(20):
+        forecasts.answer_read(call, ("search",), 10.0 * turn)
+        gap = forecasts.tools_returned(call, returns_tools=True, now_s=10.0 * turn + 4.0)
+        assert gap is not None
+        assert gap.gap_s == pytest.approx(4.0)
+    assert of(forecasts, "w", 300.0).pause is None
+    forecasts.answer_read(call, ("search",), 300.0)
+    pause = of(forecasts, "w", 301.0).pause
+    assert pause is not None
+    assert pause.quantile(0.5) == pytest.approx(3.0)
+    forecasts.hear(ended("w"), 302.0)
+    assert forecasts.tools_returned(call, returns_tools=True, now_s=303.0) is None
 
 
 def test_the_silent_workflow_makes_room() -> None:

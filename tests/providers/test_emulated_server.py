@@ -113,6 +113,18 @@ def chat(user: str, **more: Any) -> dict[str, Any]:
     return {"model": "8b", "messages": messages, "max_tokens": 4000, **more}
 
 
+def tool(name: str, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+RECURSIVE = {"required": ["a"], "properties": {"a": {"$ref": "#"}}}
+CITY = {"required": ["city"], "properties": {"city": {"type": "string", "minLength": 3}, "days": {"type": "integer"}}}
+
+
 async def lengths_of(fleet: Fleet, users: list[str]) -> list[int]:
     async def one(user: str) -> int:
         answer = await fleet.client.chat.completions.create(**chat(user))
@@ -150,6 +162,70 @@ async def test_the_openai_client_gets_text_completions(fleet: Fleet) -> None:
     assert "".join([c.choices[0].text async for c in stream]) == answer.choices[0].text
     assert answer.usage is not None
     assert answer.usage.completion_tokens <= 6
+
+
+async def test_a_tool_that_must_be_called_is_called_with_the_smallest_arguments(fleet: Fleet) -> None:
+    answer = await fleet.client.chat.completions.create(
+        **chat("middle", tools=[tool("weather", CITY), tool("time")], tool_choice=named("weather"))
+    )
+    (choice,) = answer.choices
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    (called,) = choice.message.tool_calls or []
+    assert called.type == "function"
+    assert (called.function.name, json.loads(called.function.arguments)) == ("weather", {"city": "xxx"})
+    assert called.id
+    assert answer.usage is not None
+    assert 0 < answer.usage.completion_tokens < 20
+
+
+async def test_a_streamed_tool_call_is_the_same_as_a_whole_one(fleet: Fleet) -> None:
+    asked = chat("middle", tools=[tool("weather", CITY), tool("time")], tool_choice="required")
+    whole = await fleet.client.chat.completions.create(**asked)
+    async with fleet.client.chat.completions.stream(**asked) as stream:
+        streamed = await stream.get_final_completion()
+    functions = [answer.choices[0].message.tool_calls[0].function for answer in (whole, streamed)]  # type: ignore
+    assert len({(function.name, function.arguments) for function in functions}) == 1
+    assert streamed.choices[0].finish_reason == "tool_calls"
+
+
+async def test_a_free_model_calls_tools_until_it_answers_and_does_so_again(fleet: Fleet) -> None:
+    async def run() -> list[str]:
+        messages, seen = chat("middle")["messages"], []
+        while True:
+            answer = await fleet.client.chat.completions.create(
+                model="8b", messages=messages, tools=[tool("a"), tool("b"), tool("c")], max_tokens=4000
+            )
+            message = answer.choices[0].message
+            if not message.tool_calls:
+                assert (message.content or "").startswith("[emulated]")
+                return seen
+            assert message.tool_calls[0].type == "function"
+            seen.append(message.tool_calls[0].function.name)
+            called = {"id": "1", "type": "function", "function": {"name": seen[-1], "arguments": "{}"}}
+            messages = [
+                *messages,
+                {"role": "assistant", "content": None, "tool_calls": [called]},
+                {"role": "tool", "tool_call_id": "1", "content": f"result {len(seen)}"},
+            ]
+
+    assert await run() == await run()
+
+
+async def test_tools_that_are_offered_count_as_prompt(fleet: Fleet) -> None:
+    bare = await fleet.client.chat.completions.create(**chat("short"))
+    offered = await fleet.client.chat.completions.create(**chat("short", tools=[tool("x" * 450)], tool_choice="none"))
+    assert bare.usage is not None
+    assert offered.usage is not None
+    assert offered.usage.prompt_tokens > bare.usage.prompt_tokens + 100
+    assert not offered.choices[0].message.tool_calls
+
+
+async def test_a_tool_call_that_is_cut_ends_by_length(fleet: Fleet) -> None:
+    asked = chat("x", tools=[tool("weather", CITY)], tool_choice="required") | {"max_tokens": 1}
+    answer = await fleet.client.chat.completions.create(**asked)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 1
 
 
 async def test_a_json_schema_is_met(fleet: Fleet) -> None:
@@ -265,7 +341,7 @@ def image(**more: Any) -> dict[str, Any]:
         (CHAT, b"{", 400, "not JSON"),
         (CHAT, b"\xff\xfe", 400, "not JSON"),
         (CHAT, b"[]", 400, "not valid"),
-        (CHAT, b'{"model": "8b", "messages": [], "tools": ' + b"[" * 100_000, 400, "not JSON"),
+        (CHAT, b'{"model": "8b", "messages": [], "stop": ' + b"[" * 100_000, 400, "not JSON"),
         (CHAT, {"model": "8b"}, 400, "messages"),
         (CHAT, chat("x", messages=[]), 400, "messages is empty"),
         (CHAT, chat("x", messages=[{"role": "user", "content": 5}]), 400, "not valid"),
@@ -273,7 +349,9 @@ def image(**more: Any) -> dict[str, Any]:
         (CHAT, chat("x", n=2), 400, "exactly one answer"),
         (CHAT, chat("x", max_tokens=0), 400, "max_tokens is 0"),
         (CHAT, chat("x", max_tokens="many"), 400, "not valid"),
-        (CHAT, chat("x", tools=[{}]), 400, "does not call tools"),
+        (CHAT, chat("x", tools=[{}]), 400, "not valid"),
+        (CHAT, chat("x", tools=[tool("f")], tool_choice=named("g")), 400, "'g', which is not among the tools"),
+        (CHAT, chat("x", tools=[tool("f", RECURSIVE)], tool_choice="required"), 400, "'f' are no schema"),
         (CHAT, chat("x", response_format={"type": "xml"}), 400, "'xml' is not supported"),
         (CHAT, chat("word " * 5000), 400, "maximum context length is 4096 tokens"),
         ("/v1/completions", {"model": "8b", "prompt": ["a", "b"]}, 400, "exactly one"),

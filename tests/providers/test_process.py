@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from swarmx.core.errors import ConfigError, ReplicaError
-from swarmx.core.nouns import ReplicaGroup
+from swarmx.core.nouns import EngineOrder, ReplicaGroup
 from swarmx.providers import process as module
 from swarmx.providers.process import CPU_PROFILE, ProcessProvider, VllmServer
 from tests.e2e.fleet import alive, children
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.process
 # An API server with a worker in its process group, as vLLM has them.
 SERVER = """
 import http.server, os, signal, subprocess, sys
-model, name, port = sys.argv[1:]
-print("cores", os.environ.get("SWARMX_VLLM_CPUS"), flush=True)
+model, name, port, *more = sys.argv[1:]
+print("cores", os.environ.get("SWARMX_VLLM_CPUS"), *more, flush=True)
 if os.path.exists(model + "/broken"):
     sys.exit("this model is broken")
 if os.path.exists(model + "/stubborn"):
@@ -179,6 +179,21 @@ async def test_servers_share_the_cores(model: Path, tmp_path: Path) -> None:
     await provider.retire("r0")
     await provider.deploy("next", GROUP)
     assert core_of("next") == freed
+    await provider.stop()
+
+
+@pytest.mark.parametrize(
+    ("order", "arguments", "priorities"),
+    [("arrival", [], "ignored"), ("priority", ["--scheduling-policy", "priority"], "low_first")],
+)
+async def test_a_server_is_told_in_which_order_to_serve(
+    model: Path, tmp_path: Path, order: EngineOrder, arguments: list[str], priorities: str
+) -> None:
+    provider = ProcessProvider(models={"m-cpu": model}, logs=tmp_path / "logs")
+    replica = await provider.deploy("r", msgspec.structs.replace(GROUP, engine_order=order))
+    assert replica.priorities == priorities
+    said, *_ = (tmp_path / "logs" / "r.log").read_text().splitlines()
+    assert said.split()[2:] == arguments
     await provider.stop()
 
 

@@ -35,7 +35,8 @@ from swarmx.core.ports import Forecaster
 from swarmx.core.prompts import Encoding, PromptText, cut
 from swarmx.core.records import CallRecord, ModelRequest
 from swarmx.neural.empirical import EmpiricalForecaster
-from swarmx.runtime.calls import CallRefused, CallService
+from swarmx.runtime.call_ends import CallRefused
+from swarmx.runtime.calls import CallService
 from swarmx.runtime.clock import WallClock
 from swarmx.runtime.fleet_book import FleetBook
 from swarmx.runtime.journal import MemoryJournal
@@ -185,11 +186,27 @@ async def scene() -> AsyncIterator[Make]:
     async with AsyncExitStack() as stack:
 
         def make(
-            *, forecaster: Forecaster | None = None, refiner: Any = None, on_prompt: Any = None, **patience: Any
+            *,
+            forecaster: Forecaster | None = None,
+            refiner: Any = None,
+            path_of: Any = None,
+            on_prompt: Any = None,
+            on_answer: Any = None,
+            keep: Any = None,
+            **patience: Any,
         ) -> Scene:
             settings = RouterSettings(**{"policy": "round_robin", **patience})
             plain_or = forecaster or EmpiricalForecaster()
-            made = Scene(stack, settings, plain_or, refiner=refiner, on_prompt=on_prompt)
+            made = Scene(
+                stack,
+                settings,
+                plain_or,
+                refiner=refiner,
+                path_of=path_of,
+                on_prompt=on_prompt,
+                on_answer=on_answer,
+                keep=keep,
+            )
             stack.push_async_callback(made.upstream.close)
             stack.callback(made.shell.close)
             return made
@@ -280,7 +297,7 @@ async def test_a_workflow_gets_the_answer_as_a_value(scene: Make) -> None:
         )
     )
     assert result.answer == msgspec.json.decode(ANSWER)
-    assert (result.replica_id, result.attempts, result.error) == ("a", 1, None)
+    assert (result.replica_id, result.attempts, result.failure) == ("a", 1, None)
 
 
 @pytest.mark.parametrize(
@@ -421,6 +438,57 @@ def a_request(**more: Any) -> ModelRequest:
     )
 
 
+async def test_the_engine_is_told_whose_call_it_is_and_no_two_attempts_have_the_same_name(scene: Make) -> None:
+    seen: list[tuple[str | None, str | None]] = []
+
+    def noting(serve: Serve) -> Serve:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            seen.append((request.headers.get("x-request-id"), request.headers.get("idempotency-key")))
+            return await serve(request)
+
+        return handle
+
+    s = scene()
+    await s.serve("a", noting(with_status(503)), noting(plain))
+    await s.calls.complete(a_request(request_id="wf/n/1", idempotency_key="wf/n"))
+    assert seen == [("wf/n/1", "wf/n"), ("wf/n/1.2", "wf/n")]
+    await s.ask()
+    assert seen[-1] == (s.records[-1].call_id, None), "a call without a workflow goes by its own id"
+
+
+async def test_the_record_of_an_owned_call_comes_with_its_result_and_is_nobody_elses(scene: Make) -> None:
+    kept: list[CallRecord] = []
+    s = scene(keep=kept.append)
+    await s.serve("a", plain, with_status(400), plain)
+    answered = await s.calls.complete(a_request(owned=True))
+    rejected = await s.calls.complete(a_request(owned=True))
+    assert [answered.record, rejected.record] == s.records
+    assert rejected.failure is not None
+    assert rejected.failure.cause == "rejected"
+    assert kept == []
+    result = await s.calls.complete(a_request())
+    assert result.record is None
+    assert kept == s.records[2:]
+
+
+async def test_an_owned_call_that_is_cancelled_leaves_its_record_to_the_server(scene: Make) -> None:
+    kept: list[CallRecord] = []
+    s = scene(keep=kept.append)
+    begun = asyncio.Event()
+
+    async def hangs(request: web.Request) -> web.StreamResponse:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    await s.serve("a", hangs)
+    task = asyncio.create_task(s.calls.complete(a_request(owned=True)))
+    await begun.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert [record.state for record in kept] == ["cancelled"]
+
+
 def spend(s: Scene, tokens: int) -> None:
     """Another call of the tenant has taken so many tokens; nobody waits for it."""
     s.shell.post(CallReady(call=a_call("other", prompt_tokens=tokens), forecast=point(0.0, unit="tokens")))
@@ -452,8 +520,9 @@ async def test_a_call_of_a_workflow_does_not_wait_past_its_deadline(scene: Make)
     spend(s, 120_000)
     result = await s.calls.complete(a_request(deadline_at_s=WallClock().now_s() + 30.0))
     assert result.answer is None
-    assert result.error is not None
-    assert "refused after 0 attempts: budget" in result.error
+    assert result.failure is not None
+    assert result.failure.cause == "refused"
+    assert "refused after 0 attempts: budget" in result.failure.error
     assert s.records[0].state == "refused"
 
 
@@ -844,6 +913,36 @@ async def test_the_prompt_of_a_workflows_call_is_shown_once_and_after_the_router
     await s.ask(cut(b"Why?"))
     await s.calls.answer(msgspec.structs.replace(a_call("alone"), workflow_id=""), PROMPT, b"{}")
     assert shown == [("c", b"Why?", True)]
+
+
+async def test_the_tools_that_a_workflow_s_answer_asks_for_are_told_once_it_is_whole(scene: Make) -> None:
+    told: list[tuple[str, tuple[str, ...]]] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if not (await request.json()).get("stream"):
+            return web.json_response({"choices": [{"message": {"tool_calls": [{"function": {"name": "grep"}}]}}]})
+        asked = b'data: {"choices":[{"delta":{"tool_calls":[{"function":{"name":"read"}}]}}]}\n\n'
+        return web.Response(body=asked + b"data: [DONE]\n\n", content_type="text/event-stream")
+
+    s = scene(on_answer=lambda call, tools: told.append((call.call_id, tools)))
+    await s.serve("a", answer)
+    await s.ask()
+    async for _ in s.calls.stream(a_call("streamed"), PROMPT, b'{"stream":true}'):
+        assert len(told) == 2
+    await s.calls.answer(msgspec.structs.replace(a_call("alone"), workflow_id=""), PROMPT, b"{}")
+    assert told == [("c", ("grep",)), ("streamed", ("read",))]
+
+
+async def test_the_router_hears_how_long_the_workflow_of_a_call_still_takes(scene: Make) -> None:
+    known = {"w": point(12.5, unit="s")}
+    s = scene(path_of=lambda call: known.get(call.workflow_id))
+    await s.serve("a", plain)
+    await s.ask()
+    await s.calls.answer(msgspec.structs.replace(a_call("alone"), workflow_id=""), PROMPT, b"{}")
+    assert [message.path for message in s.heard if isinstance(message, CallReady)] == [known["w"], None]
+    (decision,) = s.decisions("c")
+    assert decision.workflow is not None
+    assert decision.workflow.remaining_s == 12.5
 
 
 async def test_a_call_that_has_ended_is_neither_refined_nor_waited_for(scene: Make) -> None:

@@ -50,6 +50,13 @@ def test_a_long_prompt_is_cut_as_if_its_messages_had_been_joined(texts: list[str
     assert prompt == cut("\n".join(texts).encode(), messages=len(texts))
 
 
+def test_a_prompt_that_ends_in_a_tool_s_result_says_so() -> None:
+    result = {"role": "tool", "tool_call_id": "1", "content": "42"}
+    assert asked({"messages": [*CHAT["messages"], result]})[1].returns_tools
+    assert not asked({"messages": [result, *CHAT["messages"]]})[1].returns_tools
+    assert not asked({"prompt": "a bee"}, "image")[1].returns_tools
+
+
 @pytest.mark.parametrize("tools", [None, 3, "many", {}])
 def test_tools_that_are_no_list_are_not_counted(tools: object) -> None:
     assert asked(CHAT | {"tools": tools})[1].tools == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from swarmx.core.errors import NotFound, StoreError, Unavailable, WorkflowError
+from swarmx.core.failures import Failure
 from swarmx.core.messages import Message, WorkflowEnded, WorkflowSubmitted
-from swarmx.core.records import ModelRequest, ModelResult, WorkflowRecord
+from swarmx.core.records import Commit, Committed, ModelRequest, ModelResult, WorkflowRecord
 from swarmx.memory.sqlite import SqliteStore
 from swarmx.runtime.workflows import WorkflowRunner
 from swarmx.workflows.events import Cancelled, Failed, Finished, NodeFinished, Submitted, decode_event, encode_event
@@ -75,7 +76,8 @@ class EchoModel:
 
 
 def refusal(reason: str) -> Callable[[ModelRequest], ModelResult]:
-    return lambda request: ModelResult(call_id="refused", replica_id=None, attempts=3, error=reason)
+    failure = Failure(cause="refused", error=reason)
+    return lambda request: ModelResult(call_id="refused", replica_id=None, attempts=3, failure=failure)
 
 
 @dataclass
@@ -192,6 +194,8 @@ async def test_the_description_shows_nodes_states_and_times(start: Start) -> Non
         "started_at_s": 1000.0,
         "ended_at_s": None,
         "call_id": None,
+        "attempt": 1,
+        "not_before_s": None,
         "error": None,
     }
     assert nodes["sum_up"]["state"] == "waiting"
@@ -384,7 +388,7 @@ async def test_an_unreadable_workflow_is_failed_and_does_not_stop_the_others(sto
     record = WorkflowRecord(
         workflow_id="bad", tenant="a", mode="declared", kind="k", name="n", state="running", created_at_s=0.0
     )
-    await store.accept(record, [b'{"v": 99, "event": {"type": "FromTheFuture"}}'])
+    await store.accept(record, [b'{"v": 1, "event": {"type": "FromNowhere"}}'])
     model = EchoModel(hung=frozenset({"only"}))
     runner = start(model)
     good = await runner.submit(parse_workflow(ONE), {}, "a")
@@ -396,7 +400,22 @@ async def test_an_unreadable_workflow_is_failed_and_does_not_stop_the_others(sto
     bad = await store.workflow("bad", tenant="a")
     assert bad is not None
     assert bad.state == "failed"
-    assert b"version 99" in (bad.outcome or b"")
+    assert b"FromNowhere" in (bad.outcome or b"")
+
+
+async def test_a_workflow_of_a_newer_version_is_left_alone_but_for_a_kill(store: SqliteStore, start: Start) -> None:
+    record = WorkflowRecord(
+        workflow_id="new", tenant="a", mode="declared", kind="k", name="n", state="running", created_at_s=0.0
+    )
+    await store.accept(record, [b'{"v": 99, "event": {"type": "FromTheFuture"}}'])
+    runner = start(EchoModel())
+    assert await runner.recover() == 0
+    found = await store.workflow("new", tenant="a")
+    assert found is not None
+    assert (found.state, found.seq) == ("running", 1)
+    with pytest.raises(WorkflowError, match="version 99, this program knows"):
+        await runner.describe("new", "a")
+    assert (await runner.kill("new", "a")).state == "cancelled"
 
 
 async def test_transparent_workflows_are_left_to_their_clients(store: SqliteStore, start: Start) -> None:
@@ -420,29 +439,29 @@ async def test_inputs_that_do_not_fit_are_refused_at_submission(store: SqliteSto
     assert await store.unfinished() == []
 
 
-async def test_a_store_that_recovers_loses_nothing(store: SqliteStore, start: Start) -> None:
+async def test_a_store_that_recovers_loses_nothing(store: SqliteStore, start: Start, tmp_path: Path) -> None:
     class FlakyStore(SqliteStore):
-        """Refuses the second append once, and once says no after it wrote."""
+        """Refuses the second commit once, and once says no after it wrote."""
 
-        appends = 0
+        commits = 0
 
-        async def append(self, workflow_id: str, events: Sequence[bytes], **more: Any) -> bool:
-            self.appends += 1
-            if self.appends == 2:
+        async def commit(self, change: Commit) -> Committed:
+            self.commits += 1
+            if self.commits == 2:
                 raise StoreError("disk full")
-            done = await store.append(workflow_id, events, **more)
-            if self.appends == 4:
+            done = await super().commit(change)
+            if self.commits == 4:
                 raise StoreError("answer lost")
             return done
 
-    flaky = FlakyStore(":memory:")
-    flaky.accept = store.accept  # type: ignore[method-assign]
-    flaky.events = store.events  # type: ignore[method-assign]
-    flaky.workflow = store.workflow  # type: ignore[method-assign]
+    flaky = FlakyStore(tmp_path / "swarmx.db")
+    await flaky.open()
     runner = start(EchoModel(), store=flaky)
     workflow_id = await runner.submit(parse_workflow(CHAIN), {"topic": "bees"}, "a")
     assert (await runner.wait(workflow_id, "a")).state == "finished"
     assert await terminal_events(store, workflow_id) == ["Finished"]
+    await runner.close()
+    await flaky.close()
 
 
 async def test_a_listener_that_raises_does_not_stop_the_workflow(start: Start) -> None:
@@ -486,20 +505,20 @@ def test_an_event_survives_its_bytes() -> None:
 
 
 class ForgetfulStore(SqliteStore):
-    """The store behind `path`, whose answers to `append` are lost, or never come, as often as it is told to."""
+    """The store behind `path`, whose answers to `commit` are lost, or never come, as often as it is told to."""
 
     unanswered = 0
     defects = 0
     full = False
 
-    async def append(self, workflow_id: str, events: Sequence[bytes], **more: Any) -> bool:
+    async def commit(self, change: Commit) -> Committed:
         if self.defects:
             self.defects -= 1
             raise RuntimeError("a defect")
         if self.full:
             raise StoreError("disk full")
-        done = await super().append(workflow_id, events, **more)
-        if more["state"] is not None and self.unanswered:
+        done = await super().commit(change)
+        if change.state is not None and self.unanswered:
             self.unanswered -= 1
             raise StoreError("answer lost")
         return done
@@ -604,7 +623,7 @@ async def test_an_unreadable_workflow_is_told_to_have_failed(store: SqliteStore,
     record = WorkflowRecord(
         workflow_id="bad", tenant="a", mode="declared", kind="k", name="n", state="running", created_at_s=0.0
     )
-    await store.accept(record, [b'{"v": 99, "event": {"type": "FromTheFuture"}}'])
+    await store.accept(record, [b'{"v": 1, "event": {"type": "FromNowhere"}}'])
     assert await start(EchoModel(), post=heard.append).recover() == 0
     assert heard == [WorkflowEnded(workflow_id="bad", state="failed")]
 

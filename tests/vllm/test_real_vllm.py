@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from swarmx.client import Api
 from swarmx.core.errors import ReplicaError
 from swarmx.demo.fleet import server
 from swarmx.providers.process import DEFAULT_MODEL, VllmServer
+from swarmx.runtime.priorities import prioritised
 from tests.e2e.fleet import children
 
 pytestmark = [
@@ -137,6 +139,23 @@ async def test_whoever_started_a_server_hears_of_its_end_and_can_start_it_again(
     with pytest.raises(asyncio.CancelledError):
         await again
     assert set(children(os.getpid())) == before
+
+
+async def test_a_server_that_orders_by_priority_takes_the_priority_of_a_call(tmp_path: Path) -> None:
+    own = VllmServer(model_dir=DEFAULT_MODEL, name=_NAME, log=tmp_path / "vllm.log", engine_order="priority")
+    try:
+        url = await own.start()
+        asked = {"model": _NAME, "messages": [{"role": "user", "content": "Name one colour."}], "max_tokens": 4}
+        body = prioritised(json.dumps(asked).encode(), time.time(), "low_first")
+        headers = {"content-type": "application/json"}
+        async with (
+            aiohttp.ClientSession(url, headers=headers) as session,
+            session.post("/v1/chat/completions", data=body) as response,
+        ):
+            assert response.status == 200, await response.text()
+    finally:
+        await own.stop()
+    assert "'scheduling_policy': 'priority'" in (tmp_path / "vllm.log").read_text()
 
 
 async def test_the_demo_runs_on_real_models(tmp_path: Path) -> None:

@@ -48,6 +48,31 @@ def test_one_emulator_serves_fixed_and_elastic_replicas() -> None:
     assert elastic_providers(settings, emulated, Path("logs")) == {"emulated": emulated}
 
 
+async def test_a_server_of_somebody_else_is_sent_priorities_only_where_the_settings_say_so() -> None:
+    url = "http://127.0.0.1:1"
+    asked = [{"id": "plain", "model": "m", "url": url}, {"id": "sglang", "model": "m", "url": url}]
+    asked[1]["priorities"] = "high_first"
+    (provider,) = fixed_providers(parse({"replicas": asked}), None)
+    assert [replica.priorities for replica in await provider.start()] == ["ignored", "high_first"]
+
+
+def test_replicas_that_are_started_here_get_the_order_of_their_entry() -> None:
+    entry = {"model": "qwen3-8b", "device": "h100", "engine_order": "priority"}
+    assert [group.engine_order for group in groups(parse({"elastic": [entry, ELASTIC]}))] == ["priority", "arrival"]
+
+
+@pytest.mark.parametrize("place", ["emulated", "elastic", "replicas"])
+def test_servers_of_images_know_no_priorities(place: str) -> None:
+    entry: dict[str, str] = {"model": "sdxl", "device": "h100", "kind": "image"}
+    more = (
+        {"id": "i", "url": "http://h", "priorities": "low_first"}
+        if place == "replicas"
+        else {"engine_order": "priority"}
+    )
+    with pytest.raises(ConfigError, match="servers of images"):
+        parse({place: [{**entry, **more}]})
+
+
 def test_a_process_group_without_a_model_in_its_folder_is_an_error(tmp_path: Path) -> None:
     settings = parse({"elastic": [{"model": "m", "device": "cpu", "provider": "process", "folder": str(tmp_path)}]})
     with pytest.raises(ConfigError, match="holds no model"):

@@ -37,7 +37,7 @@ def text(value: str, json: Any = None) -> dict[str, Any]:
 
 def started(source: str, **inputs: Any) -> tuple[Run, list[Event], list[StartModelCall]]:
     run, submitted = Run.start(parse_workflow(source), inputs)
-    events, calls = advance(run)
+    events, calls = advance(run, now_s=0.0)
     return run, [submitted, *events], calls
 
 
@@ -51,9 +51,9 @@ def test_independent_nodes_start_together_and_dependent_ones_after_them() -> Non
         "a: {kind: llm, model: m, prompt: p}, b: {kind: llm, model: m, prompt: p}}}"
     )
     assert paths(calls) == ["a", "b"]
-    _, calls = advance(run, [NodeFinished(path="b", output=text("B"))])
+    _, calls = advance(run, [NodeFinished(path="b", output=text("B"))], now_s=0.0)
     assert calls == []
-    _, calls = advance(run, [NodeFinished(path="a", output=text("A"))])
+    _, calls = advance(run, [NodeFinished(path="a", output=text("A"))], now_s=0.0)
     assert paths(calls) == ["c"]
     assert calls[0].body["messages"] == [{"role": "user", "content": "A"}]
 
@@ -104,7 +104,7 @@ def test_a_map_runs_its_items_and_keeps_their_order() -> None:
     assert paths(calls) == ["m[0].w", "m[1].w", "m[2].w"]
     assert [call.body["messages"][0]["content"] for call in calls] == ["n=3", "n=1", "n=2"]
     for path in ("m[2].w", "m[0].w", "m[1].w"):
-        advance(run, [NodeFinished(path=path, output=text(path))])
+        advance(run, [NodeFinished(path=path, output=text(path))], now_s=0.0)
     assert run.end == Finished(outputs={"m": ["m[0].w", "m[1].w", "m[2].w"]})
 
 
@@ -140,8 +140,8 @@ def test_a_loop_sees_its_previous_result_and_stops_when_told() -> None:
     prompts = []
     for i in range(1, 4):
         prompts.append(calls[0].body["messages"][0]["content"])
-        _, calls = advance(run, [NodeFinished(path=f"refine[{i}].draft", output=text(f"draft {i}"))])
-        _, calls = advance(run, [NodeFinished(path=f"refine[{i}].review", output=text("", {"ok": i == 3}))])
+        _, calls = advance(run, [NodeFinished(path=f"refine[{i}].draft", output=text(f"draft {i}"))], now_s=0.0)
+        _, calls = advance(run, [NodeFinished(path=f"refine[{i}].review", output=text("", {"ok": i == 3}))], now_s=0.0)
     assert prompts == ["1: none", "2: draft 1", "3: draft 2"]
     assert run.end == Finished(outputs={"refine": "draft 3"})
 
@@ -206,7 +206,7 @@ def test_events_that_do_not_fit_are_refused_and_change_nothing() -> None:
         with pytest.raises(WorkflowError):
             run.apply(event)
     assert run == Run.rebuild(events)
-    advance(run, [NodeFinished(path="a", output=1)])
+    advance(run, [NodeFinished(path="a", output=1)], now_s=0.0)
     with pytest.raises(WorkflowError, match="has ended with Finished"):
         run.apply(CancelRequested())
 
@@ -234,7 +234,7 @@ def test_a_map_of_500_is_planned_in_far_less_than_a_second() -> None:
         n=list(range(500)),
     )
     for call in calls:
-        more, _ = advance(run, [NodeFinished(path=call.path, output=text("x" * 500))])
+        more, _ = advance(run, [NodeFinished(path=call.path, output=text("x" * 500))], now_s=0.0)
         events += more
     assert run == Run.rebuild([decode_event(encode_event(event)) for event in events])
     assert time.process_time() - begin < 1.0
@@ -251,7 +251,7 @@ def bodies(draw: st.DrawFn, prefix: str, depth: int) -> dict[str, Any]:
     for i in range(draw(st.integers(1, 4 if depth == 0 else 2))):
         earlier = list(nodes)
         needs: list[str] = draw(st.lists(st.sampled_from(earlier), unique=True, max_size=2)) if earlier else []
-        kinds = ["llm", "image", "tool", "join", "map", "loop"] if depth < 2 else ["llm", "tool"]
+        kinds = ["llm", "image", "tool", "join", "map", "loop", "branch"] if depth < 2 else ["llm", "tool"]
         kind = draw(st.sampled_from([k for k in kinds if k != "join" or earlier]))
         node: dict[str, Any] = {"kind": kind, "needs": needs}
         reads = draw(st.booleans())
@@ -267,6 +267,11 @@ def bodies(draw: st.DrawFn, prefix: str, depth: int) -> dict[str, Any]:
             case "map":
                 items = draw(st.integers(0, 3))
                 node |= {"over": str(list(range(items))), "do": draw(bodies(f"{id}_", depth + 1))}
+            case "branch":
+                first, other = draw(st.booleans()), draw(st.booleans())
+                node |= {"cases": [{"when": str(first).lower(), "do": draw(bodies(f"{id}_", depth + 1))}]}
+                if other:
+                    node |= {"else": {"do": draw(bodies(f"{id}_", depth + 1))}}
             case _:
                 stop = draw(st.integers(1, 4))
                 node |= {
@@ -307,7 +312,7 @@ def test_every_run_ends_once_whatever_happens(data: st.DataObject) -> None:
     spec = parse_workflow({"name": "random", "nodes": data.draw(bodies("", 0))})
     trouble = data.draw(st.sampled_from(["none", "none", "fail", "cancel"]))
     run, submitted = Run.start(spec, {})
-    events, calls = advance(run)
+    events, calls = advance(run, now_s=0.0)
     journal: list[Event] = [submitted, *events]
     out = [call.path for call in calls]
     while not run.ended:
@@ -318,13 +323,13 @@ def test_every_run_ends_once_whatever_happens(data: st.DataObject) -> None:
         if trouble != "none" and data.draw(st.integers(0, 3)) == 0:
             happened = NodeFailed(path=path, error="broke") if trouble == "fail" else CancelRequested()
         rebuilt = Run.rebuild(journal)
-        events, calls = advance(run, [happened])
+        events, calls = advance(run, [happened], now_s=0.0)
         journal += events
         out += [call.path for call in calls]
-        assert advance(rebuilt, [happened]) == (events, calls), "what follows depends on the events alone"
+        assert advance(rebuilt, [happened], now_s=0.0) == (events, calls), "what follows depends on the events alone"
     assert sum(isinstance(event, TERMINAL) for event in journal) == 1
     assert isinstance(journal[-1], TERMINAL)
-    assert plan(run) == []
+    assert plan(run, 0.0) == []
     again = Run.rebuild([decode_event(encode_event(event)) for event in journal])
     assert again == run
     assert (list(again.due), list(again.in_flight)) == (list(run.due), list(run.in_flight))
@@ -336,7 +341,9 @@ def test_every_run_ends_once_whatever_happens(data: st.DataObject) -> None:
         assert isinstance(run.end, Failed)
     if any(isinstance(event, CancelRequested) for event in journal):
         assert isinstance(run.end, Cancelled)
-    assert advance(run, [CancelRequested(), NodeFinished(path="x", output=1)]) == ([], []), "late events are dropped"
+    assert advance(run, [CancelRequested(), NodeFinished(path="x", output=1)], now_s=0.0) == ([], []), (
+        "late events are dropped"
+    )
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -349,8 +356,10 @@ def test_a_run_can_be_rebuilt_after_each_of_its_events(data: st.DataObject) -> N
     while not run.ended:
         out = list(run.in_flight)
         happened = [NodeFinished(path=data.draw(st.sampled_from(out)), output=text("t"))] if out else []
-        for event in advance(run, happened)[0]:
-            assert plan(replayed) == plan(Run.rebuild(journal)), "planning changes nothing and depends on nothing else"
+        for event in advance(run, happened, now_s=0.0)[0]:
+            assert plan(replayed, 0.0) == plan(Run.rebuild(journal), 0.0), (
+                "planning changes nothing and depends on nothing else"
+            )
             replayed.apply(event)
             journal.append(event)
             assert replayed == Run.rebuild(journal)

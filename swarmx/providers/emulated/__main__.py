@@ -8,7 +8,7 @@ import select
 import socket
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import click
 import msgspec
@@ -16,7 +16,7 @@ import uvicorn
 
 from swarmx.core.engine import EngineProfile
 from swarmx.core.errors import ConfigError
-from swarmx.core.nouns import CallKind
+from swarmx.core.nouns import CallKind, EngineOrder
 from swarmx.providers.emulated.app import replica_app
 from swarmx.providers.emulated.truth import Truth, length_factors, recorded
 
@@ -32,6 +32,13 @@ GRACE_S = 2
 @click.option("--seed", type=int, default=0, help="Another seed is another run of the same model.")
 @click.option("--profile-json", required=True, help="EngineProfile fields as JSON, in real seconds.")
 @click.option("--size-class", default="small", show_default=True, help="Stretches recorded answer lengths.")
+@click.option(
+    "--engine-order",
+    type=click.Choice(get_args(EngineOrder)),
+    default="arrival",
+    show_default=True,
+    help="Whom the engine admits first, as vLLM does with --scheduling-policy fcfs or priority.",
+)
 @click.option("--recorded", "folder", type=click.Path(path_type=Path), help="Folder of recorded answers (*.jsonl).")
 @click.option("--exit-with-parent", is_flag=True, help="Exit when stdin ends.")
 @click.option(
@@ -47,6 +54,7 @@ def main(
     seed: int,
     profile_json: str,
     size_class: str,
+    engine_order: EngineOrder,
     folder: Path | None,
     exit_with_parent: bool,
     start_s: float,
@@ -68,6 +76,7 @@ def main(
                 rows=recorded(folder), model=model, size_class=size_class, factors=length_factors(), seed=seed
             ),
             seed=seed,
+            engine_order=engine_order,
         )
         listener = socket.create_server(("127.0.0.1", port), backlog=1024)
     except (msgspec.DecodeError, ConfigError, OSError) as error:

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from swarmx.core.engine import EngineProfile
-from swarmx.core.nouns import CallKind
+from swarmx.core.nouns import CallKind, EngineOrder
 from swarmx.providers.emulated.images import ImageServer
 from swarmx.providers.emulated.pacing import PacedEngine
 from swarmx.providers.emulated.server import TextServer
@@ -24,10 +24,16 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def replica_app(
-    model: str, kind: CallKind, profile: EngineProfile, *, truth: Callable[[], Truth], seed: int = 0
+    model: str,
+    kind: CallKind,
+    profile: EngineProfile,
+    *,
+    truth: Callable[[], Truth],
+    seed: int = 0,
+    engine_order: EngineOrder = "arrival",
 ) -> ASGIApp:
     """One replica as an ASGI app. `profile` holds wall times; `truth` is only asked for by a language model."""
-    paced = PacedEngine(model=model, profile=profile)
+    paced = PacedEngine(model=model, profile=profile, order=engine_order)
     match kind:
         case "llm":
             own = TextServer(model=model, paced=paced, truth=truth()).routes()

@@ -12,6 +12,7 @@ from typing import Literal
 
 from swarmx.core.batching import Counters, Engine, Event, Request
 from swarmx.core.engine import EngineProfile
+from swarmx.core.nouns import EngineOrder
 from swarmx.providers.emulated.telemetry import Ended, Telemetry
 
 EndReason = Literal["stop", "length"]
@@ -36,6 +37,7 @@ class PacedEngine:
 
     model: str
     profile: EngineProfile
+    order: EngineOrder = "arrival"
     telemetry: Telemetry = field(init=False)
     _engine: Engine = field(init=False)
     _runs: dict[str, Run] = field(init=False, default_factory=dict)
@@ -43,7 +45,7 @@ class PacedEngine:
     _timer: asyncio.TimerHandle | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self._engine = Engine(self.profile)
+        self._engine = Engine(self.profile, order=self.order)
         self.telemetry = Telemetry(self.model, self.counters)
 
     @property
@@ -56,12 +58,22 @@ class PacedEngine:
         return self._engine.counters()
 
     def submit(
-        self, *, prompt_tokens: int, output_tokens: int, reason: EndReason, prefix: tuple[int, ...] = ()
+        self,
+        *,
+        prompt_tokens: int,
+        output_tokens: int,
+        reason: EndReason,
+        prefix: tuple[int, ...] = (),
+        priority: int = 0,
     ) -> Run | None:
-        """Hand a call to the engine now; None if it can never fit."""
+        """Hand a call to the engine now; None if it can never fit. In the order "priority" the lower one goes first."""
         loop, now_s = asyncio.get_running_loop(), time.monotonic()
         request = Request(
-            request_id=str(next(self._ids)), prompt_tokens=prompt_tokens, output_tokens=output_tokens, prefix=prefix
+            request_id=str(next(self._ids)),
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            prefix=prefix,
+            priority=float(priority),
         )
         if not self._engine.submit(request, now_s):
             return None
@@ -109,7 +121,7 @@ class PacedEngine:
 
     def reset(self) -> None:
         """Start over with an empty cache and counters; only while idle."""
-        self._engine = Engine(self.profile)
+        self._engine = Engine(self.profile, order=self.order)
         self.telemetry.reset()
 
     def _apply(self, event: Event, now_s: float) -> None:

@@ -15,7 +15,7 @@ import msgspec
 
 from swarmx.core.engine import EngineProfile
 from swarmx.core.errors import ReplicaError
-from swarmx.core.nouns import CallKind, Replica, ReplicaGroup
+from swarmx.core.nouns import CallKind, EngineOrder, Replica, ReplicaGroup
 from swarmx.providers.emulated.telemetry import Report
 
 START_DEADLINE_S = 60.0
@@ -36,6 +36,7 @@ class EmulatedSpec:
     device: str
     profile: EngineProfile
     size_class: str = "small"
+    engine_order: EngineOrder = "arrival"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +138,7 @@ class EmulatedProvider:
             device=group.device,
             profile=emulated.profile,
             size_class=emulated.size_class,
+            engine_order=group.engine_order,
         )
         patience_s = START_DEADLINE_S + emulated.start_s / self._time_scale
         try:
@@ -217,6 +219,7 @@ class EmulatedProvider:
             "--time-scale": repr(self._time_scale),
             "--seed": str(self._seed),
             "--size-class": spec.size_class,
+            "--engine-order": spec.engine_order,
             "--profile-json": msgspec.json.encode(spec.profile).decode(),
         }
         if self._recorded is not None:
@@ -233,6 +236,7 @@ class EmulatedProvider:
             profile=child.spec.profile.scaled(self._time_scale),
             provider="emulated",
             emulated=True,
+            priorities="low_first" if child.spec.engine_order == "priority" else "ignored",
         )
 
 

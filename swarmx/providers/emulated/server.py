@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from starlette.requests import Request
@@ -17,6 +17,7 @@ from starlette.types import Send
 from swarmx.core.batching import BLOCK_TOKENS
 from swarmx.providers.emulated.pacing import PacedEngine, Run
 from swarmx.providers.emulated.schema import Schema
+from swarmx.providers.emulated.tool_calls import Choice, Tool, tool_call
 from swarmx.providers.emulated.truth import Answer, Prompt, Truth, prefix_hashes, prompt_tokens
 from swarmx.providers.emulated.wire import (
     ApiError,
@@ -41,12 +42,12 @@ class _Part(msgspec.Struct):
 class _Message(msgspec.Struct):
     role: str
     content: str | list[_Part] | None = None
+    tool_calls: list[Any] | None = None
 
     def text(self) -> str:
-        """The text of the message, its parts joined."""
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content or ())
+        """The text of the message, its parts joined; calls of tools as JSON behind it."""
+        said = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
+        return said + msgspec.json.encode(self.tool_calls).decode() if self.tool_calls else said
 
 
 class _StreamOptions(msgspec.Struct):
@@ -73,11 +74,13 @@ class _Body(msgspec.Struct, kw_only=True):
     stream_options: _StreamOptions | None = None
     response_format: _ResponseFormat | None = None
     ignore_eos: bool = False
+    priority: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] = 0
 
 
 class _ChatBody(_Body, kw_only=True):
     messages: list[_Message]
-    tools: list[Any] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Choice | None = None
 
 
 class _CompletionBody(_Body, kw_only=True):
@@ -92,15 +95,29 @@ class _Shape:
     chunk_object: str
     prefix: str
 
-    def whole(self, text: str, finish_reason: str) -> dict[str, Any]:
+    def whole(self, answer: Answer, tool_id: str) -> dict[str, Any]:
         """The only choice of an answer that is not streamed."""
-        said = {"message": {"role": "assistant", "content": text}} if self.prefix == "chatcmpl" else {"text": text}
-        return {"index": 0, **said, "logprobs": None, "finish_reason": finish_reason}
+        text = "".join(answer.pieces)
+        said: dict[str, Any] = {"text": text}
+        if answer.tool is not None:
+            called = {"id": tool_id, "type": "function", "function": {"name": answer.tool, "arguments": text}}
+            said = {"message": {"role": "assistant", "content": None, "tool_calls": [called]}}
+        elif self.prefix == "chatcmpl":
+            said = {"message": {"role": "assistant", "content": text}}
+        return {"index": 0, **said, "logprobs": None, "finish_reason": answer.finish_reason}
 
-    def delta(self, text: str, finish_reason: str | None) -> dict[str, Any]:
-        """The only choice of a chunk."""
-        said = {"delta": {"content": text}} if self.prefix == "chatcmpl" else {"text": text}
-        return {"index": 0, **said, "logprobs": None, "finish_reason": finish_reason}
+    def delta(self, answer: Answer, i: int, tool_id: str) -> dict[str, Any]:
+        """The only choice of the chunk that brings token `i`; the first one of a call names the tool."""
+        text = answer.pieces[i]
+        said: dict[str, Any] = {"text": text}
+        if answer.tool is not None:
+            first = {"id": tool_id, "type": "function"} if i == 0 else {}
+            function = {"name": answer.tool, "arguments": text} if i == 0 else {"arguments": text}
+            said = {"delta": {"tool_calls": [{"index": 0, **first, "function": function}]}}
+        elif self.prefix == "chatcmpl":
+            said = {"delta": {"content": text}}
+        reason = answer.finish_reason if i == len(answer.pieces) - 1 else None
+        return {"index": 0, **said, "logprobs": None, "finish_reason": reason}
 
 
 _CHAT = _Shape(object="chat.completion", chunk_object="chat.completion.chunk", prefix="chatcmpl")
@@ -117,6 +134,11 @@ class _Job:
     id: str
     created: int
     include_usage: bool
+
+    @property
+    def tool_id(self) -> str:
+        """The id of the tool call, if it is one."""
+        return f"call_emulated_{self.run.request.request_id}"
 
     def usage(self) -> dict[str, int]:
         prompt, output = self.run.request.prompt_tokens, len(self.answer.pieces)
@@ -143,11 +165,10 @@ class TextServer:
         body = await read(request, _ChatBody)
         if not body.messages:
             raise ApiError(400, "messages is empty, expected at least one message.", param="messages")
-        if body.tools:
-            raise ApiError(400, "The emulator does not call tools: leave `tools` out.", param="tools")
         system = next((m.text() for m in body.messages if m.role == "system"), "")
         user = next((m.text() for m in reversed(body.messages) if m.role == "user"), "")
-        text = "".join(f"<|{m.role}|>\n{m.text()}\n" for m in body.messages)
+        offered = f"<|tools|>\n{msgspec.json.encode(body.tools).decode()}\n" if body.tools else ""
+        text = offered + "".join(f"<|{m.role}|>\n{m.text()}\n" for m in body.messages)
         return await self._answer(body, _CHAT, system, user, text, request, send)
 
     async def completion(self, request: Request, send: Send) -> Response | None:
@@ -174,7 +195,7 @@ class TextServer:
                     "object": shape.object,
                     "created": job.created,
                     "model": self.model,
-                    "choices": [shape.whole("".join(job.answer.pieces), job.answer.finish_reason)],
+                    "choices": [shape.whole(job.answer, job.tool_id)],
                     "usage": job.usage(),
                 }
             )
@@ -199,7 +220,7 @@ class TextServer:
         if asked is not None and asked < 1:
             raise ApiError(400, f"max_tokens is {asked}, expected at least 1.", param="max_tokens")
         limit = context - prompt if asked is None else min(asked, context - prompt)
-        answer = self.truth.answer(
+        answer = self._called(body, text, limit) or self.truth.answer(
             Prompt(
                 system=system,
                 user=user,
@@ -212,8 +233,9 @@ class TextServer:
         run = self.paced.submit(
             prompt_tokens=prompt,
             output_tokens=len(answer.pieces),
-            reason=answer.finish_reason,
+            reason="length" if answer.finish_reason == "length" else "stop",
             prefix=prefix_hashes(text, BLOCK_TOKENS),
+            priority=body.priority,
         )
         if run is None:
             raise ApiError(400, f"This model's maximum context length is {context} tokens: ask for fewer tokens.")
@@ -224,6 +246,19 @@ class TextServer:
             id=f"{shape.prefix}-emulated-{run.request.request_id}",
             created=int(time.time()),
             include_usage=body.stream_options is not None and body.stream_options.include_usage,
+        )
+
+    def _called(self, body: _Body, text: str, limit: int) -> Answer | None:
+        """The tool call that answers, if it is one."""
+        if not isinstance(body, _ChatBody) or not body.tools or body.ignore_eos:
+            return None
+        return tool_call(
+            body.tools,
+            body.tool_choice,
+            text=text,
+            model=self.truth.model,
+            seed=self.truth.seed,
+            max_tokens=limit,
         )
 
     async def _stream(self, job: _Job, request: Request, send: Send) -> None:
@@ -246,13 +281,11 @@ class TextServer:
             gone.cancel()
 
     def _chunks(self, job: _Job, sent: int, due: int) -> Iterable[bytes]:
-        last = len(job.answer.pieces) - 1
         if sent == 0 and job.shape is _CHAT:
             role = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
             yield self._event(job, [role])
         for i in range(sent, due):
-            reason = job.answer.finish_reason if i == last else None
-            yield self._event(job, [job.shape.delta(job.answer.pieces[i], reason)])
+            yield self._event(job, [job.shape.delta(job.answer, i, job.tool_id)])
 
     def _usage_chunk(self, job: _Job) -> bytes:
         return self._event(job, [], usage=job.usage()) if job.include_usage else b""

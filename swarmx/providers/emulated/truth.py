@@ -74,10 +74,11 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A whole answer: token `i` is `pieces[i]`."""
+    """A whole answer: token `i` is `pieces[i]`, of the arguments where it calls a `tool`, else of the text."""
 
     pieces: Sequence[str]
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
+    tool: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

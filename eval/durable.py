@@ -1,0 +1,127 @@
+"""Durable steps of workflows: `steps` measures how many a second, `kills` whether they outlive a killed process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from eval.doomed import check, lines_of
+from eval.result import Row, claim, table, write_result
+from swarmx.core.records import ModelRequest, ModelResult
+from swarmx.memory.sqlite import SqliteStore
+from swarmx.runtime.clock import WallClock
+from swarmx.runtime.workflows import WorkflowRunner
+from swarmx.workflows.nodes import WorkflowSpec
+from swarmx.workflows.spec import parse_workflow
+
+_WARM_UP = 64  # workflows before the clock starts
+
+
+class _AtOnce:
+    """A caller that answers at once: what is measured is the workflows and the store."""
+
+    async def complete(self, request: ModelRequest) -> ModelResult:
+        answer = {"choices": [{"message": {"content": "a short answer"}, "finish_reason": "stop"}]}
+        return ModelResult(call_id=request.request_id, replica_id="r", attempts=1, answer=answer)
+
+
+async def measure(path: Path | str, *, concurrent: int, workflows: int, nodes: int) -> Row:
+    """Run so many chains of `nodes` calls, `concurrent` at a time, on a store at `path`.
+
+    A step is a node's answer, in the store in one commit with what follows from it. The CPU is that of all threads.
+    """
+    store = SqliteStore(path)
+    await store.open()
+    runner = WorkflowRunner(store, _AtOnce(), WallClock())
+    spec = _chain(nodes)
+    await asyncio.gather(*(_one(runner, spec) for _ in range(_WARM_UP)))
+    left = iter(range(workflows))
+    taken_s: list[float] = []
+
+    async def worker() -> None:
+        for _ in left:
+            begun_s = time.perf_counter()
+            await _one(runner, spec)
+            taken_s.append(time.perf_counter() - begun_s)
+
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    await asyncio.gather(*(worker() for _ in range(concurrent)))
+    wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
+    await runner.close()
+    await store.close()
+    p50, p99 = np.quantile(taken_s, (0.5, 0.99))
+    steps = workflows * nodes
+    return {
+        "experiment": "durable_steps",
+        "where": "memory" if path == ":memory:" else "disk",
+        "concurrent": concurrent,
+        "workflows": workflows,
+        "steps": steps,
+        "steps_a_second": round(steps / wall_s, 1),
+        "cpu_us_a_step": round(1e6 * cpu_s / steps, 1),
+        "workflow_p50_ms": round(1e3 * float(p50), 1),
+        "workflow_p99_ms": round(1e3 * float(p99), 1),
+    }
+
+
+def _chain(nodes: int) -> WorkflowSpec:
+    first = {"kind": "llm", "model": "m", "prompt": "begin"}
+    rest = {f"n{i}": {"kind": "llm", "model": "m", "prompt": f"{{{{ n{i - 1}.text }}}}"} for i in range(1, nodes)}
+    return parse_workflow({"name": "chain", "nodes": {"n0": first, **rest}})
+
+
+async def _one(runner: WorkflowRunner, spec: WorkflowSpec) -> None:
+    workflow_id = await runner.submit(spec, {}, "a")
+    record = await runner.wait(workflow_id, "a")
+    assert record.state == "finished"
+
+
+async def _steps(args: argparse.Namespace) -> int:
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    with TemporaryDirectory(dir=args.out) as folder:
+        for path in (":memory:", Path(folder) / "swarmx.db"):
+            for concurrent in args.concurrent:
+                rows.append(await measure(path, concurrent=concurrent, workflows=args.workflows, nodes=args.nodes))
+    print(table(rows))
+    rates = {row["concurrent"]: row["steps_a_second"] for row in rows if row["where"] == "disk"}
+    claims = [claim("durable_steps_a_second@64", float(rates[64] or 0.0), ">=", 2000.0)] if 64 in rates else []
+    print(write_result(args.out, " ".join(["python -m eval.durable", *args.given]), rows, claims, seeds=[]))
+    return 0
+
+
+async def _kills(args: argparse.Namespace) -> int:
+    with TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "eval.doomed", folder, str(args.lives), str(args.seed)]
+        await asyncio.to_thread(subprocess.run, command, check=True)
+        tally = await check(Path(folder))
+    print("\n".join(lines_of(tally)))
+    return 1 if tally.broken else 0
+
+
+async def main(arguments: Sequence[str]) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m eval durable", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    steps = verbs.add_parser("steps", help="durable steps a second and the CPU of one, on disk and in memory")
+    steps.add_argument("--concurrent", type=int, nargs="+", default=[64])
+    steps.add_argument("--workflows", type=int, default=2000)
+    steps.add_argument("--nodes", type=int, default=5, help="calls of a workflow, one after the other")
+    steps.add_argument("--out", type=Path, required=True, help="folder for the result, on the disk to be measured")
+    kills = verbs.add_parser("kills", help="kill a process again and again, then check what is left")
+    kills.add_argument("--lives", type=int, default=500)
+    kills.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args(arguments, argparse.Namespace(given=arguments))
+    return await (_steps(args) if args.verb == "steps" else _kills(args))
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main(sys.argv[1:])))

@@ -1,0 +1,122 @@
+"""One tool replica as a process: `python -m swarmx.providers.tools --help`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+import uvicorn
+import uvloop
+
+from swarmx.core.errors import ConfigError
+from swarmx.core.toolbox import ToolProvider
+from swarmx.providers.tools.http_tool import HttpProvider
+from swarmx.providers.tools.jail import Jail
+from swarmx.providers.tools.programs import ProgramProvider
+from swarmx.providers.tools.server import ToolServer
+from swarmx.providers.tools.settings import CommandTool, McpServer, PythonTool, ToolSettings, load
+from swarmx.providers.tools.toolbox import Toolbox
+
+TOKEN = "SWARMX_TOOLS_TOKEN"  # noqa: S105  # the name of the variable that holds it
+GRACE_S = 2
+
+
+@click.command()
+@click.option(
+    "--config",
+    "file",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="TOML file with the tools (docs/workflow_tools.md).",
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Loopback port; 0 (default) picks one.")
+@click.option("--exit-with-parent", is_flag=True, help="Exit when stdin ends.")
+def main(file: Path, port: int, exit_with_parent: bool) -> None:
+    """Serve the tools of a file on loopback and print {"port": N} once they can be called.
+
+    Calls need the token that is in SWARMX_TOOLS_TOKEN.
+    """
+    token = os.environ.pop(TOKEN, "")
+    if len(token) < 16:
+        raise click.ClickException(f"{TOKEN} is not set, or shorter than 16 characters: it is what callers must show")
+    try:
+        settings = load(file)
+        toolbox = Toolbox(providers(settings))
+        listener = socket.create_server(("127.0.0.1", port), backlog=1024)
+    except (ConfigError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    uvloop.run(_serve(settings, toolbox, listener, token=token, exit_with_parent=exit_with_parent))
+
+
+def providers(settings: ToolSettings) -> list[ToolProvider]:
+    """Who provides the tools. Raises ConfigError when a package is missing."""
+    made: list[ToolProvider] = []
+    programs: tuple[CommandTool | PythonTool, ...] = (*settings.command, *settings.python)
+    if programs:
+        jail = Jail(slots=settings.slots, bwrap=settings.bwrap)
+        made.append(ProgramProvider(programs, pool=settings.pool, jail=jail))
+    if settings.http:
+        made.append(HttpProvider(settings.http, pool=settings.pool))
+    made += [_mcp(server, settings) for server in settings.mcp]
+    return made
+
+
+def _mcp(server: McpServer, settings: ToolSettings) -> ToolProvider:
+    try:
+        from swarmx.providers.tools.mcp_provider import McpProvider  # needs an extra, and half a second
+    except ImportError:
+        raise ConfigError(f"the MCP server {server.name} needs a package: pip install 'swarmx[mcp]'") from None
+    # Programs that are retired end with their calls, and there is always the next one.
+    jail = Jail(slots=settings.slots + 1, bwrap=settings.bwrap) if server.argv else None
+    return McpProvider(server, pool=settings.pool, jail=jail)
+
+
+async def _serve(
+    settings: ToolSettings, toolbox: Toolbox, listener: socket.socket, *, token: str, exit_with_parent: bool
+) -> None:
+    await toolbox.open()
+    for name, reason in toolbox.refused.items():
+        click.echo(f"{name}: {reason}", err=True)
+    tools = ToolServer(toolbox, pool=settings.pool, slots=settings.slots, waiting=settings.waiting, token=token)
+    config = uvicorn.Config(
+        tools.app,
+        http="httptools",
+        lifespan="off",
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    click.echo(msgspec.json.encode({"port": listener.getsockname()[1]}))
+    await _Server(config, tools, exit_with_parent=exit_with_parent).serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """A server that also stops when the other end of stdin is closed, and ends the tools when it stops."""
+
+    def __init__(self, config: uvicorn.Config, tools: ToolServer, *, exit_with_parent: bool) -> None:
+        super().__init__(config)
+        self._tools = tools
+        self._exit_with_parent = exit_with_parent
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._exit_with_parent:
+            asyncio.get_running_loop().add_reader(sys.stdin.fileno(), self._read_stdin)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        await self._tools.close()
+
+    def _read_stdin(self) -> None:
+        if not os.read(sys.stdin.fileno(), 4096):
+            asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+            self.should_exit = True
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,301 @@
+"""One workflow that this process runs: takes in what happened, writes what follows, has the calls made; to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+import msgspec
+
+from swarmx.core import failpoints
+from swarmx.core.errors import StoreError, SwarmXError
+from swarmx.core.ports import Caller, Store
+from swarmx.core.records import CallRecord, Commit, Committed, Input, WorkflowRecord, WorkflowState
+from swarmx.runtime.announcer import Announcer
+from swarmx.runtime.clock import Clock
+from swarmx.runtime.node_work import Answered, plain, work_on
+from swarmx.workflows.events import (
+    Cancelled,
+    CancelRequested,
+    Event,
+    Failed,
+    Finished,
+    NodeFailed,
+    NodeFinished,
+    NodeRetried,
+    encode_event,
+)
+from swarmx.workflows.plan import StartModelCall, advance, calls_in_flight, wake_at_s
+from swarmx.workflows.retries import after_failure
+from swarmx.workflows.state import Run
+
+log = logging.getLogger(__name__)
+
+DEADLINE = "deadline"
+CANCEL = b'{"input":"cancel"}'
+_RELEASE_S = 5.0  # how long a cancelled call may take to let go before its workflow ends without it
+_LONGEST_SLEEP_S = 3600.0
+_RETRY_S = (0.1, 0.5, 2.0, 5.0)  # between attempts to store; the last one repeats
+
+
+class _LostPlace(Exception):  # control flow within this module, not an error
+    """Another process owns the workflow, or it has ended: this one lets it go."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What every workflow of a process shares. `keep` takes records of calls that no commit of a workflow carries."""
+
+    store: Store
+    caller: Caller
+    clock: Clock
+    announcer: Announcer
+    notify: Callable[[str], None]
+    spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+    keep: Callable[[Sequence[CallRecord]], None]
+
+
+class WorkflowRun:
+    """A workflow of this process, at event `seq`. Only its own task, `drive`, changes it.
+
+    `poke` has it look for inputs that were posted to it. Whoever drives it sets `ended` once it has ended, or was let
+    go.
+    """
+
+    def __init__(self, around: Surroundings, record: WorkflowRecord, run: Run, *, seq: int) -> None:
+        self.record = record
+        self.ended = asyncio.Event()
+        self._around = around
+        self._run = run
+        self._seq = seq
+        self._inbox: asyncio.Queue[Answered | None] = asyncio.Queue()
+        self._posted = False
+        self._calls: dict[str, asyncio.Task[None]] = {}
+        self._alarm: asyncio.TimerHandle | None = None
+
+    def poke(self) -> None:
+        """Something was posted to the workflow."""
+        self._posted = True
+        self._inbox.put_nowait(None)
+
+    async def drive(self, *, again: bool) -> None:
+        """Run until the end. `again`: an earlier life began it, and calls may have been out when it ended."""
+        workflow_id = self.record.workflow_id
+        try:
+            self._around.notify(workflow_id)
+            out = {call.path: call.attempt for call in calls_in_flight(self._run)} if again else {}
+            self._posted = self._posted or again
+            await self._turn(self._drained())
+            if not self._run.ended:
+                self._make([call for call in calls_in_flight(self._run) if out.get(call.path) == call.attempt])
+            while not self._run.ended:
+                happened = await self._inbox.get()
+                await self._turn([happened, *self._drained()])
+        except _LostPlace:
+            log.warning("workflow %s has ended elsewhere or is run by another process; let go", workflow_id)
+        except Exception as error:
+            log.exception("workflow %s ran into a defect", workflow_id)
+            await give_up(self._around, self.record, self._seq, f"{type(error).__name__}: {error}")
+        finally:
+            if self._alarm is not None:
+                self._alarm.cancel()
+            for task in self._calls.values():
+                task.cancel()
+            self._around.keep(_records(self._drained()))
+
+    async def _turn(self, happened: list[Answered | None]) -> None:
+        try:
+            await self._take_in(happened)
+        except BaseException:  # whatever becomes of the workflow, these calls were made
+            self._around.keep(_records(happened))
+            raise
+
+    async def _take_in(self, happened: list[Answered | None]) -> None:
+        run, now_s = self._run, self._around.clock.now_s()
+        answers = [item for item in happened if item is not None]
+        events = self._events_of(answers, now_s)
+        inputs = await self._inputs()
+        if inputs and not run.ended and not run.cancelling:
+            events.append(CancelRequested())
+            run.apply(events[-1])
+        due_s = self.record.deadline_at_s
+        if due_s is not None and now_s >= due_s and not run.ended and not run.stopping:
+            events.append(Failed(error=DEADLINE))
+            run.apply(events[-1])
+        change = Commit(
+            workflow_id=self.record.workflow_id,
+            epoch=self.record.owner,
+            expected_seq=self._seq,
+            at_s=now_s,
+            taken=tuple(item.number for item in inputs),
+            calls=_records(happened),
+            blobs=tuple(blob for answer in answers for blob in answer.blobs),
+        )
+        if run.stopping or run.ended:
+            if run.cancelling and not run.ended:
+                await self._commit(change, events)
+                events, change = [], msgspec.structs.replace(change, taken=(), calls=(), blobs=())
+            await self._release()
+        following, starts = advance(run, now_s=now_s)
+        await self._commit(change, events + following)
+        self._give_up_late(following)
+        self._make(starts)
+        self._set_alarm(now_s)
+
+    def _events_of(self, answers: list[Answered], now_s: float) -> list[Event]:
+        """What the answers mean to their nodes; those to attempts that were given up mean nothing any more."""
+        run = self._run
+        events: list[Event] = []
+        for answer in answers:
+            node = run.nodes[answer.path]
+            if run.ended or node.state != "running" or node.attempt != answer.attempt:
+                continue
+            self._calls.pop(answer.path, None)
+            if answer.failure is None:
+                event: Event = NodeFinished(path=answer.path, output=answer.output, call_id=answer.call_id)
+            else:
+                event = after_failure(run, answer.path, answer.failure, now_s, call_id=answer.call_id)
+            run.apply(event)
+            events.append(event)
+        return events
+
+    async def _inputs(self) -> list[Input]:
+        """What was posted; a cancel is all that there is. A store that cannot read now is asked again at the alarm."""
+        if not self._posted:
+            return []
+        try:
+            found = await self._around.store.inputs(self.record.workflow_id)
+        except StoreError as error:
+            log.warning("what was posted to workflow %s cannot be read yet: %s", self.record.workflow_id, error)
+            asyncio.get_running_loop().call_later(_RETRY_S[0], self._inbox.put_nowait, None)
+            return []
+        self._posted = False
+        return found
+
+    async def _commit(self, change: Commit, events: list[Event]) -> None:
+        """Write the change with these events, trying again for as long as the store cannot. Raises _LostPlace."""
+        if not (events or change.taken or change.calls or change.blobs):
+            return
+        state, outcome = ending_of(self._run)
+        change = msgspec.structs.replace(
+            change, expected_seq=self._seq, events=tuple(map(encode_event, events)), state=state, outcome=outcome
+        )
+        failpoints.hit("run.commit")
+        if await self._written(change) != "stored":
+            raise _LostPlace
+        failpoints.hit("run.committed")
+        self._seq += len(events)
+        self._around.notify(self.record.workflow_id)
+        if state is not None:
+            self._around.announcer.ended(self.record, state, self._around.clock.now_s())
+
+    async def _written(self, change: Commit) -> Committed:
+        attempt = 0
+        while True:
+            try:
+                done = await self._around.store.commit(change)
+                break
+            except StoreError as error:
+                log.warning("workflow %s waits for the store: %s", change.workflow_id, error)
+                await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
+                attempt += 1
+        if done != "stored" and attempt:  # a write that was reported as failed may have reached the disk
+            record = await self._around.store.workflow(change.workflow_id, tenant=None)
+            ours = record is not None and (record.owner, record.seq) == (
+                change.epoch,
+                change.expected_seq + len(change.events),
+            )
+            return "stored" if ours else done
+        return done
+
+    def _make(self, calls: list[StartModelCall]) -> None:
+        for call in calls:
+            failpoints.hit("run.start")
+            self._calls[call.path] = self._around.spawn(self._answer(call))
+
+    async def _answer(self, call: StartModelCall) -> None:
+        self._inbox.put_nowait(await work_on(self._around.caller, self.record, self._run, call))
+
+    def _give_up_late(self, following: list[Event]) -> None:
+        """Let go of the attempts that took longer than their nodes allow."""
+        for event in following:
+            if isinstance(event, NodeRetried | NodeFailed) and event.path in self._calls:
+                self._calls.pop(event.path).cancel()
+
+    async def _release(self) -> None:
+        """Cancel the calls that are still out and give them time to let go."""
+        tasks = list(self._calls.values())
+        self._calls.clear()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_RELEASE_S)
+
+    def _set_alarm(self, now_s: float) -> None:
+        """Have another turn when a rest or an attempt's time is over, or the deadline comes."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        times = [at_s for at_s in (wake_at_s(self._run), self.record.deadline_at_s) if at_s is not None]
+        if times and not self._run.ended:
+            left_s = min(_LONGEST_SLEEP_S, max(0.0, min(times) - now_s))
+            self._alarm = asyncio.get_running_loop().call_later(left_s, self._inbox.put_nowait, None)
+
+    def _drained(self) -> list[Answered | None]:
+        found: list[Answered | None] = []
+        while not self._inbox.empty():
+            found.append(self._inbox.get_nowait())
+        return found
+
+
+def _records(happened: list[Answered | None]) -> tuple[CallRecord, ...]:
+    return tuple(item.record for item in happened if item is not None and item.record is not None)
+
+
+async def give_up(around: Surroundings, record: WorkflowRecord, seq: int, why: str) -> None:
+    """End a workflow that cannot be continued."""
+    workflow_id, now_s = record.workflow_id, around.clock.now_s()
+    log.error("workflow %s cannot be continued: %s", workflow_id, why)
+    failed = Failed(error=plain(f"the workflow cannot be continued: {why}"))
+    change = Commit(
+        workflow_id=workflow_id,
+        epoch=record.owner,
+        expected_seq=seq,
+        at_s=now_s,
+        events=(encode_event(failed),),
+        state="failed",
+        outcome=_outcome(failed),
+    )
+    try:
+        done = await around.store.commit(change)
+    except SwarmXError:
+        log.exception("workflow %s could not be ended either; the next start tries again", workflow_id)
+    else:
+        if done == "stored":
+            around.announcer.ended(record, "failed", now_s)
+    around.notify(workflow_id)
+
+
+def ending_of(run: Run) -> tuple[WorkflowState | None, bytes | None]:
+    """The state to store and, at the end, the outcome."""
+    match run.end:
+        case None:
+            return ("cancelling" if run.cancelling else None), None
+        case Finished():
+            return "finished", _outcome(run.end)
+        case Failed():
+            return "failed", _outcome(run.end)
+        case Cancelled():
+            return "cancelled", None
+        case _:
+            assert_never(run.end)
+
+
+def _outcome(end: Finished | Failed) -> bytes:
+    """The outputs, or {"error", "node"}, as JSON."""
+    if isinstance(end, Finished):
+        return msgspec.json.encode(end.outputs)
+    return msgspec.json.encode({"error": end.error, "node": end.path})

@@ -1,0 +1,121 @@
+"""The toolbox itself: who may call what, what is checked, and what a broken provider does to the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from swarmx.core.errors import ConfigError
+from swarmx.core.toolbox import ToolCall, ToolResult, ToolSpec
+from swarmx.providers.tools.arguments import Arguments, without_patterns
+from swarmx.providers.tools.toolbox import Toolbox
+from tests.providers.tools.workshop import a_call
+
+
+class Inline:
+    """A provider of one tool, which answers what it is told to."""
+
+    def __init__(self, name: str, answer: Any, **more: Any) -> None:
+        self.name = name
+        self._answer = answer
+        self._spec = ToolSpec(
+            **{
+                "name": f"{name}-tool",
+                "description": "",
+                "parameters": {"type": "object"},
+                "pool": "tools",
+                "timeout_s": 5.0,
+                "idempotent": True,
+                **more,
+            }
+        )
+
+    async def open(self) -> None:
+        if self._answer == "broken":
+            raise ConfigError(f"{self.name} has no power")
+
+    async def close(self) -> None: ...
+
+    def tools(self) -> Sequence[ToolSpec]:
+        return (self._spec,)
+
+    async def call(self, call: ToolCall) -> ToolResult:
+        if isinstance(self._answer, BaseException):
+            raise self._answer
+        return ToolResult(output=self._answer, wall_s=77.0)
+
+
+async def opened(*providers: Inline) -> Toolbox:
+    toolbox = Toolbox(providers)
+    await toolbox.open()
+    return toolbox
+
+
+async def test_a_provider_that_does_not_open_does_not_stop_the_others() -> None:
+    toolbox = await opened(Inline("a", "broken"), Inline("b", 1))
+    assert toolbox.refused == {"a": "a has no power"}
+    assert [spec.name for spec in toolbox.tools()] == ["b-tool"]
+    assert (await toolbox.call(a_call("b-tool"))).output == 1
+    refused = await toolbox.call(a_call("a-tool"))
+    assert (refused.cause, refused.error) == ("refused", "a-tool is not offered here: a has no power")
+
+
+async def test_a_provider_that_raises_is_a_result_too(caplog: pytest.LogCaptureFixture) -> None:
+    toolbox = await opened(Inline("a", RuntimeError("secret detail")))
+    result = await toolbox.call(a_call("a-tool"))
+    assert result.cause == "unavailable"
+    assert "secret detail" not in result.error
+
+
+@pytest.mark.parametrize("output", [object(), "\ud800"])
+async def test_an_output_that_is_no_json_is_the_tools_failure(output: Any) -> None:
+    assert (await (await opened(Inline("a", output))).call(a_call("a-tool"))).cause == "tool"
+
+
+async def test_the_size_of_an_output_is_bounded_whoever_made_it() -> None:
+    toolbox = await opened(Inline("a", "x" * 100, result_limit_bytes=100))
+    assert (await toolbox.call(a_call("a-tool"))).cause == "limit"
+
+
+async def test_a_tool_of_other_tenants_looks_as_if_it_did_not_exist() -> None:
+    toolbox = await opened(Inline("a", 1, tenants=("acme",)))
+    assert (await toolbox.call(a_call("a-tool", tenant="acme"))).output == 1
+    other = await toolbox.call(a_call("a-tool", tenant="evil"))
+    unknown = await toolbox.call(a_call("b-tool", tenant="evil"))
+    assert other.error == unknown.error.replace("b-tool", "a-tool")
+
+
+async def test_cancelling_is_not_swallowed() -> None:
+    toolbox = await opened(Inline("a", asyncio.CancelledError()))
+    with pytest.raises(asyncio.CancelledError):
+        await toolbox.call(a_call("a-tool"))
+
+
+def test_two_providers_of_one_name_are_a_mistake() -> None:
+    with pytest.raises(ConfigError, match="one name"):
+        Toolbox([Inline("a", 1), Inline("a", 2)])
+
+
+def test_references_are_never_fetched_and_bad_schemas_are_told() -> None:
+    remote = Arguments({"type": "object", "$ref": "http://127.0.0.1:9/x"})
+    assert "refers to" in remote.problem({})
+    inner = Arguments(
+        {"type": "object", "$defs": {"n": {"type": "integer"}}, "properties": {"a": {"$ref": "#/$defs/n"}}}
+    )
+    assert inner.problem({"a": 1}) == ""
+    assert inner.problem({"a": "x"}).startswith("a: ")
+    for schema in ({"type": "array"}, {}, {"type": "object", "properties": 3}):
+        with pytest.raises(ConfigError):
+            Arguments(schema)
+
+
+def test_a_schema_without_end_is_a_problem_and_not_a_crash() -> None:
+    assert "nested" in Arguments({"type": "object", "$ref": "#"}).problem({})
+
+
+def test_patterns_of_strangers_are_left_out_and_a_property_of_that_name_is_kept() -> None:
+    schema = {"type": "object", "properties": {"pattern": {"type": "string", "pattern": "(a+)+$"}}}
+    assert without_patterns(schema) == {"type": "object", "properties": {"pattern": {"type": "string"}}}
