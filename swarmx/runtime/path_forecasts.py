@@ -3,39 +3,23 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
 
 from swarmx.core.forecast import Forecast
-from swarmx.core.messages import Message
 from swarmx.core.nouns import Call
 from swarmx.neural.structure_live import WorkflowForecasts
-from swarmx.runtime.clock import Clock
 from swarmx.runtime.reliance import Fault, Reliance
 
 
 class PathForecasts:
     """Asks `workflows`, which hears all messages, once for each call.
 
-    There is no word on a call outside workflows, nor while the predictor rests because it failed or took more than
-    `budget_s` too often (`runtime.reliance`): the router then counts on its own means. A word that came late is heard.
+    There is no word on a call outside workflows, nor while `reliance` lets the predictor rest because it failed or took
+    too long too often: the router then counts on its own means. A word that came late is heard.
     """
 
-    def __init__(
-        self,
-        workflows: WorkflowForecasts,
-        *,
-        budget_s: float,
-        clock: Clock,
-        post: Callable[[Message], None],
-        rest_s: float = 30.0,
-        busy_s: Callable[[], float] = time.thread_time,
-        on_rest: Callable[[Fault], None] = lambda fault: None,
-    ) -> None:
+    def __init__(self, workflows: WorkflowForecasts, reliance: Reliance) -> None:
         self._workflows = workflows
-        self._reliance = Reliance(
-            "workflows", budget_s=budget_s, clock=clock, post=post, rest_s=rest_s, busy_s=busy_s, on_rest=on_rest
-        )
+        self._reliance = reliance
 
     def of(self, call: Call) -> Forecast | None:
         """Seconds from now to the end of the workflow, the call being the newest of it."""

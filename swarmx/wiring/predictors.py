@@ -28,6 +28,7 @@ from swarmx.runtime.clock import Clock
 from swarmx.runtime.forecasting import GuardedForecaster
 from swarmx.runtime.path_forecasts import PathForecasts
 from swarmx.runtime.refining import Refiner
+from swarmx.runtime.reliance import Reliance
 from swarmx.wiring.tasks import running_task
 
 log = logging.getLogger(__name__)
@@ -151,14 +152,15 @@ def path_forecasts(
     metrics: PredictorMetrics,
 ) -> PathForecasts:
     """What the router is told of the rest of workflows, within the time that a forecast may take."""
-    return PathForecasts(
-        workflows,
+    reliance = Reliance(
+        "workflows",
         budget_s=wanted.budget_ms / 1000.0,
         clock=clock,
         post=post,
         rest_s=wanted.rest_s,
         on_rest=metrics.replaced,
     )
+    return PathForecasts(workflows, reliance)
 
 
 def _second(wanted: PredictorSection) -> tuple[Encoder, Forecaster]:

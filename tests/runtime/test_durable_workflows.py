@@ -7,7 +7,7 @@ import json
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 
@@ -19,32 +19,10 @@ from swarmx.runtime.workflows import WorkflowRunner
 from swarmx.workflows.events import CancelRequested, NodeRetried, NodeStarted, decode_event
 from swarmx.workflows.spec import parse_workflow
 from tests.contract.test_store import call_record
-from tests.runtime.test_workflows import CHAIN, ONE, TWO, EchoModel, FixedClock, chat, terminal_events
+from tests.runtime.runners import CHAIN, ONE, TWO, EchoModel, FixedClock, Start, chat, terminal_events
 
 RETRIED = "{name: r, nodes: {only: {kind: llm, model: m, prompt: hello, retry: {attempts: 3, backoff_s: %s}}}}"
-Start = Callable[..., WorkflowRunner]
 T = TypeVar("T")
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
-    opened = SqliteStore(tmp_path / "swarmx.db")
-    await opened.open()
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-async def start(store: SqliteStore) -> AsyncIterator[Start]:
-    runners: list[WorkflowRunner] = []
-
-    def make(model: EchoModel, clock: FixedClock | None = None, **more: Any) -> WorkflowRunner:
-        runners.append(WorkflowRunner(more.pop("store", store), model, clock or FixedClock(), **more))
-        return runners[-1]
-
-    yield make
-    for runner in runners:
-        await runner.close()
 
 
 def failing(times: int, cause: Cause = "replica") -> Callable[[ModelRequest], ModelResult]:

@@ -12,6 +12,7 @@ from swarmx.core.messages import AlertRaised, CallReady, Message, WorkflowEnded,
 from swarmx.core.nouns import Call
 from swarmx.neural.structure_live import WorkflowForecasts
 from swarmx.runtime.path_forecasts import PathForecasts
+from swarmx.runtime.reliance import Reliance
 from tests.agents.worlds import FORECAST, a_call, finished
 
 BUDGET_S, REST_S = 0.002, 30.0
@@ -54,12 +55,15 @@ class Bench:
         self.faults: list[str] = []
         self.paths = PathForecasts(
             self.scripted if workflows is None else workflows,
-            budget_s=BUDGET_S,
-            clock=self.clock,
-            post=self.posted.append,
-            rest_s=REST_S,
-            busy_s=self.clock.now_s,
-            on_rest=self.faults.append,
+            Reliance(
+                "workflows",
+                budget_s=BUDGET_S,
+                clock=self.clock,
+                post=self.posted.append,
+                rest_s=REST_S,
+                busy_s=self.clock.now_s,
+                on_rest=self.faults.append,
+            ),
         )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import select
 import socket
 import sys
@@ -17,6 +15,7 @@ import uvicorn
 from swarmx.core.engine import EngineProfile
 from swarmx.core.errors import ConfigError
 from swarmx.core.nouns import CallKind, EngineOrder
+from swarmx.providers.child_server import ChildServer
 from swarmx.providers.emulated.app import replica_app
 from swarmx.providers.emulated.truth import Truth, length_factors, recorded
 
@@ -91,31 +90,13 @@ def main(
         timeout_graceful_shutdown=GRACE_S,
     )
     click.echo(msgspec.json.encode({"port": listener.getsockname()[1]}))
-    _Server(config, exit_with_parent=exit_with_parent).run(sockets=[listener])
+    ChildServer(config, exit_with_parent=exit_with_parent).run(sockets=[listener])
 
 
 def _load(seconds: float | None, *, exit_with_parent: bool) -> bool:
     """Let the time pass that loading weights would take, for ever if None; false when the parent is gone."""
     ended, _, _ = select.select([sys.stdin] if exit_with_parent else [], [], [], seconds)
     return not ended
-
-
-class _Server(uvicorn.Server):
-    """A server that also stops when the other end of stdin is closed."""
-
-    def __init__(self, config: uvicorn.Config, *, exit_with_parent: bool) -> None:
-        super().__init__(config)
-        self._exit_with_parent = exit_with_parent
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self._exit_with_parent:
-            asyncio.get_running_loop().add_reader(sys.stdin.fileno(), self._read_stdin)
-
-    def _read_stdin(self) -> None:
-        if not os.read(sys.stdin.fileno(), 4096):
-            asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
-            self.should_exit = True
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -20,6 +21,7 @@ from swarmx.providers.emulated.telemetry import Report
 
 START_DEADLINE_S = 60.0
 STOP_PATIENCE_S = 5.0
+_LAST_BREATH_S = 1.0
 STDERR_LINES = 20
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=10.0)
 
@@ -252,7 +254,12 @@ async def _listen(stderr: asyncio.StreamReader, said: deque[str]) -> None:
 
 
 async def _obituary(child: _Child) -> str:
-    """Why a replica did not start, in its own words; ends its process."""
+    """Why a replica did not start, in its own words; ends its process.
+
+    One that is about to end by itself is left to: a signal would take its exit status from us.
+    """
+    with suppress(TimeoutError):
+        await asyncio.wait_for(child.process.wait(), _LAST_BREATH_S)
     await _end(child)
     said = " | ".join(child.said) or "it said nothing"
     return f"replica {child.spec.replica_id} did not start, exit status {child.process.returncode}: {said}"

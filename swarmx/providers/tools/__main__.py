@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
-import sys
 from pathlib import Path
 
 import click
@@ -15,6 +13,7 @@ import uvloop
 
 from swarmx.core.errors import ConfigError
 from swarmx.core.toolbox import ToolProvider
+from swarmx.providers.child_server import ChildServer
 from swarmx.providers.tools.http_tool import HttpProvider
 from swarmx.providers.tools.jail import Jail
 from swarmx.providers.tools.programs import ProgramProvider
@@ -95,27 +94,16 @@ async def _serve(
     await _Server(config, tools, exit_with_parent=exit_with_parent).serve(sockets=[listener])
 
 
-class _Server(uvicorn.Server):
-    """A server that also stops when the other end of stdin is closed, and ends the tools when it stops."""
+class _Server(ChildServer):
+    """Ends the tools when it stops."""
 
     def __init__(self, config: uvicorn.Config, tools: ToolServer, *, exit_with_parent: bool) -> None:
-        super().__init__(config)
+        super().__init__(config, exit_with_parent=exit_with_parent)
         self._tools = tools
-        self._exit_with_parent = exit_with_parent
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self._exit_with_parent:
-            asyncio.get_running_loop().add_reader(sys.stdin.fileno(), self._read_stdin)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
         await self._tools.close()
-
-    def _read_stdin(self) -> None:
-        if not os.read(sys.stdin.fileno(), 4096):
-            asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
-            self.should_exit = True
 
 
 if __name__ == "__main__":

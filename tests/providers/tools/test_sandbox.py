@@ -130,9 +130,9 @@ async def test_scratch_is_fresh_for_each_call_and_never_the_hosts(jailed: Any) -
 
 @needs_sandbox
 async def test_a_symbolic_link_leads_nowhere_outside(jailed: Any) -> None:
-    result = await jailed("ln -s /etc/shadow /tmp/link; ln -s /proc/1/root /tmp/root; cat /tmp/link; ls /tmp/root/root")
+    result = await jailed("ln -s /etc/shadow /tmp/link; ln -s /proc/1/root /tmp/host; cat /tmp/link; ls /tmp/host/root")
     assert result.cause == "tool"
-    assert "root:" not in result.error.replace("/tmp/root:", "")
+    assert "root:" not in result.error
 
 
 @needs_sandbox
