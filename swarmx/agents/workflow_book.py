@@ -48,7 +48,7 @@ class _Kind:
     the call itself took at its replica."""
 
     total_s: _Mean = field(default_factory=_Mean)
-    stages: dict[_Stage, tuple[_Mean, _Mean]] = field(default_factory=dict)
+    stages: OrderedDict[_Stage, tuple[_Mean, _Mean]] = field(default_factory=OrderedDict)
     service_s: deque[float] = field(default_factory=lambda: deque(maxlen=_HISTORY))
     past_s: Floats | None = None
 
@@ -58,9 +58,10 @@ class _Kind:
         return self.past_s
 
     def add(self, stage: _Stage, rest_s: float, call_s: float | None) -> None:
-        if stage not in self.stages and len(self.stages) >= MOST_STAGES:
-            return
         rest, call = self.stages.setdefault(stage, (_Mean(), _Mean()))
+        self.stages.move_to_end(stage)
+        if len(self.stages) > MOST_STAGES:
+            self.stages.popitem(last=False)
         rest.add(rest_s)
         if call_s is not None:
             call.add(call_s)

@@ -9,6 +9,7 @@ from swarmx.core.fleet import CallView, Choice, FleetView, Floats, Order, Workfl
 from swarmx.core.forecast import masses_of
 
 _MOST_SHARE = 0.8  # of a replica's time that prompts may take in the eyes of a policy
+_MOST_TAIL = 8.0  # beyond it only the latest would count, and powers would overflow
 _LEAST_LATE, _MOST_LATE = 0.1, 10.0
 _MINUTE_S = 60.0
 _ONE = np.ones(1)
@@ -51,7 +52,7 @@ class Marginal:
     Of a call whose siblings take longer, `siblings` of the time until the last of them ends is free, but no more than
     nine tenths of its own time. What risk and siblings make of own time is the term `spared`, above zero for a risk.
 
-    Every ingredient is off at 0: `externality`, `prefix`, `slack` (the order), `tail`, `relative`, `risk`, `hold`,
+    Every ingredient is off at 0: `externality`, `prefix`, `slack` (the order), `tail` (8 at most), `relative`, `risk`, `hold`,
     `kv`, `siblings`, `share` (prompts that interrupt), `learn` (from how long calls took).
     """
 
@@ -72,6 +73,11 @@ class Marginal:
     @property
     def order(self) -> Order:
         return "slack" if self.slack else "arrival"
+
+    @property
+    def _tail(self) -> float:
+        """No more than is finite in all that follows."""
+        return min(_MOST_TAIL, max(0.0, self.tail))
 
     @property
     def waits(self) -> bool:
@@ -146,7 +152,7 @@ class Marginal:
     def _felt(self, call: CallView, own_s: Floats, unit_s: Floats, whole_s: float, least_s: float) -> Floats:
         """Own time as the workflow feels it, [replicas]: with the risk that the call is long, without what siblings
         spare. A candidate that takes `least_s`, for sure and without siblings, is felt as that."""
-        forecast, power = call.forecast, 1.0 + self.tail
+        forecast, power = call.forecast, 1.0 + self._tail
         if self.risk and forecast.quantiles[-1] > forecast.quantiles[0]:
             longer = np.array(forecast.quantiles) - forecast.mean
             mine_s = own_s + longer[:, None] * unit_s
@@ -166,7 +172,7 @@ class Marginal:
         """What a second of a call is worth whose workflow will take so long in all."""
         weight = 1.0
         if workflow.usual_s > 0.0:
-            weight = min(_MOST_LATE, max(_LEAST_LATE, whole_s / workflow.usual_s)) ** self.tail
+            weight = min(_MOST_LATE, max(_LEAST_LATE, whole_s / workflow.usual_s)) ** self._tail
         if workflow.target_s > 0.0:
             weight *= (_MINUTE_S / workflow.target_s) ** self.relative
         return min(_MOST_WEIGHT, max(1.0 / _MOST_WEIGHT, weight))

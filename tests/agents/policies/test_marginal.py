@@ -170,6 +170,14 @@ def test_a_sure_length_without_siblings_is_felt_as_it_is_where_it_takes_least(
     assert choice.cost_s[0] == pytest.approx(choice.expected_s, rel=1e-6, abs=1e-9)
 
 
+@given(tail=st.floats(-1e300, 1e300), age_s=st.floats(0.0, 1e7), usual_s=st.floats(1e-3, 1e7))
+def test_costs_are_finite_for_any_tail(tail: float, age_s: float, usual_s: float) -> None:
+    call = a_call(1e6, age_s=age_s, usual_s=usual_s)
+    choice = choose(call, Marginal(tail=tail), in_flight=[0, 30], remaining_work=[0.0, 1e7])
+    assert choice.cost_s is not None
+    assert np.isfinite(choice.cost_s).all()
+
+
 def test_among_calls_that_are_worth_the_same_it_does_not_matter_how_much_that_is() -> None:
     one = choose(a_call(target_s=60.0), in_flight=[3, 9], remaining_work=[300.0, 400.0], weight=[3.0, 9.0])
     ten = choose(a_call(target_s=6.0), in_flight=[3, 9], remaining_work=[300.0, 400.0], weight=[30.0, 90.0])
