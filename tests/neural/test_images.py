@@ -42,7 +42,7 @@ def test_numbers_are_followed_through_primitive_nodes() -> None:
     assert read_graph(graph).steps == 12.0
 
 
-def test_steps_of_a_scheduler_upstream_are_those_of_its_sampler() -> None:
+def test_steps_of_a_scheduler_upstream_are_those_of_its_sampler_whatever_its_denoise() -> None:
     graph = {
         "1": {"class_type": "UNETLoader", "inputs": {"unet_name": "flux1-dev-fp8.safetensors"}},
         "2": {"class_type": "BasicScheduler", "inputs": {"steps": 28, "denoise": 0.5, "model": ["1", 0]}},
@@ -51,7 +51,7 @@ def test_steps_of_a_scheduler_upstream_are_those_of_its_sampler() -> None:
         "5": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
     }
     job = read_graph(graph)
-    assert (job.samplers, job.steps, job.work, job.model_b, job.eight_bit) == (1, 14.0, 14.0, 12.0, True)
+    assert (job.samplers, job.steps, job.work, job.model_b, job.eight_bit) == (1, 28.0, 28.0, 12.0, True)
 
 
 def test_kinds_of_nodes_that_cost_are_counted() -> None:

@@ -76,7 +76,7 @@ def read_graph(graph: object) -> ImageJob:
     Anything else in any place is passed over; a graph that is no mapping of nodes gives a job that knows nothing, for
     which the head's answer is its wide prior. The first 2,000 nodes are read.
     """
-    nodes = dict(_nodes(graph))
+    nodes = dict(nodes_of(graph))
     if not nodes:
         return ImageJob()
     counts = kinds(name for name, _ in nodes.values())
@@ -85,10 +85,10 @@ def read_graph(graph: object) -> ImageJob:
     work = [s * m * b for s, m, b in of_samplers]
     sizes = [m for _, m, _ in of_samplers if math.isfinite(m)]
     batches = [b for _, _, b in of_samplers if math.isfinite(b)]
-    names = [text for _, inputs in nodes.values() for text in _weight_names(inputs)]
+    names = [text for _, inputs in nodes.values() for text in weight_names(inputs)]
     return ImageJob(
         nodes=float(len(nodes)),
-        links=float(sum(_is_link(value) for _, inputs in nodes.values() for value in inputs.values())),
+        links=float(sum(is_link(value) for _, inputs in nodes.values() for value in inputs.values())),
         steps=math.fsum(steps) if steps else _NAN,
         megapixels=max(sizes, default=_NAN),
         batch=max(batches, default=_NAN),
@@ -102,7 +102,7 @@ def read_graph(graph: object) -> ImageJob:
 def graph_key(graph: object) -> str:
     """The same for graphs that cost the same: their nodes, numbers and weights without prompts, names and seeds."""
     digest = blake2b(digest_size=8)
-    for _, (name, inputs) in sorted(_nodes(graph), key=lambda item: (item[1][0], item[0])):
+    for _, (name, inputs) in sorted(nodes_of(graph), key=lambda item: (item[1][0], item[0])):
         digest.update(name.encode(errors="replace"))
         for key in sorted(inputs):
             value = inputs[key]
@@ -133,7 +133,8 @@ def eight_bit(names: Iterable[str]) -> bool:
     return any(_EIGHT_BIT.search(name.lower()) for name in names)
 
 
-def _nodes(graph: object) -> Iterator[tuple[str, Node]]:
+def nodes_of(graph: object) -> Iterator[tuple[str, Node]]:
+    """Ids with (class in lower case, inputs), of what is a node."""
     if not isinstance(graph, Mapping):
         return
     read = 0
@@ -153,12 +154,11 @@ def _sampling(node: Node, nodes: Mapping[str, Node]) -> tuple[float, float, floa
     steps = width = height = batch = _NAN
     for _, inputs in _upstream(node, nodes):
         if math.isnan(steps) and "steps" in inputs:
-            share = _number(inputs.get("denoise"), nodes, most=1.0)
-            steps = _number(inputs["steps"], nodes, most=_MAX_STEPS) * (share if share > 0.0 else 1.0)
+            steps = follow(inputs["steps"], nodes, most=_MAX_STEPS)  # less `denoise` makes them smaller, not fewer
         if math.isnan(width) and "width" in inputs and "height" in inputs:
-            width, height = (_number(inputs[side], nodes, most=_MAX_SIDE) for side in ("width", "height"))
-            frames = _number(inputs.get("length"), nodes, most=_MAX_BATCH)
-            pictures = _number(inputs.get("batch_size"), nodes, most=_MAX_BATCH)
+            width, height = (follow(inputs[side], nodes, most=_MAX_SIDE) for side in ("width", "height"))
+            frames = follow(inputs.get("length"), nodes, most=_MAX_BATCH)
+            pictures = follow(inputs.get("batch_size"), nodes, most=_MAX_BATCH)
             known = [b for b in (frames, pictures) if b > 0.0]
             batch = math.prod(known) if known else 1.0
     return steps, width * height / _MEGAPIXEL, batch
@@ -173,12 +173,12 @@ def _upstream(node: Node, nodes: Mapping[str, Node]) -> Iterator[Node]:
         current = queue.popleft()
         yield current
         for value in current[1].values():
-            if _is_link(value) and (key := _target(value)) not in seen and key in nodes:
+            if is_link(value) and (key := target(value)) not in seen and key in nodes:
                 seen.add(key)
                 queue.append(nodes[key])
 
 
-def _number(value: object, nodes: Mapping[str, Node], *, most: float) -> float:
+def follow(value: object, nodes: Mapping[str, Node], *, most: float) -> float:
     """A number between 0 and `most`, followed through primitive nodes; NaN when there is none."""
     for _ in range(_MAX_HOPS):
         if isinstance(value, bool):
@@ -189,7 +189,7 @@ def _number(value: object, nodes: Mapping[str, Node], *, most: float) -> float:
             except OverflowError:
                 return _NAN
             return min(number, most) if number >= 0.0 else _NAN
-        if not _is_link(value) or (key := _target(value)) not in nodes:
+        if not is_link(value) or (key := target(value)) not in nodes:
             return _NAN
         inputs = nodes[key][1]
         value = next(
@@ -198,15 +198,18 @@ def _number(value: object, nodes: Mapping[str, Node], *, most: float) -> float:
     return _NAN
 
 
-def _weight_names(inputs: Mapping[str, object]) -> Iterator[str]:
+def weight_names(inputs: Mapping[str, object]) -> Iterator[str]:
+    """Names of files of weights among the inputs of a node."""
     for value in inputs.values():
         if isinstance(value, str) and _WEIGHTS.search(value[-16:].lower()):
             yield value[-200:]
 
 
-def _is_link(value: object) -> bool:
+def is_link(value: object) -> bool:
+    """Whether an input is the output of another node, [id, number]."""
     return isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], str | int)
 
 
-def _target(value: object) -> str:
+def target(value: object) -> str:
+    """The id of the node that a link comes from."""
     return str(value[0])[:64] if isinstance(value, list | tuple) else ""

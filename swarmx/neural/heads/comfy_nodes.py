@@ -1,0 +1,143 @@
+"""What each node of a ComfyUI graph (API format) has to do: evaluations of a network, pixels, weights."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+
+import msgspec
+
+from swarmx.neural.heads.comfy_graph import MAX_NODES, follow, is_link, nodes_of, target, weight_names
+
+_MEGAPIXEL = 1024.0 * 1024.0
+_MAX_SIDE, _MAX_BATCH, _MAX_STEPS, _MAX_FACTOR = 65_536.0, 4096.0, 10_000.0, 64.0
+_MAX_WALK = 500
+
+# Evaluations of the network that a step of a sampler takes; all others take one (k-diffusion's sampling functions).
+_ORDERS = {
+    **dict.fromkeys(
+        (
+            "heun", "heunpp2", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp",
+            "dpmpp_sde", "dpmpp_sde_gpu", "exp_heun_2_x0", "exp_heun_2_x0_sde", "sa_solver_pece", "seeds_2",
+        ),
+        2.0,
+    ),
+    "seeds_3": 3.0,
+}  # fmt: skip
+_SINGLE_LAST = frozenset({"heun", "heunpp2", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde"})
+_CARRIERS = ("samples", "latent_image", "latent", "image", "images", "pixels", "video", "mask")
+_FACTORS = ("scale_by", "upscale_by", "rescale_factor")
+_PIXELS = ("decode", "encode", "image", "mask", "latent", "upscale", "video", "blur", "save", "preview")
+
+
+class NodeWork(msgspec.Struct, frozen=True, kw_only=True):
+    """A node's work. `model` names the weights that it runs or loads, "" for none.
+
+    `amounts` are what its seconds should be linear in, beside a constant. For a sampler: evaluations of its network,
+    these x pictures x megapixels of one, and that x megapixels of one (attention). For a node that handles pictures:
+    their megapixels together. For others nothing. A megapixel is 1024 x 1024; a size that the graph does not say counts
+    as one.
+    """
+
+    node: str
+    class_type: str
+    model: str = ""
+    amounts: tuple[float, ...] = ()
+
+
+def node_works(graph: object) -> dict[str, NodeWork]:
+    """By node id; empty for what is no graph. Never fails, reads the first 2,000 nodes."""
+    nodes = dict(nodes_of(graph))
+    return {key: _work(key, nodes) for key in nodes}
+
+
+def _work(key: str, nodes: Mapping[str, tuple[str, Mapping[str, object]]]) -> NodeWork:
+    name, inputs = nodes[key]
+    if is_sampler(name, inputs):
+        evaluations = _evaluations(key, nodes)
+        megapixels, pictures = _size(key, nodes)
+        work = evaluations * pictures * megapixels
+        amounts: tuple[float, ...] = (evaluations, work, work * megapixels)
+        model = _model(key, nodes)
+    elif own := next(iter(weight_names(inputs)), ""):
+        amounts, model = (), own
+    else:
+        model = _model(key, nodes) if "code" in name else ""
+        amounts = ()
+        if "text" not in name and any(part in name for part in _PIXELS):
+            amounts = (math.prod(_size(key, nodes)),)
+    return NodeWork(node=key, class_type=name, model=model, amounts=amounts)
+
+
+def is_sampler(name: str, inputs: Mapping[str, object]) -> bool:
+    """Whether a node runs a diffusion network: it samples a latent, by itself or by a guider."""
+    return "sampler" in name and any(is_link(inputs.get(part)) for part in ("latent_image", "latent", "samples"))
+
+
+def _evaluations(key: str, nodes: Mapping[str, tuple[str, Mapping[str, object]]]) -> float:
+    """Evaluations of the network: steps x order of the sampler x 2 with guidance.
+
+    A `denoise` below 1 makes the steps smaller, not fewer. One step, of order one, with guidance, where it is not said.
+    """
+    sampler = _nearest(key, nodes, "sampler_name")
+    order = _ORDERS.get(sampler, 1.0) if isinstance(sampler, str) else 1.0
+    _, inputs = nodes[key]
+    steps = follow(_nearest(key, nodes, "steps"), nodes, most=_MAX_STEPS)
+    steps = steps if steps >= 1.0 else 1.0
+    first = follow(inputs.get("start_at_step"), nodes, most=_MAX_STEPS)
+    last = follow(inputs.get("end_at_step"), nodes, most=_MAX_STEPS)
+    steps = max(1.0, (min(last, steps) if last > 0.0 else steps) - (first if first > 0.0 else 0.0))
+    found = order * steps - (order - 1.0 if sampler in _SINGLE_LAST else 0.0)
+    return found * (1.0 if _unguided(key, nodes) else 2.0)
+
+
+def _unguided(key: str, nodes: Mapping[str, tuple[str, Mapping[str, object]]]) -> bool:
+    guider = nodes[key][1].get("guider")
+    if is_link(guider) and target(guider) in nodes and nodes[target(guider)][0] == "basicguider":
+        return True
+    return follow(_nearest(key, nodes, "cfg"), nodes, most=1000.0) == 1.0
+
+
+def _size(key: str, nodes: Mapping[str, tuple[str, Mapping[str, object]]]) -> tuple[float, float]:
+    """Megapixels of one picture, and pictures or frames, at the output of a node; 1 each where nothing says."""
+    factor, current, seen = 1.0, key, set[str]()
+    while current not in seen and len(seen) < _MAX_WALK:
+        seen.add(current)
+        inputs = nodes[current][1]
+        width, height = (follow(inputs.get(side), nodes, most=_MAX_SIDE) for side in ("width", "height"))
+        if width > 0.0 and height > 0.0:
+            counts = (follow(inputs.get(part), nodes, most=_MAX_BATCH) for part in ("batch_size", "length"))
+            return factor * width * height / _MEGAPIXEL, math.prod(count for count in counts if count > 0.0)
+        by = next((value for part in _FACTORS if (value := follow(inputs.get(part), nodes, most=_MAX_FACTOR)) > 0), 1.0)
+        factor *= by * by
+        carrier = next((inputs[part] for part in _CARRIERS if is_link(inputs.get(part))), None)
+        if carrier is None or target(carrier) not in nodes:
+            break
+        current = target(carrier)
+    return factor, 1.0
+
+
+def _model(key: str, nodes: Mapping[str, tuple[str, Mapping[str, object]]]) -> str:
+    """The weights that feed a node, the nearest first."""
+    for near in _upstream(key, nodes):
+        if (found := next(iter(weight_names(nodes[near][1])), "")) and "lora" not in nodes[near][0]:
+            return found
+    return ""
+
+
+def _nearest(key: str, nodes: Mapping[str, tuple[str, Mapping[str, object]]], name: str) -> object:
+    return next((nodes[near][1][name] for near in _upstream(key, nodes) if name in nodes[near][1]), None)
+
+
+def _upstream(key: str, nodes: Mapping[str, tuple[str, Mapping[str, object]]]) -> list[str]:
+    """The node and what feeds it, nearest first, each once."""
+    found, queue = [key], deque([key])
+    seen = {key}
+    while queue and len(found) < min(_MAX_WALK, MAX_NODES):
+        for value in nodes[queue.popleft()][1].values():
+            if is_link(value) and (near := target(value)) in nodes and near not in seen:
+                seen.add(near)
+                found.append(near)
+                queue.append(near)
+    return found

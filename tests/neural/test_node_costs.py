@@ -1,0 +1,99 @@
+"""Seconds of nodes and graphs, learnt from those that ran."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swarmx.neural.heads.comfy_nodes import NodeWork
+from swarmx.neural.node_costs import MOST_KEYS, MOST_SERVERS, NodeCosts
+
+
+def a_sampler(evaluations: float, megapixels: float, model: str = "m") -> NodeWork:
+    work = evaluations * megapixels
+    amounts = (evaluations, work, work * megapixels)
+    return NodeWork(node="s", class_type="ksampler", model=model, amounts=amounts)
+
+
+def true_s(work: NodeWork, factor: float = 1.0) -> float:
+    evaluations, linear, square = work.amounts
+    return factor * (0.05 + 0.01 * evaluations + 0.2 * linear + 0.05 * square)
+
+
+def taught(*servers: tuple[str, float], runs: int = 40, noise: float = 0.0) -> NodeCosts:
+    rng, costs = np.random.default_rng(0), NodeCosts()
+    for number in range(runs):
+        name, factor = servers[number % len(servers)]
+        work = a_sampler(float(rng.integers(4, 60)), float(rng.uniform(0.1, 2.0)))
+        took_s = true_s(work, factor) * math.exp(noise * rng.normal())
+        expected_s = costs.seconds(name, work)
+        costs.observe(name, work, took_s)
+        costs.observe_graph(name, expected_s, took_s)
+    return costs
+
+
+def test_sizes_that_never_ran_are_known_from_those_that_did() -> None:
+    costs = taught(("a", 1.0))
+    for work in (a_sampler(100.0, 0.05), a_sampler(8.0, 3.0)):
+        assert costs.seconds("a", work) == pytest.approx(true_s(work), rel=0.1)
+
+
+def test_a_server_that_ran_little_is_known_by_its_factor() -> None:
+    costs = taught(("a", 1.0), runs=40)
+    for number in range(6):
+        work = a_sampler(10.0 + number, 0.5)
+        costs.observe("slow", work, true_s(work, 3.0))
+    asked = a_sampler(40.0, 1.0)
+    assert costs.seconds("slow", asked) == pytest.approx(true_s(asked, 3.0), rel=0.25)
+    assert costs.seconds("a", asked) == pytest.approx(true_s(asked), rel=0.1)
+
+
+def test_other_weights_are_other_nodes() -> None:
+    costs = taught(("a", 1.0))
+    costs.observe("a", a_sampler(10.0, 1.0, "large"), 60.0)
+    assert costs.seconds("a", a_sampler(10.0, 1.0)) == pytest.approx(true_s(a_sampler(10.0, 1.0)), rel=0.1)
+    assert costs.seconds("a", a_sampler(10.0, 1.0, "large")) > 30.0
+
+
+def test_the_spread_of_a_forecast_is_how_far_graphs_were_off() -> None:
+    work = a_sampler(20.0, 1.0)
+    unsure, sure, noisy = NodeCosts(), taught(("a", 1.0), runs=200), taught(("a", 1.0), runs=200, noise=0.4)
+    widths = [
+        forecast.quantiles[-1] / forecast.quantiles[0]
+        for forecast in (costs.forecast("a", [work]) for costs in (unsure, noisy, sure))
+    ]
+    assert widths[0] > widths[1] > widths[2]
+    assert noisy.forecast("a", [work]).source == "empirical"
+    assert unsure.forecast("a", [work]).source == "prior"
+
+
+def test_a_graph_takes_what_its_nodes_take() -> None:
+    costs = taught(("a", 1.0), runs=200)
+    one, two = a_sampler(20.0, 1.0), a_sampler(30.0, 0.5)
+    together = costs.forecast("a", [one, two]).quantile(0.5)
+    assert together == pytest.approx(true_s(one) + true_s(two), rel=0.1)
+
+
+@given(
+    seconds=st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=20),
+    amounts=st.lists(st.floats(0.0, 1e9), max_size=3),
+)
+def test_a_forecast_is_sound_whatever_was_observed(seconds: list[float], amounts: list[float]) -> None:
+    costs, work = NodeCosts(), NodeWork(node="n", class_type="odd", amounts=tuple(amounts))
+    for value in seconds:
+        costs.observe("a", work, value)
+        costs.observe_graph("a", value, value)
+    forecast = costs.forecast("a", [work, work])
+    assert all(0.0 < value < math.inf for value in forecast.quantiles)
+
+
+def test_memory_is_bounded() -> None:
+    costs = NodeCosts()
+    for number in range(MOST_KEYS + 10):
+        costs.observe(f"s{number % (2 * MOST_SERVERS)}", NodeWork(node="n", class_type=f"c{number}"), 1.0)
+    assert len(costs._lines) == MOST_KEYS
+    assert len(costs._servers) == MOST_SERVERS
