@@ -3,7 +3,7 @@ PY ?= python3.11
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm browser sandbox demo demo-vllm test test-fast test-vllm check bench docs clean
+.PHONY: help setup setup-vllm setup-agents setup-ray browser sandbox postgres demo demo-vllm test test-fast test-vllm test-ray test-kills test-comfyui check bench docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,22 @@ setup: .venv/.ready ## make .venv with SwarmX and what its tests need
 setup-vllm: ## make .venv-vllm and fetch the small real model (several GB, once)
 	scripts/setup_vllm.sh
 
+setup-agents: .venv-agents/.ready ## make .venv-agents with the OpenAI Agents SDK, for the test of its page
+
+# Its own environment: it and what the tests need do not go together.
+.venv-agents/.ready:
+	$(PY) -m venv .venv-agents
+	.venv-agents/bin/python -m pip install --quiet --disable-pip-version-check 'openai-agents>=0.24,<0.25'
+	@touch $@
+
+setup-ray: .venv-ray/.ready ## make .venv-ray with Ray Serve and SwarmX, for docs/ray.md and its tests
+
+.venv-ray/.ready: pyproject.toml
+	$(PY) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check -e '.[ray]' 'polars>=2.1,<3' \
+	  'hypothesis>=6.170,<7' 'pytest>=9.2,<10' 'pytest-asyncio>=1.5,<2' 'pytest-timeout>=2.4,<3'
+	@touch $@
+
 browser:
 	@command -v chromium >/dev/null || apt-get install -y -qq chromium >/dev/null 2>&1 || \
 	  { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1 || \
@@ -28,13 +44,19 @@ sandbox:
 	  { apt-get update -qq && apt-get install -y -qq bubblewrap; } >/dev/null 2>&1 || \
 	  echo "There is no bubblewrap and it cannot be installed here: tools that are programs are refused, their tests skipped."
 
+postgres:
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || \
+	  apt-get install -y -qq postgresql >/dev/null 2>&1 || \
+	  { apt-get update -qq && apt-get install -y -qq postgresql; } >/dev/null 2>&1 || \
+	  echo "There is no PostgreSQL server and it cannot be installed here: the tests of that store are skipped."
+
 demo: setup ## the main job: agentic workflows over an emulated fleet (under 4 minutes)
 	$(BIN)/swarmx demo
 
 demo-vllm: setup ## the same on two real vLLM servers on this CPU (after make setup-vllm)
 	$(BIN)/swarmx demo --engine vllm
 
-test: setup browser sandbox ## all tests but those that need vLLM, and the checks
+test: setup browser sandbox postgres ## all tests but those that need vLLM, and the checks
 	$(BIN)/python -m pytest -n 2 -m 'not vllm'
 	$(MAKE) check
 
@@ -43,6 +65,16 @@ test-fast: setup ## tests without processes and sockets
 
 test-vllm: setup setup-vllm ## tests against a real vLLM on the CPU (about ten minutes)
 	$(BIN)/python -m pytest -m vllm tests/vllm
+
+test-kills: setup ## kill gateways and runners at hundreds of moments, and tell what is left (about ten minutes)
+	$(BIN)/python -m eval durable kills --lives 500
+	$(BIN)/python -m eval durable kills --gateway --lives 400
+
+test-comfyui: setup ## the ComfyUI front over real servers: COMFYUI_DIR=checkout COMFYUI_PYTHON=its interpreter
+	COMFYUI_DIR=$(COMFYUI_DIR) COMFYUI_PYTHON=$(COMFYUI_PYTHON) $(BIN)/python -m pytest -n0 -m comfyui tests/compat/comfyui/real
+
+test-ray: setup-ray ## tests inside a real Ray Serve, on one node and on three (about five minutes)
+	.venv-ray/bin/python -m pytest --confcutdir=tests/compat/ray_serve tests/compat/ray_serve
 
 check: setup ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -62,4 +94,4 @@ docs: setup ## write the generated pages (settings, messages, policies, CLI)
 	$(BIN)/python -m swarmx.docs docs/reference
 
 clean: ## remove what the targets made, but for models
-	rm -rf .venv .venv-vllm out build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-vllm .venv-agents .venv-ray out build dist .pytest_cache .mypy_cache .ruff_cache

@@ -7,25 +7,19 @@ import os
 import signal
 import sys
 import time
-import zlib
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
 
+from eval.promises import Notes, Tally, answer_to, check
 from swarmx.core import failpoints
 from swarmx.core.failures import Failure
-from swarmx.core.records import TERMINAL, CallRecord, Idempotency, ModelRequest, ModelResult, WorkflowRecord
+from swarmx.core.records import CallRecord, Idempotency, ModelRequest, ModelResult
 from swarmx.memory.sqlite import SqliteStore
 from swarmx.runtime.clock import WallClock
-from swarmx.runtime.workflow_run import ending_of
 from swarmx.runtime.workflows import WorkflowRunner
-from swarmx.workflows.events import Cancelled, Failed, Finished, NodeFinished, decode_event
 from swarmx.workflows.spec import parse_workflow
-from swarmx.workflows.state import Run
 
 SPEC = """
 name: doomed
@@ -49,20 +43,6 @@ _MOST_HITS = 100  # of failpoints before a life ends
 _MOST_S = 0.2
 
 
-@dataclass(slots=True)
-class Tally:
-    """What came of all lives. `broken` says, a line each, which promise was not kept; nothing should stand there."""
-
-    lives: int = 0
-    killed: int = 0
-    workflows: int = 0
-    states: Counter[str] = field(default_factory=Counter)
-    points: Counter[str] = field(default_factory=Counter)
-    calls_made: int = 0
-    calls_finished: int = 0
-    broken: list[str] = field(default_factory=list)
-
-
 class Script:
     """A caller that answers by what it is asked, fails at times, and notes each call outside the database."""
 
@@ -79,7 +59,7 @@ class Script:
         if failed:
             failure = Failure(cause="replica", error="it broke")
             return ModelResult(call_id=call_id, replica_id=None, attempts=1, failure=failure, record=record)
-        text = f"{zlib.crc32(request.idempotency_key.encode()):08x}"
+        text = answer_to(request.idempotency_key)
         answer = {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
         return ModelResult(call_id=call_id, replica_id="r", attempts=1, answer=answer, record=record)
 
@@ -113,34 +93,18 @@ def _record(request: ModelRequest, call_id: str, *, failed: bool) -> CallRecord:
     )
 
 
-class Client:
-    """Whoever submits: it notes what it sends and what was acknowledged, and sends again what was not."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "client"
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        words = [line.split() for line in lines]
-        self.acknowledged = {key: id for what, key, id in words if what == "accepted"}
-        sent = dict.fromkeys(key for what, key, _ in words if what == "sent")  # several times, where lives were short
-        self.open = [key for key in sent if key not in self.acknowledged]
-
-    def note(self, what: str, key: str, workflow_id: str = "-") -> None:
-        with self._path.open("a") as file:
-            file.write(f"{what} {key} {workflow_id}\n")
-
-
 async def _live(folder: Path, life: int, rng: np.random.Generator, *, last: bool) -> None:
     store = SqliteStore(folder / "swarmx.db")
     await store.open()
     runner = WorkflowRunner(store, Script(folder, rng), WallClock())
     await runner.recover()
-    client, spec = Client(folder), parse_workflow(SPEC)
+    notes, spec = Notes(folder), parse_workflow(SPEC)
 
     async def submit(key: str) -> None:
-        client.note("sent", key)
+        notes.note("sent", key)
         idempotency = Idempotency(key=key, fingerprint="f", expires_at_s=time.time() + 1e6)
         accepted = await runner.accept(spec, {}, "a", idempotency=idempotency)
-        client.note("accepted", key, accepted.workflow_id)
+        notes.note("accepted", key, accepted.workflow_id)
         await asyncio.sleep(float(rng.uniform(0.0, 0.03)))
         chance = rng.random()
         if chance < _KILLED:
@@ -150,7 +114,7 @@ async def _live(folder: Path, life: int, rng: np.random.Generator, *, last: bool
         await runner.wait(accepted.workflow_id, "a")
 
     new = [] if last else [f"{life}-{i}" for i in range(_PER_LIFE)]
-    await asyncio.gather(*(submit(key) for key in client.open + new))
+    await asyncio.gather(*(submit(key) for key in notes.open + new))
     for record in await store.unfinished():
         await runner.wait(record.workflow_id, "a")
     await runner.close()
@@ -196,80 +160,9 @@ def _lives(folder: Path, lives: int, seed: int) -> None:
             file.write("killed\n" if killed else f"ended {status}\n")
 
 
-async def check(folder: Path) -> Tally:
-    """Read what all lives left, and hold it against what was promised."""
-    tally = Tally()
-    lives = (folder / "lives").read_text().splitlines()
-    tally.lives, tally.killed = len(lives) - 1, lives.count("killed")
-    tally.broken += [f"a life {line}" for line in lives if line not in ("killed", "ended 0")]
-    if (folder / "points").exists():
-        tally.points.update((folder / "points").read_text().split())
-    client = Client(folder)
-    tally.broken += [f"{key} was sent and never accepted" for key in client.open]
-    store = SqliteStore(folder / "swarmx.db")
-    await store.open()
-    try:
-        made = _ledger(folder)
-        tally.calls_made = sum(map(len, made.values()))
-        ids = [record.workflow_id async for record in _all(store)]
-        tally.workflows = len(ids)
-        if sorted(ids) != sorted(client.acknowledged.values()):
-            tally.broken.append(f"{len(ids)} workflows are there, {len(client.acknowledged)} keys were accepted")
-        for workflow_id in ids:
-            await _check_workflow(store, workflow_id, made, tally)
-    finally:
-        await store.close()
-    return tally
-
-
-async def _all(store: SqliteStore) -> AsyncIterator[WorkflowRecord]:
-    cursor: str | None = None
-    while True:
-        page = await store.workflows(tenant="a", state=None, limit=500, cursor=cursor)
-        for record in page.workflows:
-            yield record
-        cursor = page.next_cursor
-        if cursor is None:
-            return
-
-
-def _ledger(folder: Path) -> dict[str, list[float]]:
-    made: dict[str, list[float]] = {}
-    for line in (folder / "ledger").read_text().splitlines():
-        at_s, key, _ = line.split()
-        made.setdefault(key, []).append(float(at_s))
-    return made
-
-
-async def _check_workflow(store: SqliteStore, workflow_id: str, made: dict[str, list[float]], tally: Tally) -> None:
-    record = await store.workflow(workflow_id, tenant="a")
-    stored = await store.events(workflow_id)
-    assert record is not None
-    events = [decode_event(event.body) for event in stored]
-    ends = [event for event in events if isinstance(event, Finished | Failed | Cancelled)]
-    tally.states[record.state] += 1
-    if record.state not in TERMINAL or len(ends) != 1 or events[-1] is not ends[0]:
-        tally.broken.append(f"{workflow_id} is {record.state} with {len(ends)} ends")
-        return
-    if ending_of(Run.rebuild(events)) != (record.state, record.outcome) or record.seq != len(events):
-        tally.broken.append(f"{workflow_id}: its record is not what its events come to")
-    for event, at in zip(events, stored, strict=True):
-        if not isinstance(event, NodeFinished) or event.call_id is None:
-            continue
-        tally.calls_finished += 1
-        call = await store.call(event.call_id, tenant="a")
-        if call is None or call.state != "finished":
-            tally.broken.append(f"{workflow_id}: the record of the finished call of {event.path} is lost")
-        if max(made[f"{workflow_id}/{event.path}"]) > at.at_s + 0.001:
-            tally.broken.append(f"{workflow_id}: {event.path} was called again after it had finished")
-
-
-def lines_of(tally: Tally) -> Iterator[str]:
-    """The tally for people."""
-    yield f"{tally.lives} lives, {tally.killed} killed; {tally.workflows} workflows: {dict(tally.states)}"
-    yield f"{tally.calls_made} calls made, {tally.calls_finished} of them finished a node"
-    yield f"killed at failpoints: {dict(tally.points.most_common())}"
-    yield from tally.broken or ["every promise was kept"]
+async def check_lives(folder: Path) -> Tally:
+    """Hold what all lives left against what was promised."""
+    return await check(folder, folder / "swarmx.db", tenant="a")
 
 
 if __name__ == "__main__":  # `python -m eval.doomed FOLDER LIVES SEED`, by `eval.durable` and the tests

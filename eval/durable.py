@@ -8,17 +8,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from eval.doomed import check, lines_of
+from eval.doomed import check_lives
+from eval.gateway_lives import live
+from eval.promises import lines_of
 from eval.result import Row, claim, table, write_result
 from swarmx.core.records import ModelRequest, ModelResult
-from swarmx.memory.sqlite import SqliteStore
 from swarmx.runtime.clock import WallClock
 from swarmx.runtime.workflows import WorkflowRunner
+from swarmx.state_config import StateSection
+from swarmx.wiring.state import open_state
 from swarmx.workflows.nodes import WorkflowSpec
 from swarmx.workflows.spec import parse_workflow
 
@@ -33,14 +37,19 @@ class _AtOnce:
         return ModelResult(call_id=request.request_id, replica_id="r", attempts=1, answer=answer)
 
 
-async def measure(path: Path | str, *, concurrent: int, workflows: int, nodes: int) -> Row:
-    """Run so many chains of `nodes` calls, `concurrent` at a time, on a store at `path`.
+async def measure(state: StateSection, where: str, *, concurrent: int, workflows: int, nodes: int) -> Row:
+    """Run so many chains of `nodes` calls, `concurrent` at a time, on a store as a server opens it.
 
     A step is a node's answer, in the store in one commit with what follows from it. The CPU is that of all threads.
     """
-    store = SqliteStore(path)
-    await store.open()
-    runner = WorkflowRunner(store, _AtOnce(), WallClock())
+    async with AsyncExitStack() as stack:
+        opened = await open_state(state, stack, clock=WallClock().now_s)
+        runner = WorkflowRunner(opened.store, _AtOnce(), WallClock(), exclusive=opened.exclusive)
+        stack.push_async_callback(runner.close)
+        return await _measured(runner, where, concurrent=concurrent, workflows=workflows, nodes=nodes)
+
+
+async def _measured(runner: WorkflowRunner, where: str, *, concurrent: int, workflows: int, nodes: int) -> Row:
     spec = _chain(nodes)
     await asyncio.gather(*(_one(runner, spec) for _ in range(_WARM_UP)))
     left = iter(range(workflows))
@@ -55,13 +64,11 @@ async def measure(path: Path | str, *, concurrent: int, workflows: int, nodes: i
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     await asyncio.gather(*(worker() for _ in range(concurrent)))
     wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
-    await runner.close()
-    await store.close()
     p50, p99 = np.quantile(taken_s, (0.5, 0.99))
     steps = workflows * nodes
     return {
         "experiment": "durable_steps",
-        "where": "memory" if path == ":memory:" else "disk",
+        "where": where,
         "concurrent": concurrent,
         "workflows": workflows,
         "steps": steps,
@@ -88,11 +95,15 @@ async def _steps(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     with TemporaryDirectory(dir=args.out) as folder:
-        for path in (":memory:", Path(folder) / "swarmx.db"):
+        places = {"sqlite": StateSection(dir=Path(folder))}
+        if args.postgres:
+            places["postgres"] = StateSection(dir=Path(folder), database=args.postgres)
+        for where, state in places.items():
             for concurrent in args.concurrent:
-                rows.append(await measure(path, concurrent=concurrent, workflows=args.workflows, nodes=args.nodes))
+                row = await measure(state, where, concurrent=concurrent, workflows=args.workflows, nodes=args.nodes)
+                rows.append(row)
     print(table(rows))
-    rates = {row["concurrent"]: row["steps_a_second"] for row in rows if row["where"] == "disk"}
+    rates = {row["concurrent"]: row["steps_a_second"] for row in rows if row["where"] == "sqlite"}
     claims = [claim("durable_steps_a_second@64", float(rates[64] or 0.0), ">=", 2000.0)] if 64 in rates else []
     print(write_result(args.out, " ".join(["python -m eval.durable", *args.given]), rows, claims, seeds=[]))
     return 0
@@ -100,9 +111,12 @@ async def _steps(args: argparse.Namespace) -> int:
 
 async def _kills(args: argparse.Namespace) -> int:
     with TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "eval.doomed", folder, str(args.lives), str(args.seed)]
-        await asyncio.to_thread(subprocess.run, command, check=True)
-        tally = await check(Path(folder))
+        if args.gateway:
+            tally = await live(Path(folder), args.lives, args.seed)
+        else:
+            command = [sys.executable, "-m", "eval.doomed", folder, str(args.lives), str(args.seed)]
+            await asyncio.to_thread(subprocess.run, command, check=True)
+            tally = await check_lives(Path(folder))
     print("\n".join(lines_of(tally)))
     return 1 if tally.broken else 0
 
@@ -111,14 +125,16 @@ async def main(arguments: Sequence[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m eval durable", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    steps = verbs.add_parser("steps", help="durable steps a second and the CPU of one, on disk and in memory")
+    steps = verbs.add_parser("steps", help="durable steps a second, and the CPU of one in this process")
     steps.add_argument("--concurrent", type=int, nargs="+", default=[64])
     steps.add_argument("--workflows", type=int, default=2000)
     steps.add_argument("--nodes", type=int, default=5, help="calls of a workflow, one after the other")
+    steps.add_argument("--postgres", default="", help="URL of an empty database to measure, too")
     steps.add_argument("--out", type=Path, required=True, help="folder for the result, on the disk to be measured")
     kills = verbs.add_parser("kills", help="kill a process again and again, then check what is left")
     kills.add_argument("--lives", type=int, default=500)
     kills.add_argument("--seed", type=int, default=1)
+    kills.add_argument("--gateway", action="store_true", help="of whole gateways with clients, not of bare runners")
     args = parser.parse_args(arguments, argparse.Namespace(given=arguments))
     return await (_steps(args) if args.verb == "steps" else _kills(args))
 

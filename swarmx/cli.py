@@ -15,10 +15,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from swarmx import commands, predictor_commands
+from swarmx import comfy_commands, commands, predictor_commands, tool_commands, workflow_commands
 from swarmx.client import Api
 from swarmx.core.errors import SwarmXError
-from swarmx.tables import columns, print_calls, print_decision, print_program, print_remaining, print_replicas
+from swarmx.tables import print_decision, print_replicas
 from swarmx.terminal import Group, ask, show
 
 DEFAULT_URL = "http://127.0.0.1:8100"
@@ -40,7 +40,7 @@ DEFAULT_URL = "http://127.0.0.1:8100"
 def main(ctx: click.Context, url: str, state_dir: Path, as_json: bool) -> None:
     """SwarmX: scheduler agents for agentic workflows.
 
-    Every command talks to a running server (`swarmx up`), but for up, demo, replay, config, keys, predictor and train.
+    Commands talk to a running server (`swarmx up`), but for up, comfy, demo, replay, config, keys, predictor and train.
     """
     ctx.obj = {"url": url, "state_dir": state_dir, "json": as_json}
 
@@ -147,87 +147,6 @@ async def _ended_by_sigterm(work: Coroutine[Any, Any, Any]) -> Any:
         return await task
     except asyncio.CancelledError:
         raise SwarmXError("stopped by a signal") from None
-
-
-@main.command()
-@click.argument("file", type=click.File("rb"))
-@click.option("--input", "inputs", multiple=True, metavar="NAME=VALUE", help="An input of the workflow; JSON or text.")
-@click.option("--wait", is_flag=True, help="Wait for the end; exit with 1 unless it finished.")
-@click.pass_context
-def submit(ctx: click.Context, file: Any, inputs: tuple[str, ...], wait: bool) -> None:
-    """Submit the workflow in FILE (YAML or JSON; - for standard input)."""
-    try:
-        source = file.read().decode()
-    except UnicodeDecodeError as error:
-        raise click.BadParameter(f"{file.name} is not UTF-8 text: {error}.") from None
-    values = dict(_input(text) for text in inputs)
-
-    async def work(api: Api) -> Any:
-        body = json.dumps({"workflow": source, "inputs": values}).encode()
-        accepted = await api.post("/api/v1/workflows", data=body)
-        while wait:
-            row = await api.get(f"/api/v1/workflows/{accepted['workflow_id']}")
-            if row["ended_at_s"] is not None:
-                return row
-            await asyncio.sleep(0.2)
-        return accepted
-
-    row = ask(ctx, work)
-    show(ctx, row, lambda console: _print_workflow(console, row))
-    if wait and row["state"] != "finished":
-        sys.exit(1)
-
-
-def _input(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise click.BadParameter(f"--input {text!r}: write NAME=VALUE.")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
-
-
-@main.command()
-@click.option(
-    "--state",
-    type=click.Choice(["running", "cancelling", "finished", "failed", "cancelled"]),
-    help="Only workflows in this state.",
-)
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 200), help="How many on a page.")
-@click.option("--cursor", help="Where the last page ended.")
-@click.pass_context
-def workflows(ctx: click.Context, state: str | None, limit: int, cursor: str | None) -> None:
-    """List workflows, newest first."""
-    page = ask(ctx, lambda api: api.get("/api/v1/workflows", state=state, limit=limit, cursor=cursor))
-
-    def render(console: Console) -> None:
-        table = columns("workflow", "kind", "name", "state", "seconds")
-        for row in page["workflows"]:
-            table.add_row(row["workflow_id"], row["kind"], row["name"], row["state"], _seconds(row))
-        console.print(table)
-        if page["next_cursor"]:
-            console.print(f"More: swarmx workflows --cursor {page['next_cursor']}")
-
-    show(ctx, page, render)
-
-
-@main.command("show")
-@click.argument("workflow_id")
-@click.pass_context
-def show_workflow(ctx: click.Context, workflow_id: str) -> None:
-    """Show one workflow: its nodes, calls and outputs."""
-    row = ask(ctx, lambda api: api.get(f"/api/v1/workflows/{workflow_id}"))
-    show(ctx, row, lambda console: _print_workflow(console, row))
-
-
-@main.command()
-@click.argument("workflow_id")
-@click.pass_context
-def cancel(ctx: click.Context, workflow_id: str) -> None:
-    """Cancel a workflow, down to the engines that work on it."""
-    row = ask(ctx, lambda api: api.post(f"/api/v1/workflows/{workflow_id}/cancel"))
-    show(ctx, row, lambda console: _print_workflow(console, row))
 
 
 @main.command()
@@ -390,32 +309,13 @@ def _keys_path(ctx: click.Context) -> Path:
     return path
 
 
-def _seconds(row: dict[str, Any]) -> str:
-    return "" if row.get("ended_at_s") is None else f"{row['ended_at_s'] - row['created_at_s']:.1f}"
-
-
-def _print_workflow(console: Console, row: dict[str, Any]) -> None:
-    console.print(f"{row['workflow_id']}: {row['state']} {_seconds(row) and _seconds(row) + ' s'}", highlight=False)
-    if row.get("nodes"):
-        table = columns("node", "kind", "state", "seconds")
-        for node in row["nodes"]:
-            begun, ended = node.get("started_at_s"), node.get("ended_at_s")
-            seconds = f"{ended - begun:.2f}" if begun is not None and ended is not None else ""
-            table.add_row(node["path"], node["kind"], node["state"], seconds)
-        console.print(table)
-    if row.get("calls"):
-        print_calls(console, row["calls"])
-    if row.get("program"):
-        print_program(console, row["program"])
-    if row.get("remaining"):
-        print_remaining(console, row["remaining"])
-    if row.get("error"):
-        console.print(f"Failed at {row.get('error_node') or 'the workflow'}: {row['error']}", highlight=False)
-    if row.get("outputs") is not None:
-        console.print_json(data=row["outputs"])
-
-
-for command in (*commands.COMMANDS, *predictor_commands.COMMANDS):
+for command in (
+    *workflow_commands.COMMANDS,
+    *comfy_commands.COMMANDS,
+    *commands.COMMANDS,
+    *predictor_commands.COMMANDS,
+    *tool_commands.COMMANDS,
+):
     main.add_command(command)
 
 if __name__ == "__main__":

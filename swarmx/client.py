@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_text
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -46,11 +46,14 @@ class Api:
     async def close(self) -> None:
         await self._session.close()
 
-    async def get(self, path: str, **params: str | int | None) -> Any:
-        return await self._request("GET", path, params={k: v for k, v in params.items() if v is not None})
+    async def get(self, path: str, *, headers: Mapping[str, str] | None = None, **params: str | int | None) -> Any:
+        given = {name: value for name, value in params.items() if value is not None}
+        return await self._request("GET", path, params=given, headers=headers)
 
-    async def post(self, path: str, *, data: bytes | None = None, json: Any = None) -> Any:
-        return await self._request("POST", path, data=data, json=json)
+    async def post(
+        self, path: str, *, data: bytes | None = None, json: Any = None, headers: Mapping[str, str] | None = None
+    ) -> Any:
+        return await self._request("POST", path, data=data, json=json, headers=headers)
 
     async def whole(self, path: str, *, json: Any) -> Any:
         """The answer to a POST that could be streamed, in one and however long it takes."""

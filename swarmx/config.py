@@ -18,7 +18,10 @@ from swarmx.agents.scaling import DEFAULT_SCALING_POLICY, make_scaling_policy
 from swarmx.core.control import Mode
 from swarmx.core.errors import ConfigError
 from swarmx.core.nouns import PRIORITIES, ReplicaGroup
+from swarmx.prices_config import ModelName, PriceEntry
 from swarmx.replica_config import ElasticReplicas, EmulatedReplicas, Seconds, Section, StaticReplica
+from swarmx.state_config import StateSection
+from swarmx.toolbox_config import ToolReplicasEntry
 from swarmx.tools.guard import GuardSettings
 
 __all__ = ["ElasticReplicas", "EmulatedReplicas", "Settings", "StaticReplica", "is_loopback", "load", "parse", "rows"]
@@ -34,13 +37,6 @@ class ServerSection(Section):
     port: int = Field(8100, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1024, description="Largest request body; larger ones get 413.")
     drain_s: int = Field(10, ge=0, description="How long answers in progress may take when the server is stopped.")
-
-
-class StateSection(Section):
-    """Where SwarmX keeps what outlives it."""
-
-    dir: Path = Field(Path(".swarmx"), description="Folder of the database, the keys and the journals (mode 0700).")
-    journal: bool = Field(True, description="Write every message of the agents to a journal, for `swarmx replay`.")
 
 
 class RouterSection(Section):
@@ -270,6 +266,7 @@ class Settings(Section):
     state: StateSection = StateSection()
     router: RouterSection = RouterSection()
     tenants: dict[TenantName, TenantSection] = Field({})
+    prices: dict[ModelName, PriceEntry] = Field({})
     scaler: ScalerSection = ScalerSection()
     predictor: PredictorSection = PredictorSection()
     guard: GuardSection = GuardSection()
@@ -280,10 +277,12 @@ class Settings(Section):
     replicas: tuple[StaticReplica, ...] = ()
     emulated: tuple[EmulatedReplicas, ...] = ()
     elastic: tuple[ElasticReplicas, ...] = ()
+    tools: tuple[ToolReplicasEntry, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         ids = [replica.id for replica in self.replicas] + [i for group in self.emulated for i in group.ids()]
+        ids += [entry.id for entry in self.tools if entry.url is not None]
         twice = sorted({i for i in ids if ids.count(i) > 1})
         if twice:
             raise ValueError(f"replica ids must be unique, {', '.join(twice)} occurs more than once.")
@@ -299,7 +298,7 @@ class Settings(Section):
         )
         for model, kind in ((entry.model, entry.kind) for entry in entries):
             if kinds.setdefault(model, kind) != kind:
-                raise ValueError(f"a model has one kind, {model} is given both llm and image.")
+                raise ValueError(f"a model has one kind, {model} is given both {kind} and {kinds[model]}.")
         for group in self.elastic:
             start_s = group.start_s / (self.emulation.time_scale if group.provider == "emulated" else 1.0)
             if start_s >= self.router.queue_timeout_s:  # or the first calls of a cold model are always refused
@@ -312,9 +311,11 @@ class Settings(Section):
 
 ENTRIES: dict[str, type[BaseModel]] = {
     "tenants": TenantSection,
+    "prices": PriceEntry,
     "replicas": StaticReplica,
     "emulated": EmulatedReplicas,
     "elastic": ElasticReplicas,
+    "tools": ToolReplicasEntry,
 }
 
 

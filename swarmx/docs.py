@@ -38,8 +38,8 @@ def settings_page() -> str:
         "Settings are one TOML file: `swarmx up --config FILE`, or its path in `SWARMX_CONFIG`. Without a file all "
         "defaults hold. A name that is not listed here is an error, and the error names the nearest one. "
         "`swarmx config --config FILE` checks a file without starting anything.",
-        "`[[replicas]]` and `[[emulated]]` are lists: write the table once for each entry. `[tenants.NAME]` is written "
-        "once for each tenant, with its own name.",
+        "`[[replicas]]` and `[[emulated]]` are lists: write the table once for each entry. `[tenants.NAME]` and "
+        "`[prices.NAME]` are written once for each tenant or model, with its own name.",
     ]
     by_section: dict[str, list[tuple[str, str, str]]] = {}
     for name, _, meaning in rows(Settings()):

@@ -262,7 +262,6 @@ def _read(file: Any) -> bytes:
 
 def _finished(state_dir: Path, count: int = _LEARNT) -> list[CallRecord]:
     """The newest finished calls, oldest first. Raises ConfigError where there is no database, StoreError."""
-    from swarmx.memory.finished import newest_finished
     from swarmx.memory.sqlite import SqliteStore
 
     path = state_dir / _DATABASE
@@ -273,7 +272,7 @@ def _finished(state_dir: Path, count: int = _LEARNT) -> list[CallRecord]:
         store = SqliteStore(path)
         await store.open()
         try:
-            return await newest_finished(store, count)
+            return await store.newest_finished(count)
         finally:
             await store.close()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -67,22 +67,45 @@ class EmulatedReplicas(Section):
 class ElasticReplicas(Section):
     """Replicas that the scaler starts and stops, under `[[elastic]]`: one entry a model and device."""
 
-    model: str = Field(description="Model name, as clients ask for it.")
-    device: str = Field(description='Device type; with provider = "emulated" that of a fitted profile.')
-    provider: Literal["emulated", "process"] = Field(
-        "emulated", description="Emulated replicas, or real vLLM servers that run as processes on this host."
+    model: str = Field(description="Model name, as clients ask for it, or the pool of tools.")
+    device: str = Field(
+        description='Device type; with provider = "emulated" that of a fitted profile; of tools it is cpu.'
     )
-    kind: Literal["llm", "image"] = Field("llm", description="What they serve.")
+    provider: Literal["emulated", "process", "tools"] = Field(
+        "emulated",
+        description="Emulated replicas, real vLLM servers that run as processes on this host, or replicas of tools.",
+    )
+    kind: Literal["llm", "image", "tool"] = Field("llm", description="What they serve; of tools it is tool.")
     size_class: Literal["small", "8b", "32b", "70b"] = Field("8b", description="Length statistics of emulated answers.")
     slots: int | None = Field(None, ge=1, description="Calls that one runs at a time (vLLM's --max-num-seqs).")
     engine_order: EngineOrder = Field("arrival", description=_ENGINE_ORDER)
     folder: Path | None = Field(None, description='Folder of the model, for provider = "process".')
+    file: Path | None = Field(None, description='File of the tools, for provider = "tools"; its pool is the model.')
     min: int = Field(1, ge=0, le=64, description="Fewest replicas at the start.")
     max: int = Field(4, ge=0, le=64, description="Most replicas at the start; operators move both bounds.")
     limit: int = Field(8, ge=0, le=64, description="Most replicas that anybody can have.")
     start_s: Seconds = Field(
         60.0, description="First guess of the time to start one; emulated ones take it, in emulated seconds."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_tools(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("provider") == "tools":
+            return {"kind": "tool", "device": "cpu", "start_s": 5.0, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _tools_only(self) -> Self:
+        if (self.provider == "tools") != (self.kind == "tool"):
+            raise ValueError('kind = "tool" goes with provider = "tools", and only with that.')
+        if (self.provider == "tools") != (self.file is not None):
+            raise ValueError('provider = "tools" needs file, the tools of each replica; others have none.')
+        if self.provider == "tools" and (self.device != "cpu" or self.slots is not None):
+            raise ValueError("tools run on device cpu, in as many slots as their file says; leave both out.")
+        if self.provider == "tools" and self.min < 1:
+            raise ValueError("a pool of tools begins with min = 1 at least: its replicas say which tools there are.")
+        return self
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -93,7 +116,7 @@ class ElasticReplicas(Section):
         if self.provider == "process" and (self.slots is not None or self.kind != "llm"):
             raise ValueError('provider = "process" serves text, 8 calls at a time; leave slots and kind out.')
         if self.kind != "llm" and self.engine_order != "arrival":
-            raise ValueError("servers of images serve in order of arrival; leave engine_order out.")
+            raise ValueError("servers of images and tools serve in order of arrival; leave engine_order out.")
         return self
 
     @property

@@ -61,7 +61,7 @@ def serve(
     if emulated:
         changes["emulated"], changes["elastic"] = _SMALL_FLEET, _SMALL_GROUPS
     settings = parse({**settings.model_dump(), **_plain(changes)}, source=str(config or "settings"))
-    if not (settings.replicas or settings.emulated or settings.elastic):
+    if not (settings.replicas or settings.emulated or settings.elastic or settings.tools):
         raise ConfigError(
             "there are no replicas: name some under [[replicas]] or [[elastic]] in a settings file, "
             "or try `swarmx up --emulated`."
@@ -79,6 +79,11 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Those who only wait for news are let go at once; calls may end."""
+        self.config.app.state.context.changes.close()  # type: ignore[union-attr]  # it is our own application
+        await super().shutdown(sockets)
 
 
 async def _serve(settings: Settings, *, exit_with_parent: bool) -> None:

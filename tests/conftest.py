@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.e2e.fleet import Http, Server, all_ready, serving
+from tests.postgres import PostgresServer, missing
 
 # How fast this machine is at the moment says nothing about the code.
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -31,6 +32,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that many tests share; a test that bends the fleet or the settings starts its own."""
     with serving(EMULATED, tmp_path_factory.mktemp("server")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server that many tests share, each with a database of its own."""
+    if why := missing():
+        pytest.skip(why)
+    running = PostgresServer()
+    try:
+        running.start()
+        yield running
+    finally:
+        running.remove()
 
 
 @pytest.fixture

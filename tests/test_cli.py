@@ -34,6 +34,11 @@ outputs: {said: "{{ ask.text }}", question: "{{ inputs.question }}"}
 """
 INSTANT = "name: instant\nnodes: {a: {kind: tool, function: upper, args: {text: x}}}\n"
 BROKEN = "name: broken\nnodes: {a: {kind: tool, function: first, args: {value: []}}}\n"
+WAITS = """
+name: waits
+signals: {go: {}}
+nodes: {a: {kind: tool, function: upper, args: {text: "{{ signals.go.who }}"}}}
+"""
 SLOW = """
 name: slow
 nodes:
@@ -200,6 +205,40 @@ def test_cancel_ends_a_workflow(run: Run) -> None:
     assert result.exit_code == 0
     assert f"{workflow_id}: cancelled" in result.stdout
     assert told(run("--json", "cancel", workflow_id))["state"] == "cancelled"
+
+
+@pytest.mark.process
+def test_a_workflow_is_killed(run: Run) -> None:
+    workflow_id = told(run("--json", "submit", "-", input=SLOW))["workflow_id"]
+    result = run("workflows", "kill", workflow_id)
+    assert result.exit_code == 0, result.output
+    assert f"{workflow_id}: cancelled" in result.stdout
+
+
+@pytest.mark.process
+def test_a_failed_workflow_is_retried_and_one_that_is_not_is_told_to_be_forked(run: Run) -> None:
+    ended = run("--json", "submit", "-", "--wait", input=BROKEN)
+    assert ended.exit_code == 1
+    broken = json.loads(ended.stdout)["workflow_id"]
+    again = told(run("--json", "workflows", "retry", broken))["workflow_id"]
+    assert again != broken
+    assert f"{again}: failed" in run("show", again).stdout
+    whole = told(run("--json", "submit", "-", "--wait", input=INSTANT))["workflow_id"]
+    assert "can be forked" in complaint(run("workflows", "retry", whole))
+    forked = told(run("--json", "workflows", "fork", whole, "a"))["workflow_id"]
+    assert f"{forked}: finished" in run("show", forked).stdout
+
+
+@pytest.mark.process
+def test_a_signal_is_sent_and_events_are_followed_to_the_end(run: Run) -> None:
+    workflow_id = told(run("--json", "submit", "-", input=WAITS))["workflow_id"]
+    before = [json.loads(line) for line in run("--json", "workflows", "events", workflow_id).stdout.splitlines()]
+    assert before[0]["type"] == "Submitted"
+    sent = run("workflows", "signal", workflow_id, "go", '{"who": "ann"}')
+    assert f"{workflow_id} has the signal go" in sent.stdout, sent.output
+    lines = run("workflows", "events", workflow_id, "--follow", "--after", "1").stdout.splitlines()
+    assert [int(line.split()[0]) for line in lines] == list(range(2, len(lines) + 2))
+    assert lines[-1].split()[1] == "Finished"
 
 
 @pytest.mark.process

@@ -230,12 +230,11 @@ def test_names_that_clients_chose_cannot_break_the_page(state_dir: Path, weights
 
 
 async def _finished(state_dir: Path) -> list[CallRecord]:
-    from swarmx.memory.finished import newest_finished
 
     store = SqliteStore(state_dir / "swarmx.db")
     await store.open()
     try:
-        return await newest_finished(store, 1000)
+        return await store.newest_finished(1000)
     finally:
         await store.close()
 

@@ -56,6 +56,11 @@ class CallState:
         self.unread = self.context - self.shared
         self.profile_s, self.unit_s, self.weight = choice.profile_s, choice.unit_s, choice.weight
 
+    @property
+    def movable(self) -> bool:
+        """Whether another replica may be tried while nobody knows what this one has done."""
+        return not (self.streamed or self.call.once)
+
     def slowness(self, work_done: float, now_s: float) -> float | None:
         """How many times what the profile says the call took, given its work; None where nobody knows either."""
         if self.profile_s is None or work_done <= 0.0:

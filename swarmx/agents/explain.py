@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from swarmx.core.forecast import Forecast, Unit
 from swarmx.core.nouns import Decision
 
 _WORTH_TELLING_S = 0.01
+_UNITS: dict[Unit, str] = {"tokens": "output tokens", "work": "megapixel-steps", "s": "seconds", "calls": "calls"}
 
 
 def explain(decision: Decision) -> list[str]:
     """Sentences that say where the call went, what spoke for it, and what came second."""
     call, seen, forecast = decision.call, decision.candidates, decision.forecast
     chosen = seen.replica_ids.index(decision.replica_id)
-    unit = "output tokens" if forecast.unit == "tokens" else "megapixel-steps"
     by = f"{forecast.source} {forecast.version}".rstrip()
-    low, high, tail = (forecast.quantile(level) for level in (0.5, 0.9, 0.99))
+    low, high, tail = (_amount(forecast, level) for level in (0.5, 0.9, 0.99))
+    prompt = "" if call.kind == "tool" else f"; the prompt has about {call.prompt_tokens} tokens"
     lines = [
         f"Attempt {decision.attempt} of {call.call_id} ({call.role} on {call.model}) went to {decision.replica_id} "
         f"by {decision.policy}, one of {seen.total} ready replicas.",
-        f"Forecast ({by}): {low:.0f} {unit} at the median, {high:.0f} at P90, {tail:.0f} at P99; the prompt has about "
-        f"{call.prompt_tokens} tokens.",
+        f"Forecast ({by}): {low} {_UNITS[forecast.unit]} at the median, {high} at P90, {tail} at P99{prompt}.",
     ]
     if seen.cost_s is None:
         lines.append(
@@ -44,6 +45,11 @@ def explain(decision: Decision) -> list[str]:
     if decision.note:
         lines.append(f"Note: {decision.note}.")
     return lines
+
+
+def _amount(forecast: Forecast, level: float) -> str:
+    value = forecast.quantile(level)
+    return f"{value:.3g}" if forecast.unit == "s" else f"{value:.0f}"
 
 
 def _time(seconds: float | None) -> str:

@@ -347,7 +347,7 @@ class RouterAgent:
                         StopTimer(key=f"answer:{call_id}"),
                         Cancel(call_id=call_id, attempt=state.attempt, replica_id=replica.replica_id),
                     ]
-                    outputs += self._again_or_refuse(call_id, "replica_gone", not state.streamed, now_s)
+                    outputs += self._again_or_refuse(call_id, "replica_gone", state.movable, now_s)
         else:
             self._pool_of[replica.replica_id] = pool
         return outputs
@@ -384,7 +384,7 @@ class RouterAgent:
             case "answer" if state is not None and state.replica_id is not None:
                 cancel = Cancel(call_id=subject, attempt=state.attempt, replica_id=state.replica_id)
                 faults = self._breakers.failed(self._pool_of.get(state.replica_id), state.replica_id, now_s)
-                return [cancel, *faults, *self._again_or_refuse(subject, "timeout", not state.streamed, now_s)]
+                return [cancel, *faults, *self._again_or_refuse(subject, "timeout", state.movable, now_s)]
         return ()
 
     def _out_of_patience(self, state: CallState, now_s: float) -> Sequence[Output]:

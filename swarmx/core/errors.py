@@ -57,6 +57,10 @@ class KeyReused(SwarmXError):
     """An idempotency key came again with another request than its first one."""
 
 
+class Outdated(SwarmXError):
+    """What the client looked at before it asked for a change is not as it was any more."""
+
+
 class ReplicaError(SwarmXError):
     """A replica did not start, hung, closed the connection or answered outside its protocol."""
 

@@ -13,7 +13,7 @@ import msgspec
 from swarmx.core.engine import EngineProfile
 from swarmx.core.forecast import Forecast
 
-CallKind = Literal["llm", "image"]
+CallKind = Literal["llm", "image", "tool"]
 ReplicaState = Literal["starting", "ready", "cordoned", "draining", "gone"]
 FailureReason = Literal[
     "connect", "timeout", "bad_answer", "connection_lost", "replica_gone", "replica_error", "busy", "rejected"
@@ -29,10 +29,13 @@ PRIORITIES = range(-10, 11)
 class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request to one model, as the scheduler sees it: features and references, never the prompt itself.
 
-    `prompt_tokens` is an estimate from bytes; `work_limit` is what the client allows at most (output tokens, or
-    megapixel-steps of an image); `deadline_at_s` is absolute, on the clock of the process that accepted the call.
-    `prefix` names the beginnings of the prompt (`core.prefixes`), shortest first; calls of one `session` tend to
-    continue each other's prompts. Of calls that wait, those of a higher `priority` go first.
+    The use of a tool is a call, too: its `model` is the pool of replicas that have it, its `role` the tool.
+
+    `prompt_tokens` is an estimate from bytes; `work_limit` is what the client allows at most (output tokens,
+    megapixel-steps of an image, or seconds of a tool); `deadline_at_s` is absolute, on the clock of the process that
+    accepted the call. `prefix` names the beginnings of the prompt (`core.prefixes`), shortest first; calls of one
+    `session` tend to continue each other's prompts. Of calls that wait, those of a higher `priority` go first. One that
+    is for `once` must not be begun a second time: once it was sent, it is not tried elsewhere.
     """
 
     call_id: str
@@ -52,10 +55,14 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     session: str = ""
     prefix: tuple[int, ...] = ()
     priority: int = 0
+    once: bool = False
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One server that answers calls for one model on one device. `priorities` is what its engine does with them."""
+    """One server that answers calls for one model, or has one pool of tools, on one device.
+
+    `priorities` is what its engine does with them.
+    """
 
     replica_id: str
     model: str

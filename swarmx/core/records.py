@@ -160,10 +160,13 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One model call of a workflow node. `body` is the OpenAI request (chat completion or image generation).
+    """One call of a workflow node. `body` is the OpenAI request (chat completion or image generation).
 
     `request_id` names this attempt to the engine; `idempotency_key` is the same for every attempt at the same node.
     An `owned` call's record comes back with its result, for whoever keeps both in one write.
+
+    For a tool, `model` is its pool, `role` its name, and `body` the `core.toolbox.ToolCall`. It may take `timeout_s`;
+    one that is for `once` is sent to one replica only.
     """
 
     tenant: str
@@ -179,6 +182,8 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str = ""
     idempotency_key: str = ""
     owned: bool = False
+    timeout_s: float | None = None
+    once: bool = False
 
 
 class ModelResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -59,6 +59,15 @@ class ToolResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     wall_s: float = 0.0
 
 
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replica of tools has: `slots` calls at a time, its tools, and why others are not there, by provider."""
+
+    pool: str
+    slots: int
+    tools: list[ToolSpec]
+    refused: dict[str, str]
+
+
 class ToolProvider(Protocol):
     """Offers tools and calls them.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from swarmx.core.audit import Report
 from swarmx.core.control import CoordinatorStatus, PolicyStatus
 from swarmx.core.ports import ControlStore, Store
+from swarmx.gateway.idempotency import Keys
 from swarmx.gateway.keys import Keyring
 from swarmx.gateway.recent import RecentDecisions
 from swarmx.gateway.telemetry import Telemetry
@@ -15,12 +16,14 @@ from swarmx.gateway.transparent import TransparentWorkflows
 from swarmx.memory.audit import AuditLog
 from swarmx.neural.structure_live import Remaining
 from swarmx.runtime.calls import CallService
+from swarmx.runtime.changes import Changes
 from swarmx.runtime.clock import Clock
 from swarmx.runtime.console import Console
 from swarmx.runtime.desk import Desk
 from swarmx.runtime.fleet_book import FleetBook
 from swarmx.runtime.forecast_book import ForecastBook
 from swarmx.runtime.overview import Overview
+from swarmx.runtime.tool_catalogue import ToolCatalogue
 from swarmx.runtime.workflows import WorkflowRunner
 
 
@@ -29,7 +32,8 @@ class Context:
     """One running SwarmX, seen from its front door.
 
     `flush` returns once the records of all ended calls can be read; `routing` tells the routing policy in force;
-    `remaining` what a running workflow is still expected to do, None where nobody can say.
+    `remaining` what a running workflow is still expected to do, None where nobody can say; `changes` tells who waits
+    for news of a workflow.
     """
 
     clock: Clock
@@ -51,4 +55,7 @@ class Context:
     control: ControlStore
     check_audit: Callable[[], Awaitable[Report]]
     remaining: Callable[[str], Remaining | None]
+    changes: Changes
+    idempotency: Keys
     forecasts: ForecastBook
+    tools: ToolCatalogue

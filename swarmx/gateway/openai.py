@@ -17,38 +17,78 @@ from swarmx.core.errors import NotFound
 from swarmx.core.nouns import PRIORITIES, Call, CallKind
 from swarmx.core.prompts import PromptText
 from swarmx.core.records import ModelRequest
+from swarmx.gateway import shown
 from swarmx.gateway.context import Context
 from swarmx.gateway.identity import Identity, store_id
 from swarmx.gateway.keys import Key
+from swarmx.gateway.openapi import SERVER_EVENT, answers, header, refuses
 from swarmx.gateway.transparent import NO_WORKFLOW, Visit
 from swarmx.runtime.event_stream import stopped_event
 from swarmx.runtime.requests import BadRequest, call_of, new_id
 
 T = TypeVar("T")
 
+_CHAT = {"model": "qwen3-8b", "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 40}
+_IMAGE = {"model": "sdxl", "prompt": "A bee on a flower", "size": "512x512", "n": 1}
 _PRIORITY = re.compile(r"[+-]?[0-9]{1,2}")
 _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{0,9})?")
 
 
 def router(context: Context) -> APIRouter:
     """Routes under /v1."""
-    routes = APIRouter(prefix="/v1", tags=["OpenAI"])
+    routes = APIRouter(prefix="/v1", tags=["OpenAI"], default_response_class=Response)
 
-    @routes.post("/chat/completions", summary="Chat completion, streamed or not")
+    @routes.post("/chat/completions", summary="Chat completion, streamed or not", **_described("messages", _CHAT))
     async def chat(request: Request) -> Response:
         return await _answer(context, request, "llm")
 
-    @routes.post("/images/generations", summary="Images from a prompt; `steps` is an extension")
+    @routes.post(
+        "/images/generations", summary="Images from a prompt; `steps` is an extension", **_described("prompt", _IMAGE)
+    )
     async def images(request: Request) -> Response:
         return await _answer(context, request, "image")
 
-    @routes.get("/models", summary="Models that some replica serves")
+    @routes.get(
+        "/models", summary="Models that some replica serves", responses=answers(shown.ModelList, "Their names.")
+    )
     async def models(request: Request) -> Response:
         context.keys.check(request.headers.get("authorization")).require("read")
-        rows = [{"id": name, "object": "model", "created": 0, "owned_by": "swarmx"} for name in context.book.models()]
+        rows = [{"id": name, "object": "model", "created": 0, "owned_by": "swarmx"} for name in _models(context)]
         return JSONResponse({"object": "list", "data": rows})
 
     return routes
+
+
+def _models(context: Context) -> list[str]:
+    return [name for name, kind in context.book.models().items() if kind != "tool"]
+
+
+def _described(prompt: str, example: dict[str, Any]) -> dict[str, Any]:
+    """A route for requests of OpenAI's form, of which only what SwarmX itself reads is described."""
+    schema = {
+        "type": "object",
+        "required": ["model"],
+        "properties": {"model": {"type": "string"}, prompt: {}, "stream": {"type": "boolean"}},
+    }
+    return {
+        "openapi_extra": {
+            "parameters": [
+                header("x-swarmx-priority", "From -10 to 10; higher is more urgent."),
+                header("x-swarmx-deadline-s", "Seconds from now by which the answer has to be there."),
+            ],
+            "requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}},
+        },
+        "responses": {
+            200: {
+                "description": "The replica's own answer: JSON, or server-sent events with `stream`.",
+                "content": {
+                    "application/json": {"schema": {"type": "object"}},
+                    "text/event-stream": {"schema": SERVER_EVENT},
+                },
+            }
+        }
+        | refuses(404, 429, 502, 504),
+    }
 
 
 async def _answer(context: Context, request: Request, kind: CallKind) -> Response:
@@ -120,11 +160,11 @@ def _call(
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequest("`model` must name the model to ask.", param="model")
-    models = context.book.models()
-    if model not in models:
-        raise NotFound(f"no replica serves the model {model!r}; there are: {', '.join(models) or 'none'}.")
-    if models[model] != kind:
-        other = "/v1/images/generations" if models[model] == "image" else "/v1/chat/completions"
+    served = context.book.models().get(model, "tool")
+    if served == "tool":  # pools of tools are for workflows
+        raise NotFound(f"no replica serves the model {model!r}; there are: {', '.join(_models(context)) or 'none'}.")
+    if served != kind:
+        other = "/v1/images/generations" if served == "image" else "/v1/chat/completions"
         raise BadRequest(f"the model {model!r} is asked at {other}.", param="model")
     request_ = ModelRequest(
         tenant=key.tenant,

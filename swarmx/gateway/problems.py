@@ -17,7 +17,9 @@ from starlette.responses import JSONResponse, Response
 from swarmx.core.errors import (
     ConfigError,
     Forbidden,
+    KeyReused,
     NotFound,
+    Outdated,
     Refused,
     StoreError,
     SwarmXError,
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _COMES_BACK = frozenset({"no_replica", "budget", "overload", "deadline"})
 _RETRY_AFTER_S = 5  # where the router cannot tell
+_TIME_HEALS = frozenset({"in_flight", "cooldown", "rate", "change_budget", "pending"})  # rules of refusals
 
 _STATUS: dict[type[SwarmXError], int] = {
     ConfigError: 400,
@@ -40,6 +43,8 @@ _STATUS: dict[type[SwarmXError], int] = {
     Unauthorized: 401,
     Forbidden: 403,
     Refused: 409,
+    Outdated: 412,
+    KeyReused: 422,
     StoreError: 503,
     Unavailable: 503,
 }
@@ -54,7 +59,9 @@ def install(app: FastAPI) -> None:
             extra = {"where": error.where}
         elif isinstance(error, Refused):
             extra = {"rule": error.rule}
-        return problem(request, status_of(error), str(error), **extra)
+        response = problem(request, status_of(error), str(error), **extra)
+        response.headers.update(_advice(error))
+        return response
 
     async def bad_request(request: Request, error: Exception) -> Response:
         assert isinstance(error, BadRequest)
@@ -95,6 +102,17 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(CallRefused, refused)
     app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(Exception, unexpected)
+
+
+def _advice(error: Exception) -> dict[str, str]:
+    """Whether to try again, for clients that by themselves would, as those of OpenAI's make do after a 409 or a 503."""
+    if isinstance(error, Refused):
+        if error.rule == "in_flight":
+            return {"retry-after": "1"}
+        return {} if error.rule in _TIME_HEALS else {"x-should-retry": "false"}
+    if isinstance(error, Unavailable | StoreError):
+        return {"retry-after": str(_RETRY_AFTER_S)}
+    return {}
 
 
 def status_of(error: Exception) -> int:

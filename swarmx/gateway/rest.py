@@ -1,36 +1,39 @@
-"""The REST API: workflows for applications, replicas and policies for operators, and the why of every call."""
+"""The REST API of calls and of the fleet: what became of a call and why, replicas, policies, blobs; and health."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from swarmx.agents.counterfactual import explain_instead, instead
 from swarmx.agents.explain import explain
 from swarmx.agents.policies import POLICIES, describe, make_policy, parameters_of
-from swarmx.core.control import ToolCall
-from swarmx.core.errors import NotFound, Refused, WorkflowError
+from swarmx.core.control import Diff, PolicyStatus, ToolCall
+from swarmx.core.errors import NotFound, Refused
 from swarmx.core.messages import ServiceCurvePublished
 from swarmx.core.nouns import Decision
-from swarmx.core.records import CallRecord, WorkflowRecord, WorkflowState
+from swarmx.core.records import CallRecord
+from swarmx.gateway import shown
 from swarmx.gateway.context import Context
 from swarmx.gateway.keys import Key
-from swarmx.workflows.nodes import WorkflowSpec
-from swarmx.workflows.source import read_source
-from swarmx.workflows.spec import parse_workflow
+from swarmx.gateway.openapi import answers, header, refuses
+from swarmx.gateway.tags import check_match, tag_of_value, unchanged
+
+IF_MATCH = header("If-Match", "The `ETag` of what you saw: 412 if it is not as it was.")
+_TAG = {"ETag": "Stands for the active policy, for `If-Match`."}
+_ID = Annotated[str, Path(min_length=1, max_length=300)]
 
 
 class RoutingPolicy(BaseModel):
     """The policy to route by."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"policy": "round_robin"}})
 
     policy: str = Field(description="Name of a policy; GET /api/v1/policies lists them.")
     parameters: dict[str, FiniteFloat] = Field({}, description="Its parameters; those left out take their defaults.")
@@ -44,57 +47,42 @@ def _authenticated(request: Request) -> Key:
 Caller = Annotated[Key, Depends(_authenticated)]
 
 
+def json_answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """The value as JSON; it may have structs in it."""
+    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
+
+
 def router(context: Context) -> APIRouter:
     """Routes under /api/v1."""
-    routes = APIRouter(prefix="/api/v1")
+    routes = APIRouter(prefix="/api/v1", default_response_class=Response)
 
-    @routes.post("/workflows", status_code=202, tags=["workflows"], summary="Submit a workflow, YAML or JSON")
-    async def submit(request: Request, key: Caller) -> Response:
-        key.require("submit")
-        spec, inputs = await asyncio.to_thread(_submission, await request.body())
-        workflow_id = await context.workflows.submit(spec, inputs, key.tenant)
-        location = f"/api/v1/workflows/{workflow_id}"
-        return JSONResponse({"workflow_id": workflow_id, "state": "running"}, 202, {"location": location})
-
-    @routes.get("/workflows", tags=["workflows"], summary="Workflows, newest first")
-    async def list_workflows(
-        key: Caller,
-        state: WorkflowState | None = None,
-        limit: Annotated[int, Query(ge=1, le=200)] = 50,
-        cursor: str | None = None,
-    ) -> Response:
-        key.require("read")
-        page = await context.store.workflows(tenant=key.sees, state=state, limit=limit, cursor=cursor)
-        rows = [_summary(record) for record in page.workflows]
-        return JSONResponse({"workflows": rows, "next_cursor": page.next_cursor})
-
-    @routes.get("/workflows/{workflow_id}", tags=["workflows"], summary="One workflow: nodes, calls, outputs")
-    async def show(workflow_id: str, key: Caller) -> Response:
-        key.require("read")
-        await context.flush()
-        row = await context.workflows.describe(workflow_id, key.sees)
-        calls = [_call(call) for call in await context.store.calls(workflow_id, tenant=key.sees)]
-        remaining = context.remaining(workflow_id) if row["state"] == "running" else None
-        program = await context.transparent.outline(workflow_id) if row["mode"] == "transparent" else None
-        return JSONResponse({**row, "calls": calls, "remaining": msgspec.to_builtins(remaining), "program": program})
-
-    @routes.post("/workflows/{workflow_id}/cancel", status_code=202, tags=["workflows"], summary="Cancel a workflow")
-    async def cancel(workflow_id: str, key: Caller) -> Response:
-        key.require("submit")
-        record = await context.transparent.cancel(workflow_id, key.sees)
-        return JSONResponse(_summary(record or await context.workflows.cancel(workflow_id, key.sees)), 202)
-
-    @routes.get("/calls/{call_id}", tags=["calls"], summary="What became of a call")
-    async def call(call_id: str, key: Caller) -> Response:
+    @routes.get(
+        "/calls/{call_id}",
+        tags=["calls"],
+        summary="What became of a call",
+        responses=answers(shown.Call, "Its record, once it has ended."),
+    )
+    async def call(call_id: _ID, key: Caller) -> Response:
         key.require("read")
         await context.flush()
         record = await context.store.call(call_id, tenant=key.sees)
         if record is None:
             raise NotFound(f"no call {call_id!r} has ended here; ids are in the header x-swarmx-call-id.")
-        return JSONResponse(_call(record))
+        return json_answer(call_row(record))
 
-    @routes.get("/calls/{call_id}/why", tags=["calls"], summary="Why a call went where it went")
-    async def why(call_id: str, key: Caller, policy: str | None = None) -> Response:
+    @routes.get(
+        "/calls/{call_id}/why",
+        tags=["calls"],
+        summary="Why a call went where it went",
+        responses=answers(shown.Why, "Its decisions, explained."),
+    )
+    async def why(
+        call_id: _ID,
+        key: Caller,
+        policy: Annotated[
+            str | None, Query(max_length=100, description="Also what this policy would have done.")
+        ] = None,
+    ) -> Response:
         key.require("read")
         if policy is not None:
             make_policy(policy)
@@ -103,64 +91,111 @@ def router(context: Context) -> APIRouter:
         if not decisions:
             raise NotFound(f"no decision about a call {call_id!r} is known here.")
         rows = [_why(decision, policy) for decision in decisions]
-        return JSONResponse({"call_id": call_id, "decisions": rows})
+        return json_answer({"call_id": call_id, "decisions": rows})
 
-    @routes.get("/replicas", tags=["operators"], summary="Replicas, their state and load")
+    @routes.get(
+        "/replicas",
+        tags=["operators"],
+        summary="Replicas, their state and load",
+        responses=answers(shown.ReplicaList, "All of them."),
+    )
     async def replicas(key: Caller) -> Response:
         key.require("read_all")
-        return JSONResponse({"replicas": msgspec.to_builtins(context.book.statuses())})
+        return json_answer({"replicas": context.book.statuses()})
 
-    @routes.get("/replicas/{replica_id}/service_curve", tags=["operators"], summary="What a call would take there now")
-    async def service_curve(replica_id: str, key: Caller) -> Response:
+    @routes.get(
+        "/replicas/{replica_id}/service_curve",
+        tags=["operators"],
+        summary="What a call would take there now",
+        responses=answers(shown.ServiceCurve, "Quantiles of seconds."),
+    )
+    async def service_curve(replica_id: _ID, key: Caller) -> Response:
         key.require("read_all")
-        return JSONResponse(_curve(context.book.service_curve(replica_id), context.clock.now_s()))
+        return json_answer(_curve(context.book.service_curve(replica_id), context.clock.now_s()))
 
-    @routes.get("/policies", tags=["operators"], summary="Routing policies and the one in force")
-    async def policies(key: Caller) -> Response:
+    @routes.get(
+        "/policies",
+        tags=["operators"],
+        summary="Routing policies and the one in force",
+        responses=answers(shown.PolicyList, "All of them.", headers=_TAG)
+        | {304: {"description": "The active one is still that of `If-None-Match`."}},
+        openapi_extra={"parameters": [header("If-None-Match", "The `ETag` of what you have.")]},
+    )
+    async def policies(request: Request, key: Caller) -> Response:
         key.require("read")
+        active = context.routing()
+        tag = tag_of_value(active)
+        if unchanged(request, tag):
+            return Response(status_code=304, headers={"etag": tag})
         rows = [{"name": n, "description": describe(n), "parameters": parameters_of(n)} for n in POLICIES]
-        return JSONResponse({"active": msgspec.to_builtins(context.routing()), "policies": rows})
+        return json_answer({"active": active, "policies": rows}, headers={"etag": tag})
 
-    @routes.put("/policies/routing", tags=["operators"], summary="Route by another policy from now on")
-    async def set_policy(wanted: RoutingPolicy, key: Caller) -> Response:
+    @routes.put(
+        "/policies/routing",
+        tags=["operators"],
+        summary="Route by another policy from now on",
+        responses=answers(PolicyStatus, "In force.", headers=_TAG) | refuses(409, 412),
+        openapi_extra={"parameters": [IF_MATCH]},
+    )
+    async def set_policy(wanted: RoutingPolicy, request: Request, key: Caller) -> Response:
         key.require("read_all")  # the desk asks for more, and notes in the audit log who lacks it
         make_policy(wanted.policy, wanted.parameters)
         call = ToolCall(tool="set_routing_policy", arguments=wanted.model_dump())
         try:
-            await context.desk.order(call, actor=key.actor, via="rest")
+            seen: Diff | None = None
+            if "if-match" in request.headers:
+                _, seen = await context.desk.dry_run(call, actor=key.actor)
+                check_match(request, tag_of_value(context.routing()), "the routing policy")
+            await context.desk.order(call, actor=key.actor, via="rest", seen=seen)
         except Refused as refused:
             if refused.rule != "no_effect":  # it is in force already: a PUT may be repeated
                 raise
-        return JSONResponse(msgspec.to_builtins(context.routing()))
+        return json_answer(context.routing(), headers={"etag": tag_of_value(context.routing())})
 
-    @routes.get("/blobs/{sha256}", tags=["workflows"], summary="An image that a workflow made")
-    async def blob(sha256: str, key: Caller) -> Response:
+    @routes.get(
+        "/blobs/{sha256}",
+        tags=["workflows"],
+        summary="An image that a workflow made",
+        responses=answers(None, "Its bytes.", media_type="image/png", headers={"ETag": "Its hash."})
+        | {304: {"description": "You have it already."}},
+        openapi_extra={"parameters": [header("If-None-Match", "The `ETag` of what you have.")]},
+    )
+    async def blob(sha256: _ID, request: Request, key: Caller) -> Response:
         key.require("read")
         found = await context.store.blob(sha256, tenant=key.sees)
         if found is None:
             raise NotFound(f"no blob {sha256!r} is kept here.")
         media_type, data = found
-        return Response(
-            data, media_type=media_type, headers={"etag": f'"{sha256}"', "x-content-type-options": "nosniff"}
-        )
+        headers = {"etag": f'"{sha256}"', "x-content-type-options": "nosniff"}
+        if unchanged(request, headers["etag"]):
+            return Response(status_code=304, headers=headers)
+        return Response(data, media_type=media_type, headers=headers)
 
     return routes
 
 
 def health(context: Context) -> APIRouter:
     """Liveness and readiness, open to all; metrics, for those who may read."""
-    routes = APIRouter(tags=["health"])
+    routes = APIRouter(tags=["health"], default_response_class=Response)
 
-    @routes.get("/healthz", summary="The process is alive")
-    async def healthz() -> dict[Literal["status"], str]:
-        return {"status": "ok"}
+    @routes.get("/healthz", summary="The process is alive", responses=answers(shown.Alive, "It is."))
+    async def healthz() -> Response:
+        return json_answer({"status": "ok"})
 
-    @routes.get("/readyz", summary="At least one replica takes calls")
+    @routes.get(
+        "/readyz",
+        summary="At least one replica takes calls",
+        responses=answers(shown.Ready, "Calls are taken.") | answers(shown.Ready, "None is ready.", status=503),
+    )
     async def readyz() -> Response:
         ready = context.book.ready()
-        return JSONResponse({"ready_replicas": ready}, 200 if ready else 503)
+        return json_answer({"ready_replicas": ready}, 200 if ready else 503)
 
-    @routes.get("/metrics", summary="Prometheus metrics")
+    @routes.get(
+        "/metrics",
+        summary="Prometheus metrics",
+        responses=answers(None, "In Prometheus' text format.", media_type="text/plain"),
+    )
     async def metrics(request: Request) -> Response:
         context.keys.check(request.headers.get("authorization")).require("read_all")
         return Response(context.telemetry.text(), media_type="text/plain; version=0.0.4")
@@ -168,44 +203,16 @@ def health(context: Context) -> APIRouter:
     return routes
 
 
-class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
-    workflow: msgspec.Raw
-    inputs: dict[str, Any] = {}
-
-
-def _submission(body: bytes) -> tuple[WorkflowSpec, dict[str, Any]]:
-    """A definition by itself, or `{"workflow": definition or its YAML, "inputs": {...}}`. Raises WorkflowError.
-
-    Of a JSON envelope only the definition is held to the size of a definition; its inputs may be larger.
-    """
-    try:
-        envelope = msgspec.json.decode(body, type=_Envelope)
-        text = bytes(envelope.workflow)
-        return parse_workflow(msgspec.json.decode(text, type=str) if text.startswith(b'"') else text), envelope.inputs
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        pass  # not an envelope, or a bad one, which is told below
-    data = read_source(body)
-    if "workflow" not in data:
-        return parse_workflow(data), {}
-    inputs = data.get("inputs", {})
-    unknown = sorted(set(data) - {"workflow", "inputs"})
-    if unknown or not isinstance(inputs, dict):
-        raise WorkflowError(
-            f"a submission has the fields workflow and inputs (a mapping), not {', '.join(unknown) or 'inputs'}."
-        )
-    return parse_workflow(data["workflow"]), inputs
-
-
-def _summary(record: WorkflowRecord) -> dict[str, Any]:
+def call_row(record: CallRecord) -> dict[str, Any]:
+    """All of the record but the encoding of its prompt, which is for predictors only."""
     row: dict[str, Any] = msgspec.to_builtins(record)
-    del row["owner"]
-    row["outcome"] = msgspec.json.decode(record.outcome) if record.outcome is not None else None
+    del row["encoding"]
     return row
 
 
 def _why(decision: Decision, policy: str | None) -> dict[str, Any]:
     """The decision, and what the policy would have done instead."""
-    row = {"explanation": explain(decision), "decision": msgspec.to_builtins(decision)}
+    row: dict[str, Any] = {"explanation": explain(decision), "decision": decision}
     if policy is not None:
         other = instead(decision, policy)
         row["instead"] = {**msgspec.to_builtins(other), "explanation": explain_instead(decision, other)}
@@ -222,10 +229,3 @@ def _curve(curve: ServiceCurvePublished, now_s: float) -> dict[str, Any]:
 
 def _rows(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [values[i : i + size] for i in range(0, len(values), size)]
-
-
-def _call(record: CallRecord) -> dict[str, Any]:
-    """All of the record but the encoding of its prompt, which is for predictors only."""
-    row: dict[str, Any] = msgspec.to_builtins(record)
-    del row["encoding"]
-    return row

@@ -28,10 +28,11 @@ from swarmx.core.errors import (
     Refused,
     SwarmXError,
     Unauthorized,
+    WorkflowError,
 )
 from swarmx.gateway.context import Context
+from swarmx.gateway.event_feed import server_event
 from swarmx.gateway.keys import RIGHTS, Key
-from swarmx.gateway.operators import server_event
 from swarmx.gateway.problems import status_of
 from swarmx.gateway.sessions import LIFETIME_S, FailedLogins, Session, Sessions
 from swarmx.llm_coordinator.answers import ago, call_words, change_words, report_words
@@ -71,6 +72,8 @@ def router(context: Context) -> APIRouter:
         ("POST", "/ask", page.ask),
         ("POST", "/proposals/{proposal_id}/approve", page.approve),
         ("POST", "/proposals/{proposal_id}/deny", page.deny),
+        ("POST", "/workflows/{workflow_id}/cancel", page.cancel),
+        ("POST", "/workflows/{workflow_id}/kill", page.kill),
         ("GET", "/assets/{name}", page.asset),
     ):
         routes.add_api_route(path, page.answering(handler), methods=[method], response_model=None)
@@ -216,6 +219,28 @@ class _Page:
 
         return await self._decided(request, decide)
 
+    async def cancel(self, request: Request) -> Response:
+        """Ask a workflow to end."""
+
+        async def decide(key: Key, form: dict[str, str]) -> str:
+            key.require("submit")
+            workflow_id, context = request.path_params["workflow_id"], self._context
+            if await context.transparent.cancel(workflow_id, key.sees) is None:
+                await context.workflows.cancel(workflow_id, key.sees, wait=False)
+            return f"{workflow_id} is being cancelled: its calls are let go first."
+
+        return await self._decided(request, decide, "workflows")
+
+    async def kill(self, request: Request) -> Response:
+        """End a workflow at once."""
+
+        async def decide(key: Key, form: dict[str, str]) -> str:
+            key.require("submit")
+            record = await self._context.workflows.kill(request.path_params["workflow_id"], key.sees)
+            return f"{record.workflow_id} is {record.state}."
+
+        return await self._decided(request, decide, "workflows")
+
     async def asset(self, request: Request) -> Response:
         """The style sheet, the script or the icon."""
         name = request.path_params["name"]
@@ -223,16 +248,18 @@ class _Page:
             raise NotFound(f"there is no asset {name!r}.")
         return Response((_PAGES / name).read_bytes(), media_type=_ASSETS[name])
 
-    async def _decided(self, request: Request, decide: Callable[[Key, dict[str, str]], Awaitable[str]]) -> Response:
+    async def _decided(
+        self, request: Request, decide: Callable[[Key, dict[str, str]], Awaitable[str]], section: str = "proposals"
+    ) -> Response:
         session, key = self._seen(request)
         form = await _form(request)
         _check_csrf(form, session.csrf)
         try:
             session.notice = await decide(key, form)
             self._glance.forget()
-        except (Refused, NotFound) as error:
+        except (Refused, NotFound, WorkflowError) as error:
             session.notice = f"Not done: {error}"
-        return RedirectResponse("/#proposals", 303)
+        return RedirectResponse(f"/#{section}", 303)
 
     def _seen(self, request: Request) -> tuple[Session, Key]:
         """Who looks. Raises Unauthorized, Forbidden."""

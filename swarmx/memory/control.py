@@ -11,13 +11,12 @@ from typing import TypeVar
 import msgspec
 
 from swarmx.core.control import Episode, Proposal, ProposalState
-from swarmx.core.errors import StoreError
 from swarmx.core.records import SCHEMA_VERSION
-from swarmx.memory.sqlite import SqliteStore, decoded
+from swarmx.memory.rows import KEPT_STARTUPS, NEWEST, checked, decoded
+from swarmx.memory.sqlite import SqliteStore
 
 T = TypeVar("T", Proposal, Episode)
-_MAX_PAGE = 1000
-_KEPT_STARTUPS = 20  # per group
+_BEFORE = "(at_s, {0}) < (?, ?) ORDER BY at_s DESC, {0} DESC"
 
 
 class SqliteControl:
@@ -43,11 +42,13 @@ class SqliteControl:
         found = await self._bodies("proposals WHERE proposal_id = ?", (proposal_id,), Proposal)
         return found[0] if found else None
 
-    async def proposals(self, *, states: Sequence[ProposalState] | None, limit: int) -> list[Proposal]:
+    async def proposals(
+        self, *, states: Sequence[ProposalState] | None, limit: int, before: tuple[float, str] | None = None
+    ) -> list[Proposal]:
         """Those in one of the states, or all (None), newest first; `limit` is 1 to 1000."""
-        where = "" if states is None else f"WHERE state IN ({', '.join('?' * len(states))})"
-        tail = f"proposals {where} ORDER BY at_s DESC, proposal_id DESC LIMIT ?"
-        return await self._bodies(tail, (*(states or ()), _checked(limit)), Proposal)
+        wanted = "1" if states is None else f"state IN ({', '.join('?' * len(states))})"
+        tail = f"proposals WHERE {wanted} AND {_BEFORE.format('proposal_id')} LIMIT ?"
+        return await self._bodies(tail, (*(states or ()), *(before or NEWEST), checked(limit, "proposals")), Proposal)
 
     async def save_episode(self, episode: Episode) -> None:
         """Insert, or replace by id."""
@@ -66,9 +67,10 @@ class SqliteControl:
         found = await self._bodies("episodes WHERE episode_id = ?", (episode_id,), Episode)
         return found[0] if found else None
 
-    async def episodes(self, *, limit: int) -> list[Episode]:
+    async def episodes(self, *, limit: int, before: tuple[float, str] | None = None) -> list[Episode]:
         """Newest first; `limit` is 1 to 1000."""
-        return await self._bodies("episodes ORDER BY at_s DESC, episode_id DESC LIMIT ?", (_checked(limit),), Episode)
+        tail = f"episodes WHERE {_BEFORE.format('episode_id')} LIMIT ?"
+        return await self._bodies(tail, (*(before or NEWEST), checked(limit, "episodes")), Episode)
 
     async def record_startup(self, group_id: str, device: str, seconds: float, at_s: float) -> None:
         """Keep how long a replica of the group took to become ready; the last 20 of a group are kept."""
@@ -81,7 +83,7 @@ class SqliteControl:
             connection.execute(
                 "DELETE FROM startups WHERE group_id = ? AND startup_id NOT IN "
                 "(SELECT startup_id FROM startups WHERE group_id = ? ORDER BY startup_id DESC LIMIT ?)",
-                (group_id, group_id, _KEPT_STARTUPS),
+                (group_id, group_id, KEPT_STARTUPS),
             )
 
         await self._store.write(write)
@@ -102,9 +104,3 @@ class SqliteControl:
             return [row[0] for row in connection.execute(f"SELECT body FROM {tail}", values)]
 
         return [decoded(body, kind) for body in await self._store.read(read)]
-
-
-def _checked(limit: int) -> int:
-    if not 1 <= limit <= _MAX_PAGE:
-        raise StoreError(f"{limit} records were asked for, 1 to {_MAX_PAGE} can be had")
-    return limit

@@ -28,8 +28,9 @@ class _Job:
 class Lane:
     """Runs jobs on its thread, in their order. With `commits`, each batch of jobs is one transaction.
 
-    A job that fails is undone alone (its savepoint) and hears its own error; the others of its batch do not notice.
-    When the commit itself fails, every job of the batch fails with it and nothing of it is stored.
+    A job that fails is undone alone and hears its own error; the others of its batch do not notice, but are run again:
+    jobs depend on the connection only. When the commit itself fails, every job of the batch fails with it and nothing
+    of it is stored.
     """
 
     def __init__(self, connect: Callable[[], sqlite3.Connection], *, name: str, commits: bool) -> None:
@@ -96,19 +97,14 @@ class Lane:
         return [_attempt(connection, job) for job in batch]
 
     def _transact(self, connection: sqlite3.Connection, batch: list[_Job]) -> list[Any]:
-        results: list[Any] = []
         try:
+            failpoints.hit("lane.begin")
             connection.execute("BEGIN IMMEDIATE")
-            for job in batch:
-                connection.execute("SAVEPOINT job")
-                result = _attempt(connection, job)
-                if isinstance(result, BaseException):
-                    if not connection.in_transaction:  # disk full and the like roll back everything
-                        raise result
-                    connection.execute("ROLLBACK TO job")
-                connection.execute("RELEASE job")
-                results.append(result)
-                failpoints.hit("lane.job")
+            results = _together(connection, batch)
+            if results is None:
+                connection.execute("ROLLBACK")
+                connection.execute("BEGIN IMMEDIATE")
+                results = _one_by_one(connection, batch)
             failpoints.hit("lane.commit")
             connection.execute("COMMIT")
             failpoints.hit("lane.committed")
@@ -117,6 +113,39 @@ class Lane:
                 connection.execute("ROLLBACK")
             return [explained(error) for _ in batch]
         return results
+
+
+def _together(connection: sqlite3.Connection, batch: list[_Job]) -> list[Any] | None:
+    """The results of all jobs, or None once one fails. Most batches have no such job, so savepoints are left out."""
+    results: list[Any] = []
+    for job in batch:
+        result = _attempt(connection, job)
+        if isinstance(result, BaseException):
+            _check_transaction(connection, result)
+            return None
+        results.append(result)
+        failpoints.hit("lane.job")
+    return results
+
+
+def _one_by_one(connection: sqlite3.Connection, batch: list[_Job]) -> list[Any]:
+    """The results or errors of all jobs, each with a savepoint to go back to."""
+    results: list[Any] = []
+    for job in batch:
+        connection.execute("SAVEPOINT job")
+        result = _attempt(connection, job)
+        if isinstance(result, BaseException):
+            _check_transaction(connection, result)
+            connection.execute("ROLLBACK TO job")
+        connection.execute("RELEASE job")
+        results.append(result)
+        failpoints.hit("lane.job")
+    return results
+
+
+def _check_transaction(connection: sqlite3.Connection, error: BaseException) -> None:
+    if not connection.in_transaction:  # disk full and the like roll back everything
+        raise error
 
 
 def explained(error: BaseException) -> BaseException:

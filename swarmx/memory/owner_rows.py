@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import sqlite3
 
-from swarmx.core.errors import NotFound
 from swarmx.core.records import SCHEMA_VERSION, TERMINAL, Input, WorkflowRecord
-from swarmx.memory.workflow_rows import COLUMNS, OPEN, record_of
+from swarmx.memory.rows import COLUMNS, OPEN, record_of, unknown
 
 
 def enlist(connection: sqlite3.Connection, name: str, expires_at_s: float, *, exclusive: bool) -> int:
@@ -69,7 +68,7 @@ def post(
         "SELECT state FROM workflows WHERE workflow_id = ? AND tenant = ifnull(?, tenant)", (workflow_id, tenant)
     ).fetchone()
     if found is None:
-        raise NotFound(f"there is no workflow {workflow_id!r}; `swarmx workflows` lists those that there are")
+        raise unknown(workflow_id)
     if found[0] in TERMINAL:
         return False
     cursor = connection.execute(

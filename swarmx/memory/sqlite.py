@@ -32,6 +32,7 @@ from swarmx.core.records import (
 )
 from swarmx.memory import owner_rows, workflow_rows
 from swarmx.memory.lane import Lane, explained
+from swarmx.memory.rows import decoded, finished
 from swarmx.memory.schema import migrate
 
 T = TypeVar("T")
@@ -82,6 +83,14 @@ class SqliteStore:
         """
         bodies = list(events)
         return await self.write(lambda connection: workflow_rows.accept(connection, workflow, bodies, idempotency))
+
+    async def of_key(self, tenant: str, idempotency: Idempotency) -> str | None:
+        """The workflow of the request that came with the key before, None for a new key. Raises KeyReused."""
+        return await self.read(lambda connection: workflow_rows.of_key(connection, tenant, idempotency, self._clock()))
+
+    async def keep_key(self, tenant: str, idempotency: Idempotency, workflow_id: str) -> None:
+        """Remember that the request with this key was carried out, on this workflow."""
+        await self.write(lambda connection: workflow_rows.keep_key(connection, tenant, idempotency, workflow_id))
 
     async def commit(self, change: Commit) -> Committed:
         """Write everything in the change, or say why nothing was. Raises NotFound."""
@@ -189,6 +198,16 @@ class SqliteStore:
         )
         return [decoded(body, CallRecord) for body in found]
 
+    async def newest_finished(self, limit: int) -> list[CallRecord]:
+        """The finished ones among the last `limit` calls that were recorded, of all tenants, oldest first."""
+
+        def read(connection: sqlite3.Connection) -> list[bytes]:
+            return [
+                row[0] for row in connection.execute("SELECT body FROM calls ORDER BY rowid DESC LIMIT ?", (limit,))
+            ]
+
+        return finished(await self.read(read))
+
     async def record_decision(self, decision: Decision) -> None:
         """Add a decision to the log."""
         body = msgspec.json.encode(decision)
@@ -268,13 +287,3 @@ class SqliteStore:
         connection = sqlite3.connect(self._path, isolation_level=None, timeout=self._busy_timeout_s)
         connection.execute("PRAGMA foreign_keys = ON")
         return connection
-
-
-def decoded(body: bytes, kind: type[T]) -> T:
-    """A stored value. Raises StoreError."""
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
-        raise StoreError(
-            f"a stored {kind.__name__} cannot be read: {error}; was it written by another version?"
-        ) from error

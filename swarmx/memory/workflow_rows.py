@@ -4,15 +4,13 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import sqlite3
 from collections.abc import Sequence
 from typing import cast
 
 import msgspec
 
-from swarmx.core.errors import KeyReused, NotFound, StoreError
+from swarmx.core import failpoints
 from swarmx.core.records import (
     SCHEMA_VERSION,
     TERMINAL,
@@ -27,18 +25,16 @@ from swarmx.core.records import (
     WorkflowRecord,
     WorkflowState,
 )
+from swarmx.memory import rows
+from swarmx.memory.rows import COLUMNS, FIELDS, OPEN, page_of, record_of, values_of
 
-_FIELDS = WorkflowRecord.__struct_fields__
-COLUMNS = ", ".join(_FIELDS)
-OPEN = "state IN ('running', 'cancelling')"
-_INSERT = f"INSERT INTO workflows ({COLUMNS}) VALUES ({', '.join('?' * len(_FIELDS))})"
+_INSERT = f"INSERT INTO workflows ({COLUMNS}) VALUES ({', '.join('?' * len(FIELDS))})"
 _WRITE = (
     "UPDATE workflows SET seq = seq + ?, state = ifnull(?, state), ended_at_s = ?, outcome = ? WHERE workflow_id = ? "
     f"AND seq = ? AND {OPEN} AND NOT (state = 'cancelling' AND ifnull(?, state) = 'running')"
 )
 _COMMIT = f"{_WRITE} AND owner = ? RETURNING tenant"
 _APPEND = f"{_WRITE} AND owner NOT IN (SELECT epoch FROM owners) RETURNING tenant"
-_MAX_PAGE = 1000
 
 
 def accept(
@@ -50,36 +46,40 @@ def accept(
     """Insert a workflow with its first events, or find the one that the key has brought already."""
     if idempotency is not None:
         connection.execute("DELETE FROM idempotency WHERE expires_at_s <= ?", (workflow.created_at_s,))
-        found = connection.execute(
-            "SELECT workflow_id, fingerprint FROM idempotency WHERE tenant = ? AND key = ?",
-            (workflow.tenant, idempotency.key),
-        ).fetchone()
+        found = of_key(connection, workflow.tenant, idempotency, workflow.created_at_s)
         if found is not None:
-            if found[1] != idempotency.fingerprint:
-                raise KeyReused(
-                    f"the idempotency key {idempotency.key[:80]!r} came with another request before, "
-                    f"which became {found[0]}; use a new key for a new request"
-                )
-            return Accepted(workflow_id=found[0], replayed=True)
+            return Accepted(workflow_id=found, replayed=True)
     row = msgspec.structs.replace(workflow, seq=len(events))
     try:
-        connection.execute(_INSERT, tuple(getattr(row, column) for column in _FIELDS))
+        connection.execute(_INSERT, values_of(row))
     except sqlite3.IntegrityError as error:
-        raise StoreError(f"the workflow {workflow.workflow_id!r} already exists; use a new id") from error
+        raise rows.already_exists(workflow.workflow_id) from error
     _insert_events(connection, row.workflow_id, row.tenant, 0, row.created_at_s, events)
     if idempotency is not None:
-        connection.execute(
-            "INSERT INTO idempotency VALUES (?,?,?,?,?,?)",
-            (
-                row.tenant,
-                idempotency.key,
-                idempotency.fingerprint,
-                row.workflow_id,
-                idempotency.expires_at_s,
-                SCHEMA_VERSION,
-            ),
-        )
+        failpoints.hit("rows.key")
+        keep_key(connection, row.tenant, idempotency, row.workflow_id)
     return Accepted(workflow_id=row.workflow_id)
+
+
+def of_key(connection: sqlite3.Connection, tenant: str, idempotency: Idempotency, now_s: float) -> str | None:
+    """The workflow of the request that came with the key before. Raises KeyReused if that was another request."""
+    row = connection.execute(
+        "SELECT workflow_id, fingerprint FROM idempotency WHERE tenant = ? AND key = ? AND expires_at_s > ?",
+        (tenant, idempotency.key, now_s),
+    ).fetchone()
+    if row is None:
+        return None
+    if row[1] != idempotency.fingerprint:
+        raise rows.key_reused(idempotency, row[0])
+    return cast(str, row[0])
+
+
+def keep_key(connection: sqlite3.Connection, tenant: str, idempotency: Idempotency, workflow_id: str) -> None:
+    """Remember what the key brought; it may be there already, expired."""
+    connection.execute(
+        "INSERT OR REPLACE INTO idempotency VALUES (?,?,?,?,?,?)",
+        (tenant, idempotency.key, idempotency.fingerprint, workflow_id, idempotency.expires_at_s, SCHEMA_VERSION),
+    )
 
 
 def commit(connection: sqlite3.Connection, change: Commit) -> Committed:
@@ -87,6 +87,7 @@ def commit(connection: sqlite3.Connection, change: Commit) -> Committed:
     tenant = _write(connection, _COMMIT, change, change.epoch)
     if tenant is None:
         return _why_not(connection, change.workflow_id)
+    failpoints.hit("rows.commit")
     if change.taken:
         connection.executemany("UPDATE inbox SET taken = 1 WHERE number = ?", [(number,) for number in change.taken])
     for call in change.calls:
@@ -130,7 +131,7 @@ def _write(connection: sqlite3.Connection, statement: str, change: Commit, *epoc
 def _why_not(connection: sqlite3.Connection, workflow_id: str) -> Committed:
     found = connection.execute("SELECT state FROM workflows WHERE workflow_id = ?", (workflow_id,)).fetchone()
     if found is None:
-        raise NotFound(f"there is no workflow {workflow_id!r}; accept it before its events are written")
+        raise rows.never_accepted(workflow_id)
     return "ended" if found[0] in TERMINAL else "lost"
 
 
@@ -142,8 +143,8 @@ def find(connection: sqlite3.Connection, workflow_id: str, tenant: str | None) -
 
 
 def unfinished(connection: sqlite3.Connection) -> list[WorkflowRecord]:
-    rows = connection.execute(f"SELECT {COLUMNS} FROM workflows WHERE {OPEN} ORDER BY created_at_s, workflow_id")
-    return [record_of(row) for row in rows]
+    found = connection.execute(f"SELECT {COLUMNS} FROM workflows WHERE {OPEN} ORDER BY created_at_s, workflow_id")
+    return [record_of(row) for row in found]
 
 
 def page(
@@ -155,8 +156,6 @@ def page(
     cursor: str | None,
 ) -> WorkflowPage:
     """Newest first. Raises NotFound for a cursor of somebody else's, StoreError for a page of a size out of range."""
-    if not 1 <= limit <= _MAX_PAGE:
-        raise StoreError(f"a page of {limit} workflows was asked for, 1 to {_MAX_PAGE} can be had")
     conditions: list[str] = []
     values: list[object] = []
     for column, value in (("tenant", tenant), ("state", state)):
@@ -165,22 +164,21 @@ def page(
             values.append(value)
     if cursor is not None:
         conditions.append("(created_at_s, workflow_id) < (?, ?)")
-        values.extend(_read_cursor(cursor))
+        values.extend(rows.read_cursor(cursor))
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-    rows = connection.execute(
+    found = connection.execute(
         f"SELECT {COLUMNS} FROM workflows {where} ORDER BY created_at_s DESC, workflow_id DESC LIMIT ?",
-        (*values, limit + 1),
+        (*values, rows.checked(limit, "workflows") + 1),
     ).fetchall()
-    records = [record_of(row) for row in rows[:limit]]
-    return WorkflowPage(workflows=records, next_cursor=_cursor(records[-1]) if len(rows) > limit else None)
+    return page_of([record_of(row) for row in found], limit)
 
 
 def events(connection: sqlite3.Connection, workflow_id: str, after: int, limit: int | None) -> list[StoredEvent]:
-    rows = connection.execute(
+    found = connection.execute(
         "SELECT seq, at_s, body, schema_version FROM events WHERE workflow_id = ? AND seq > ? ORDER BY seq LIMIT ?",
         (workflow_id, after, -1 if limit is None else limit),
     )
-    return [StoredEvent(seq=seq, at_s=at_s, body=body, schema_version=v) for seq, at_s, body, v in rows]
+    return [StoredEvent(seq=seq, at_s=at_s, body=body, schema_version=v) for seq, at_s, body, v in found]
 
 
 def insert_call(connection: sqlite3.Connection, record: CallRecord) -> None:
@@ -205,11 +203,6 @@ def insert_blob(connection: sqlite3.Connection, tenant: str, blob: Blob) -> None
     )
 
 
-def record_of(row: Sequence[object]) -> WorkflowRecord:
-    """A row in the order of `COLUMNS`."""
-    return msgspec.convert(dict(zip(_FIELDS, row, strict=True)), WorkflowRecord)
-
-
 def _insert_events(
     connection: sqlite3.Connection, workflow_id: str, tenant: str, seq: int, at_s: float, bodies: Sequence[bytes]
 ) -> None:
@@ -217,15 +210,3 @@ def _insert_events(
         "INSERT INTO events VALUES (?,?,?,?,?,?)",
         [(workflow_id, seq + i, tenant, at_s, body, SCHEMA_VERSION) for i, body in enumerate(bodies, start=1)],
     )
-
-
-def _cursor(record: WorkflowRecord) -> str:
-    key = msgspec.json.encode([record.created_at_s, record.workflow_id])
-    return base64.urlsafe_b64encode(key).decode()
-
-
-def _read_cursor(cursor: str) -> tuple[float, str]:
-    try:
-        return msgspec.json.decode(base64.urlsafe_b64decode(cursor), type=tuple[float, str])
-    except (binascii.Error, ValueError, msgspec.DecodeError) as error:
-        raise NotFound(f"the cursor {cursor[:40]!r} is not of this server; start from the first page") from error

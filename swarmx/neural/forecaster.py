@@ -105,7 +105,7 @@ class NeuralForecaster:
 
     def encode(self, call: Call, prompt: PromptText) -> Encoding:
         """The vector of the prompt, [dimension]."""
-        if call.kind == "image":
+        if call.kind != "llm":
             return Encoding(encoder="", vector=np.zeros(0, dtype=np.float32))
         return Encoding(encoder=self.encoder.version, vector=self.encoder.encode_one(prompt))
 

@@ -46,10 +46,12 @@ class CallRefused(Exception):
     """The call was given up. `status` and `body` are the replica's own where it refused the request itself.
 
     The same call might fit after `retry_after_s`, None where the router could not tell. `record` is what is kept of
-    the call, where its caller keeps it.
+    the call, where its caller keeps it. `begun`: some replica may have begun the work.
     """
 
-    def __init__(self, refusal: Refuse, failure: AttemptFailed | None, record: CallRecord | None = None) -> None:
+    def __init__(
+        self, refusal: Refuse, failure: AttemptFailed | None, record: CallRecord | None = None, *, begun: bool = False
+    ) -> None:
         super().__init__(f"{refusal.reason}: {failure.detail if failure else refusal.detail}")
         self.call_id = refusal.call_id
         self.reason = refusal.reason
@@ -59,13 +61,14 @@ class CallRefused(Exception):
         self.body = failure.body if failure else b""
         self.failed = failure.reason if failure else None
         self.record = record
+        self.begun = begun
 
     @property
     def result(self) -> ModelResult:
         """The refusal as a workflow's node takes it."""
         own = f" ({self.body[:500].decode(errors='replace')})" if self.body else ""
         error = f"call {self.call_id} was refused after {self.attempts} attempts: {self}{own}"
-        failure = Failure(cause=self._cause(), error=error, retry_after_s=self.retry_after_s)
+        failure = Failure(cause=self._cause(), error=error, retry_after_s=self.retry_after_s, begun=self.begun)
         return ModelResult(
             call_id=self.call_id, replica_id=None, attempts=self.attempts, failure=failure, record=self.record
         )

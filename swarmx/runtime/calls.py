@@ -41,6 +41,7 @@ from swarmx.runtime.priorities import prioritised
 from swarmx.runtime.refining import Refiner
 from swarmx.runtime.requests import ENDPOINTS, call_of
 from swarmx.runtime.scoring import LENGTH_HEAD, PromptClasses, scored
+from swarmx.runtime.tool_calls import tool_call_of
 from swarmx.runtime.upstream import AttemptFailed, Upstream, Usage, hang_up
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class CallService:
     into the store: that of a workflow's call travels with its answer into the workflow's own commit. `refiner` is asked
     for a second forecast of every call, and answers to `refined`. `path_of` says how long the workflow of a call still
     takes, where it can. `on_prompt` is shown the prompt of a call of a workflow, after the call was handed to the
-    router; `on_answer` is told which tools the whole answer asks for.
+    router; `on_answer` is told which tools the whole answer asks for. `token_of` says what a replica wants to be shown.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class CallService:
         path_of: Callable[[Call], Forecast | None] | None = None,
         on_prompt: Callable[[Call, PromptText], None] | None = None,
         on_answer: Callable[[Call, tuple[str, ...]], None] | None = None,
+        token_of: Callable[[str], str | None] = lambda replica_id: None,
     ) -> None:
         self._post = post
         self._clock = clock
@@ -86,6 +88,7 @@ class CallService:
         self._refiner = refiner
         self._path_of = path_of
         self._on_prompt, self._on_answer = on_prompt, on_answer
+        self._token_of = token_of
         self._pending: dict[str, PendingCall] = {}
         self._replicas: dict[str, Replica] = {}
         self._kv_usage: dict[str, float] = {}
@@ -147,7 +150,7 @@ class CallService:
 
         A call that is over its tenant's budget, or too many, is offered again when it was told to come back.
         """
-        call, prompt = call_of(request)
+        call, prompt = tool_call_of(request) if request.kind == "tool" else call_of(request)
         try:
             return (await self._answer(call, prompt, msgspec.json.encode(request.body), request=request)).result
         except CallRefused as refused:
@@ -167,7 +170,8 @@ class CallService:
                 self._book.attempt_started(replica.replica_id)
                 try:
                     response = await self._open(pending, replica)
-                    raw, decoded, usage = await self._guard(pending, self._upstream.read(response))
+                    read = self._upstream.read_result if call.kind == "tool" else self._upstream.read
+                    raw, decoded, usage = await self._guard(pending, read(response))
                 except AttemptFailed as failure:
                     self._attempt_failed(pending, failure)
                     continue
@@ -274,7 +278,7 @@ class CallService:
         self._offer(pending)
         if self._refiner is not None and call.kind == "llm":
             self._refiner.ask(call, prompt)
-        if self._on_prompt is not None and call.workflow_id:
+        if self._on_prompt is not None and call.workflow_id and call.kind != "tool":
             asyncio.get_running_loop().call_soon(self._on_prompt, call, prompt)
         return pending
 
@@ -296,19 +300,23 @@ class CallService:
                     self._offer(pending)
                     continue
                 self._record(pending, "refused", error=f"{verdict.reason}: {verdict.detail}")
-                raise CallRefused(verdict, pending.failure, pending.kept)
+                raise CallRefused(verdict, pending.failure, pending.kept, begun=pending.begun)
             pending.attempt, pending.urgency = verdict.attempt, verdict.urgency
             pending.dispatched_at_s = self._clock.now_s()
             pending.kv_usage = self._kv_usage.get(verdict.replica_id)
             pending.replica = self._replicas.get(verdict.replica_id)
             if pending.replica is not None:
                 return pending.replica
-            self._attempt_failed(pending, AttemptFailed("replica_gone", "the replica is gone", retryable=True))
+            gone = AttemptFailed("replica_gone", "the replica is gone", retryable=True, begun=False)
+            self._attempt_failed(pending, gone)
 
     async def _open(self, pending: PendingCall, replica: Replica) -> aiohttp.ClientResponse:
         url = replica.url + ENDPOINTS[pending.call.kind]
         body = prioritised(pending.body, pending.urgency, replica.priorities)
-        return await self._guard(pending, self._upstream.open(url, body, pending.headers()))
+        headers = pending.headers()
+        if (token := self._token_of(replica.replica_id)) is not None:
+            headers["authorization"] = f"Bearer {token}"
+        return await self._guard(pending, self._upstream.open(url, body, headers))
 
     async def _guard(self, pending: PendingCall, step: Awaitable[_T]) -> _T:
         """Await one step of the attempt so that the router's Cancel can interrupt it."""
@@ -324,7 +332,7 @@ class CallService:
             pending.scope = None
 
     def _attempt_failed(self, pending: PendingCall, failure: AttemptFailed) -> None:
-        pending.failure = failure
+        pending.failure, pending.begun = failure, pending.begun or failure.begun
         if pending.first_token_at_s is not None:
             self._record(pending, "failed", error=f"{failure.reason}: {failure.detail}")
         if pending.aborted == pending.attempt:
@@ -334,7 +342,9 @@ class CallService:
                 call_id=pending.call.call_id,
                 attempt=pending.attempt,
                 reason=failure.reason,
-                retryable=failure.retryable and pending.first_token_at_s is None,
+                retryable=failure.retryable
+                and pending.first_token_at_s is None
+                and not (pending.begun and pending.call.once),
             )
         )
 

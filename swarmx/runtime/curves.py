@@ -20,7 +20,8 @@ Compute = Callable[[Replica, SignalReported | None, float], ServiceCurvePublishe
 _SAME_KV_USAGE = 0.01
 _REST = 20.0  # times as long as a curve took until the next: they share the loop with the calls
 _COMPLAINS_EVERY_S = 60.0
-_TYPICAL: dict[CallKind, tuple[float, float]] = {"llm": (256.0, 1024.0), "image": (30.0, 0.0)}  # work, uncached
+# work, uncached
+_TYPICAL: dict[CallKind, tuple[float, float]] = {"llm": (256.0, 1024.0), "image": (30.0, 0.0), "tool": (1.0, 0.0)}
 
 
 @dataclass(slots=True)

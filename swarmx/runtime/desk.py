@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,11 +27,11 @@ from swarmx.core.control import (
     Verdict,
     Via,
 )
-from swarmx.core.errors import ConfigError, Forbidden, NotFound, Refused, StoreError, SwarmXError
+from swarmx.core.errors import ConfigError, Forbidden, NotFound, Outdated, Refused, StoreError, SwarmXError
 from swarmx.core.messages import Message
 from swarmx.core.ports import AuditTrail, ControlStore
 from swarmx.runtime.clock import Clock
-from swarmx.runtime.proposal_book import SYSTEM, ProposalBook
+from swarmx.runtime.proposal_book import SYSTEM, ProposalBook, new_id
 from swarmx.tools.facts import in_force
 from swarmx.tools.figures import figures_of
 from swarmx.tools.guard import Guard
@@ -155,21 +154,23 @@ class Desk:
         episode_ids: Sequence[str] = (),
         mode: Mode = "review",
         model: ModelUse | None = None,
+        seen: Diff | None = None,
     ) -> Proposal:
         """Bring a change forward: it waits for a decision, or, with mode auto, is applied at once.
 
-        Raises ConfigError (not understood), Forbidden (the role), Refused (a rule), StoreError (nothing was changed).
+        Raises ConfigError (not understood), Forbidden (the role), Refused (a rule), StoreError (nothing was changed);
+        Outdated when it would change something else than was `seen`.
         """
         understood = self.registry.understand(call)
         now_s = self._clock.now_s()
         draft = Proposal(
-            proposal_id=_new_id(),
+            proposal_id=new_id(),
             at_s=now_s,
             expires_at_s=now_s + self._approval_s,
             actor=actor,
             via=via,
             call=understood.call,
-            diff=Diff(changes=()),
+            diff=seen or Diff(changes=()),
             state="suggested" if mode == "suggest" else "open",
             reason=(reason or understood.reason)[:MAX_TEXT],
             evidence=tuple(evidence[:_MOST_EVIDENCE]),
@@ -178,11 +179,13 @@ class Desk:
         )
         return await self._alone(partial(self._propose, draft, mode, model))
 
-    async def order(self, call: ToolCall, *, actor: Actor, via: Via, reason: str = "") -> Proposal:
+    async def order(
+        self, call: ToolCall, *, actor: Actor, via: Via, reason: str = "", seen: Diff | None = None
+    ) -> Proposal:
         """A person's own change, applied at once. Raises as `propose` does."""
         if actor.type != "key":
             raise Forbidden(f"{actor.name!r} is not a person; it may propose, not order")
-        return await self.propose(call, actor=actor, via=via, reason=reason, mode="auto")
+        return await self.propose(call, actor=actor, via=via, reason=reason, mode="auto", seen=seen)
 
     async def approve(self, proposal_id: str, *, actor: Actor, via: Via) -> Proposal:
         """Apply an open proposal, if it still means what it meant. Raises NotFound, Forbidden, Refused, StoreError.
@@ -218,6 +221,8 @@ class Desk:
         if not verdict.allowed:
             await self._book.refuse(draft, draft.actor, draft.via, verdict, model)
         proposal = msgspec.structs.replace(draft, diff=asked.tool.diff(asked.args, asked.view))
+        if draft.diff.changes not in ((), proposal.diff.changes):
+            raise Outdated("what it would change is not as you saw it; look again, then ask anew")
         if mode == "auto":
             decided_by = draft.actor if draft.actor.type == "key" else None
             return await self._apply(proposal, asked, draft.via, verdict, decided_by=decided_by, model=model)
@@ -367,7 +372,7 @@ class Desk:
         failure = verdict.detail
         if verdict.allowed:
             undo = Proposal(
-                proposal_id=_new_id(),
+                proposal_id=new_id(),
                 at_s=now_s,
                 expires_at_s=now_s,
                 actor=SYSTEM,
@@ -420,7 +425,3 @@ class Desk:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()
-
-
-def _new_id() -> str:
-    return f"pr-{secrets.token_hex(6)}"

@@ -16,7 +16,7 @@ from swarmx.core.prompts import Encoding, PromptText
 from swarmx.runtime.clock import Clock
 from swarmx.runtime.reliance import NOTHING, Fault, Reliance
 
-_UNITS: dict[CallKind, Unit] = {"llm": "tokens", "image": "work"}
+_UNITS: dict[CallKind, Unit] = {"llm": "tokens", "image": "work", "tool": "s"}
 _UNREAD = Encoding(encoder="", vector=np.zeros(0, dtype=np.float32))
 
 
@@ -26,7 +26,8 @@ class GuardedForecaster:
     A call for which `primary` raises, or answers what is no forecast of its work, gets that of `fallback` at once. One
     that took more than `budget_s` is a fault as well, though the forecast counts. With too many of them `primary` rests
     (`runtime.reliance`). Both learn from every observation, unless `primary` is told not to (`learns`). `fallback` has
-    to work without an encoding, and is trusted.
+    to work without an encoding, and is trusted. Tools are its business alone: `primary` reads prompts, and what a tool
+    is given is none.
 
     `on_forecast` hears the source of each forecast and the seconds that it took; `on_rest` why the primary rests.
     """
@@ -66,7 +67,7 @@ class GuardedForecaster:
         reliance = self._reliance
         begun = reliance.now()
         self._encoding_took = NOTHING
-        if reliance.rests(begun.wall):
+        if call.kind == "tool" or reliance.rests(begun.wall):
             return _UNREAD
         encoding: object = None
         fault: Fault = "unsound"

@@ -51,6 +51,7 @@ class Owner:
                 self._epoch = await self._store.enlist(
                     self._name, ttl_s=self._ttl_s, exclusive=self._exclusive and first
                 )
+                failpoints.hit("owner.enlisted")
                 self._enlisted = True
                 if self._beating is None:
                     self._beating = asyncio.get_running_loop().create_task(self._beat())

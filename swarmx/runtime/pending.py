@@ -29,8 +29,9 @@ class PendingCall:
     `forecast` and `encoding` are the ones in force; the first ones are those that the call began with: they differ once
     a slower predictor has answered. The record keeps the first encoding, which is what the first head is trained on.
     `attempt` is the one that the router asked for last, with its `urgency`; `aborted` the last one that it gave up
-    itself. One that is `patient` waits for its tenant's budget. `names` are the headers that name it to the engine.
-    The record of one that is `owned` stays here, as `kept`, for whoever waits for the answer.
+    itself. It is `begun` once a replica may have begun the work. One that is `patient` waits for its tenant's budget.
+    `names` are the headers that name it to the engine. The record of one that is `owned` stays here, as `kept`, for
+    whoever waits for the answer.
     """
 
     call: Call
@@ -52,6 +53,7 @@ class PendingCall:
     attempt: int = 0
     urgency: float = 0.0
     aborted: int = 0
+    begun: bool = False
     failure: AttemptFailed | None = None
     replica: Replica | None = None
     kv_usage: float | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable
 from typing import Literal, NoReturn
 
@@ -145,3 +146,8 @@ class ProposalBook:
             except Exception:  # a listener must not stop a change half way
                 log.exception("a listener failed on %s", proposal.proposal_id)
         return proposal
+
+
+def new_id() -> str:
+    """The id of a proposal that is new."""
+    return f"pr-{secrets.token_hex(6)}"

@@ -14,7 +14,11 @@ from swarmx.core.prompt_key import prompt_key
 from swarmx.core.prompts import HEAD_BYTES, TAIL_BYTES, PromptText
 from swarmx.core.records import ModelRequest
 
-ENDPOINTS: dict[CallKind, str] = {"llm": "/v1/chat/completions", "image": "/v1/images/generations"}
+ENDPOINTS: dict[CallKind, str] = {
+    "llm": "/v1/chat/completions",
+    "image": "/v1/images/generations",
+    "tool": "/v1/tools/call",
+}
 DEFAULT_IMAGE_STEPS = 30
 _BYTES_PER_TOKEN = 4.0
 _DEFAULT_WORK_LIMIT_TOKENS = 131_072.0  # no limit was named: a long context's worth
@@ -32,7 +36,7 @@ class BadRequest(Exception):
 
 
 def call_of(request: ModelRequest) -> tuple[Call, PromptText]:
-    """The call of a workflow node, and its prompt for the predictor. Raises BadRequest for what no engine would take.
+    """The call of a model, and its prompt for the predictor. Raises BadRequest for what no engine would take.
 
     `prompt_bytes` counts the texts alone, without the line ends between them; `prompt_tokens` the tools, too.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,6 +12,7 @@ import aiohttp
 import msgspec
 
 from swarmx.core.nouns import FailureReason
+from swarmx.core.toolbox import ToolResult
 
 # Nesting that is too deep and bytes that are no text come with exceptions of their own.
 NOT_JSON = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
@@ -23,7 +25,10 @@ _MAX_TOKENS = 1 << 40  # a replica that claims more is talking nonsense
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What the engine says that it read and wrote; `work_done` is output tokens, None where it did not say."""
+    """What the replica says that it read and wrote.
+
+    `work_done` is output tokens, or the seconds of a tool; None where it did not say.
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -31,10 +36,20 @@ class Usage:
 
 
 class AttemptFailed(Exception):
-    """The attempt ended without an answer. `body` and `status` are the replica's own when it refused the request."""
+    """The attempt ended without an answer. `body` and `status` are the replica's own when it refused the request.
+
+    `begun`: the replica may have begun the work.
+    """
 
     def __init__(
-        self, reason: FailureReason, detail: str, *, retryable: bool, status: int = 502, body: bytes = b""
+        self,
+        reason: FailureReason,
+        detail: str,
+        *,
+        retryable: bool,
+        status: int = 502,
+        body: bytes = b"",
+        begun: bool = True,
     ) -> None:
         super().__init__(detail)
         self.reason = reason
@@ -42,6 +57,7 @@ class AttemptFailed(Exception):
         self.retryable = retryable
         self.status = status
         self.body = body
+        self.begun = begun
 
 
 class Upstream:
@@ -70,19 +86,21 @@ class Upstream:
         try:
             response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise AttemptFailed("connect", f"cannot connect: {error}", retryable=True) from None
+            raise AttemptFailed("connect", f"cannot connect: {error}", retryable=True, begun=False) from None
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             raise AttemptFailed("connection_lost", f"no answer: {error!r}", retryable=True) from None
         if response.status == 200:
             return response
         text = await _read_all(response)
-        if response.status == 429:
-            raise AttemptFailed("busy", "the replica is busy (status 429)", retryable=True, status=429)
-        if response.status < 400:
-            raise AttemptFailed("bad_answer", f"status {response.status}, expected 200", retryable=True)
-        if response.status in _OUR_FAULT or response.status >= 500:
-            raise AttemptFailed("replica_error", f"status {response.status}", retryable=True, status=502)
-        raise AttemptFailed("rejected", f"status {response.status}", retryable=False, status=response.status, body=text)
+        status = response.status
+        if status == 429:
+            raise AttemptFailed("busy", "the replica is busy (status 429)", retryable=True, status=429, begun=False)
+        if status < 400:
+            raise AttemptFailed("bad_answer", f"status {status}, expected 200", retryable=True)
+        if status in _OUR_FAULT or status >= 500:
+            begun = status >= 500 and status != 503
+            raise AttemptFailed("replica_error", f"status {status}", retryable=True, status=502, begun=begun)
+        raise AttemptFailed("rejected", f"status {status}", retryable=False, status=status, body=text, begun=False)
 
     async def read(self, response: aiohttp.ClientResponse) -> tuple[bytes, dict[str, Any], Usage]:
         """The whole answer, decoded; an answer that is not a JSON object with `choices` or `data` is garbage."""
@@ -94,6 +112,16 @@ class Upstream:
         if not isinstance(answer, dict) or not any(isinstance(answer.get(k), list) for k in ("choices", "data")):
             raise AttemptFailed("bad_answer", "the answer has neither choices nor data", retryable=True)
         return body, answer, usage_of(answer.get("usage"))
+
+    async def read_result(self, response: aiohttp.ClientResponse) -> tuple[bytes, dict[str, Any], Usage]:
+        """What a tool came to, a `core.toolbox.ToolResult`."""
+        body = await _read_all(response)
+        try:
+            result = msgspec.json.decode(body, type=ToolResult)
+        except NOT_JSON as error:
+            raise AttemptFailed("bad_answer", f"the answer is no result of a tool: {error}", retryable=True) from None
+        seconds = result.wall_s if 0.0 <= result.wall_s < math.inf else None
+        return body, msgspec.to_builtins(result), Usage(work_done=seconds)
 
     async def chunks(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
         """The bytes of a streamed answer as they come."""

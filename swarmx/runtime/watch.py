@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import aiohttp
 
@@ -13,11 +13,16 @@ from swarmx.core.messages import Message, ReplicaChanged, SignalReported
 from swarmx.core.nouns import Replica, ReplicaState
 from swarmx.runtime.clock import Clock
 
+_VALUE = rb"(?:\{[^}]*\})? ([0-9.eE+-]+)"
 # vLLM's names (also SGLang's and the emulator's, up to the prefix); several engines in a server are summed.
-_GAUGES = {
-    "running": re.compile(rb"^(?:vllm|sglang):num_(?:requests_running|running_reqs)(?:\{[^}]*\})? ([0-9.eE+-]+)", re.M),
-    "waiting": re.compile(rb"^(?:vllm|sglang):num_(?:requests_waiting|queue_reqs)(?:\{[^}]*\})? ([0-9.eE+-]+)", re.M),
-    "kv_usage": re.compile(rb"^(?:vllm:kv_cache_usage_perc|sglang:token_usage)(?:\{[^}]*\})? ([0-9.eE+-]+)", re.M),
+_ENGINE = {
+    "running": re.compile(rb"^(?:vllm|sglang):num_(?:requests_running|running_reqs)" + _VALUE, re.M),
+    "waiting": re.compile(rb"^(?:vllm|sglang):num_(?:requests_waiting|queue_reqs)" + _VALUE, re.M),
+    "kv_usage": re.compile(rb"^(?:vllm:kv_cache_usage_perc|sglang:token_usage)" + _VALUE, re.M),
+}
+_TOOLS = {
+    "running": re.compile(rb"^swarmx_tools:num_requests_running" + _VALUE, re.M),
+    "waiting": re.compile(rb"^swarmx_tools:num_requests_waiting" + _VALUE, re.M),
 }
 
 
@@ -91,23 +96,23 @@ class Watch:
                 text = await response.read() if response.status == 200 else b""
         except (aiohttp.ClientError, ConnectionError, TimeoutError):
             return False, None
-        gauges = _gauges(text)
+        gauges = _gauges(text, _TOOLS if replica.kind == "tool" else _ENGINE)
         if gauges is None:
             return True, None
         return True, SignalReported(
             replica_id=replica.replica_id,
             running=int(gauges["running"]),
             waiting=int(gauges["waiting"]),
-            kv_usage=gauges["kv_usage"],
+            kv_usage=gauges.get("kv_usage", 0.0),  # tools have no cache
             measured_at_s=measured_at_s,
         )
 
 
-def _gauges(text: bytes) -> dict[str, float] | None:
+def _gauges(text: bytes, wanted: Mapping[str, re.Pattern[bytes]]) -> dict[str, float] | None:
     """The counters in a Prometheus page; None unless all are there: what a server does not say is unknown, not zero."""
-    found = {name: pattern.findall(text) for name, pattern in _GAUGES.items()}
+    found = {name: pattern.findall(text) for name, pattern in wanted.items()}
     try:
         sums = {name: sum(float(value) for value in values) for name, values in found.items() if values}
     except ValueError:
         return None
-    return sums if len(sums) == len(_GAUGES) and all(map(math.isfinite, sums.values())) else None
+    return sums if len(sums) == len(wanted) and all(map(math.isfinite, sums.values())) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
@@ -14,12 +14,14 @@ from swarmx.core import failpoints
 from swarmx.core.errors import StoreError, SwarmXError
 from swarmx.core.ports import Caller, Store
 from swarmx.core.records import CallRecord, Commit, Committed, Input, WorkflowRecord, WorkflowState
+from swarmx.core.toolbox import ToolSpec
 from swarmx.runtime.announcer import Announcer
 from swarmx.runtime.clock import Clock
-from swarmx.runtime.node_work import Answered, plain, work_on
+from swarmx.runtime.node_work import Answered, interrupted, plain, work_on
+from swarmx.runtime.tool_catalogue import ToolCatalogue
+from swarmx.runtime.workflow_inputs import CANCEL, event_of
 from swarmx.workflows.events import (
     Cancelled,
-    CancelRequested,
     Event,
     Failed,
     Finished,
@@ -28,14 +30,16 @@ from swarmx.workflows.events import (
     NodeRetried,
     encode_event,
 )
-from swarmx.workflows.plan import StartModelCall, advance, calls_in_flight, wake_at_s
+from swarmx.workflows.plan import advance, calls_in_flight, wake_at_s
 from swarmx.workflows.retries import after_failure
+from swarmx.workflows.spending import Prices
 from swarmx.workflows.state import Run
+from swarmx.workflows.tool_names import uses_tools
+from swarmx.workflows.work import Start
 
 log = logging.getLogger(__name__)
 
 DEADLINE = "deadline"
-CANCEL = b'{"input":"cancel"}'
 _RELEASE_S = 5.0  # how long a cancelled call may take to let go before its workflow ends without it
 _LONGEST_SLEEP_S = 3600.0
 _RETRY_S = (0.1, 0.5, 2.0, 5.0)  # between attempts to store; the last one repeats
@@ -47,7 +51,9 @@ class _LostPlace(Exception):  # control flow within this module, not an error
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What every workflow of a process shares. `keep` takes records of calls that no commit of a workflow carries."""
+    """What every workflow of a process shares. `keep` takes records of calls that no commit of a workflow carries;
+    `tools` are those that nodes and agents may use, `prices` what models cost.
+    """
 
     store: Store
     caller: Caller
@@ -56,6 +62,8 @@ class Surroundings:
     notify: Callable[[str], None]
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
     keep: Callable[[Sequence[CallRecord]], None]
+    tools: ToolCatalogue
+    prices: Prices
 
 
 class WorkflowRun:
@@ -86,11 +94,14 @@ class WorkflowRun:
         workflow_id = self.record.workflow_id
         try:
             self._around.notify(workflow_id)
-            out = {call.path: call.attempt for call in calls_in_flight(self._run)} if again else {}
+            if uses_tools(self._run.graph.spec):
+                await self._tools_known()
+            out = self._again() if again else {}
             self._posted = self._posted or again
             await self._turn(self._drained())
             if not self._run.ended:
-                self._make([call for call in calls_in_flight(self._run) if out.get(call.path) == call.attempt])
+                still = calls_in_flight(self._run, self._tools())
+                self._make([call for call in still if out.get(call.path) == call.attempt])
             while not self._run.ended:
                 happened = await self._inbox.get()
                 await self._turn([happened, *self._drained()])
@@ -106,6 +117,41 @@ class WorkflowRun:
                 task.cancel()
             self._around.keep(_records(self._drained()))
 
+    async def _tools_known(self) -> None:
+        """Wait until it is known which tools there are; a workflow that is to be cancelled need not know."""
+        if self._around.tools.is_settled:
+            return
+        settled = asyncio.ensure_future(self._around.tools.settled())
+        try:
+            while not settled.done() and not await self._unwanted():
+                poked = asyncio.ensure_future(self._inbox.get())  # no call is out: there is nothing else to hear of
+                await asyncio.wait({settled, poked}, return_when=asyncio.FIRST_COMPLETED)
+                poked.cancel()
+        finally:
+            settled.cancel()
+
+    async def _unwanted(self) -> bool:
+        try:
+            posted = await self._around.store.inputs(self.record.workflow_id)
+        except StoreError as error:
+            log.warning("what was posted to workflow %s cannot be read yet: %s", self.record.workflow_id, error)
+            return False
+        return any(given.body == CANCEL for given in posted)
+
+    def _again(self) -> dict[str, int]:
+        """The calls of an earlier life that are to be made again, by path, with their attempts; others have failed."""
+        out: dict[str, int] = {}
+        for call in calls_in_flight(self._run, self._tools()):
+            lost = interrupted(call)
+            if lost is None:
+                out[call.path] = call.attempt
+            else:
+                self._inbox.put_nowait(lost)
+        return out
+
+    def _tools(self) -> Mapping[str, ToolSpec]:
+        return self._around.tools.of(self.record.tenant)
+
     async def _turn(self, happened: list[Answered | None]) -> None:
         try:
             await self._take_in(happened)
@@ -118,9 +164,10 @@ class WorkflowRun:
         answers = [item for item in happened if item is not None]
         events = self._events_of(answers, now_s)
         inputs = await self._inputs()
-        if inputs and not run.ended and not run.cancelling:
-            events.append(CancelRequested())
-            run.apply(events[-1])
+        for given in inputs:
+            if (event := event_of(run, given)) is not None:
+                run.apply(event)
+                events.append(event)
         due_s = self.record.deadline_at_s
         if due_s is not None and now_s >= due_s and not run.ended and not run.stopping:
             events.append(Failed(error=DEADLINE))
@@ -139,7 +186,7 @@ class WorkflowRun:
                 await self._commit(change, events)
                 events, change = [], msgspec.structs.replace(change, taken=(), calls=(), blobs=())
             await self._release()
-        following, starts = advance(run, now_s=now_s)
+        following, starts = advance(run, now_s=now_s, tools=self._tools(), prices=self._around.prices)
         await self._commit(change, events + following)
         self._give_up_late(following)
         self._make(starts)
@@ -155,15 +202,19 @@ class WorkflowRun:
                 continue
             self._calls.pop(answer.path, None)
             if answer.failure is None:
-                event: Event = NodeFinished(path=answer.path, output=answer.output, call_id=answer.call_id)
+                event: Event = NodeFinished(
+                    path=answer.path, output=answer.output, call_id=answer.call_id, spent=answer.spent
+                )
             else:
-                event = after_failure(run, answer.path, answer.failure, now_s, call_id=answer.call_id)
+                event = after_failure(
+                    run, answer.path, answer.failure, now_s, call_id=answer.call_id, spent=answer.spent
+                )
             run.apply(event)
             events.append(event)
         return events
 
     async def _inputs(self) -> list[Input]:
-        """What was posted; a cancel is all that there is. A store that cannot read now is asked again at the alarm."""
+        """What was posted. A store that cannot read now is asked again at the alarm."""
         if not self._posted:
             return []
         try:
@@ -211,19 +262,24 @@ class WorkflowRun:
             return "stored" if ours else done
         return done
 
-    def _make(self, calls: list[StartModelCall]) -> None:
+    def _make(self, calls: list[Start]) -> None:
         for call in calls:
             failpoints.hit("run.start")
             self._calls[call.path] = self._around.spawn(self._answer(call))
 
-    async def _answer(self, call: StartModelCall) -> None:
-        self._inbox.put_nowait(await work_on(self._around.caller, self.record, self._run, call))
+    async def _answer(self, call: Start) -> None:
+        failpoints.hit("run.send")
+        answered = await work_on(self._around.caller, self.record, self._run, call, self._tools(), self._around.prices)
+        failpoints.hit("run.answered")
+        self._inbox.put_nowait(answered)
 
     def _give_up_late(self, following: list[Event]) -> None:
-        """Let go of the attempts that took longer than their nodes allow."""
+        """Let go of the attempts that took longer than their nodes allow, or whose nodes went with others."""
         for event in following:
             if isinstance(event, NodeRetried | NodeFailed) and event.path in self._calls:
                 self._calls.pop(event.path).cancel()
+        for path in self._calls.keys() - self._run.in_flight.keys():
+            self._calls.pop(path).cancel()
 
     async def _release(self) -> None:
         """Cancel the calls that are still out and give them time to let go."""

@@ -20,12 +20,17 @@ from swarmx.core.records import TERMINAL, Accepted, CallRecord, Commit, Idempote
 from swarmx.runtime.announcer import Announcer
 from swarmx.runtime.clock import Clock
 from swarmx.runtime.ownership import Owner
-from swarmx.runtime.workflow_run import CANCEL, Surroundings, WorkflowRun, give_up
+from swarmx.runtime.tool_catalogue import ToolCatalogue
+from swarmx.runtime.workflow_inputs import CANCEL, check_signal_for, encode_signal
+from swarmx.runtime.workflow_run import Surroundings, WorkflowRun, give_up
 from swarmx.runtime.workflow_view import describe_run
 from swarmx.workflows.events import Cancelled, Event, NewerEvent, Submitted, decode_event, encode_event
 from swarmx.workflows.forks import fork
 from swarmx.workflows.spec import WorkflowSpec
+from swarmx.workflows.spending import NO_PRICES, Prices
 from swarmx.workflows.state import Run
+from swarmx.workflows.tool_names import check_tools
+from swarmx.workflows.values import Json
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +63,14 @@ class WorkflowRunner:
         new_id: Callable[[], str] = lambda: f"wf-{uuid4().hex}",
         exclusive: bool = True,
         lease_s: float = LEASE_S,
+        tools: ToolCatalogue | None = None,
+        prices: Prices = NO_PRICES,
     ) -> None:
         self._store = store
         self._clock = clock
         self._on_change = on_change
         self._announcer = Announcer(post, on_latency)
+        self._tools = ToolCatalogue() if tools is None else tools
         self._new_id = new_id
         self._exclusive = exclusive
         self._live: dict[str, WorkflowRun] = {}
@@ -87,6 +95,8 @@ class WorkflowRunner:
             notify=self._notify,
             spawn=self._spawn,
             keep=self._keep,
+            tools=self._tools,
+            prices=prices,
         )
 
     async def submit(
@@ -107,23 +117,34 @@ class WorkflowRunner:
         """Accept a workflow and begin it, or find the one that came with the same key before.
 
         The deadline is absolute, Unix seconds; without one the definition's relative `deadline_s` counts from now.
-        Raises WorkflowError when the inputs do not fit, KeyReused when the key came with something else, StoreError
-        when it cannot be stored, Unavailable while the server stops.
+        Raises WorkflowError when the inputs do not fit or a tool is not there, KeyReused when the key came with
+        something else, StoreError when it cannot be stored, Unavailable while the server stops.
         """
         self._check_open()
+        if self._tools.is_settled:
+            check_tools(spec, self._tools.of(tenant))
         now_s = self._clock.now_s()
         if deadline_at_s is None and spec.deadline_s is not None:
             deadline_at_s = now_s + spec.deadline_s
-        run, submitted = Run.start(spec, inputs, deadline_at_s=deadline_at_s)
+        run, submitted = Run.start(spec, inputs, workflow_id=self._new_id(), deadline_at_s=deadline_at_s)
         record = self._new(run, submitted, tenant, now_s)
         return await self._accept(record, run, [submitted], idempotency)
 
-    async def fork(self, workflow_id: str, path: str, tenant: str | None) -> str:
-        """Begin a new workflow that shares the beginning of another up to one of its nodes; returns its id.
+    async def fork(
+        self,
+        workflow_id: str,
+        path: str,
+        tenant: str | None,
+        *,
+        inputs: dict[str, Any] | None = None,
+        idempotency: Idempotency | None = None,
+    ) -> Accepted:
+        """Begin a new workflow that shares the beginning of another up to one of its nodes.
 
         The node, and whatever depends on it, is done anew; the definition stays the one that the old workflow was
-        submitted with, and its relative deadline counts from now. Raises NotFound; WorkflowError when the workflow has
-        no such node or its events cannot be read.
+        submitted with, its relative deadline counts from now, and `inputs` replace some of the old ones. Raises
+        NotFound; WorkflowError when the workflow has no such node or input or its events cannot be read; and what
+        `accept` raises.
         """
         self._check_open()
         old = await self._record(workflow_id, tenant)
@@ -135,12 +156,14 @@ class WorkflowRunner:
             events,
             path,
             forked_from=workflow_id,
+            workflow_id=self._new_id(),
             deadline_at_s=None if deadline_s is None else now_s + deadline_s,
+            inputs=inputs,
         )
         run, submitted = Run.rebuild(begun), begun[0]
         assert isinstance(submitted, Submitted)  # noqa: S101  # a fork begins with it
         record = self._new(run, submitted, old.tenant, now_s)
-        return (await self._accept(record, run, begun, None)).workflow_id
+        return await self._accept(record, run, begun, idempotency)
 
     async def recover(self) -> int:
         """Continue every unfinished workflow that no other process runs; returns how many.
@@ -154,24 +177,37 @@ class WorkflowRunner:
                 count += await self._pick_up(record)
         return count
 
-    async def cancel(self, workflow_id: str, tenant: str | None) -> WorkflowRecord:
+    async def cancel(self, workflow_id: str, tenant: str | None, *, wait: bool = True) -> WorkflowRecord:
         """Let a workflow's calls go and end it; returns its record once it has ended. Raises NotFound.
 
-        The wish is durable first. Where another process runs the workflow, the record may say that it still runs.
+        The wish is durable first. Without `wait`, and where another process runs the workflow, the record may say
+        that it still runs.
         """
         record = await self._record(workflow_id, tenant)
         if record.state in TERMINAL:
             return record
         _check_declared(record)
-        await self._store.post(workflow_id, CANCEL, dedup="cancel", tenant=tenant)
-        failpoints.hit("runner.posted")
-        if workflow_id not in self._live and self._exclusive:
-            await self._take_up(workflow_id)
-        live = self._live.get(workflow_id)
-        if live is not None:
-            live.poke()
+        await self._post(workflow_id, CANCEL, dedup="cancel", tenant=tenant)
+        if wait and (live := self._live.get(workflow_id)) is not None:
             await live.ended.wait()
         return await self._record(workflow_id, tenant)
+
+    async def signal(self, workflow_id: str, name: str, value: Json, *, dedup: str, tenant: str | None) -> bool:
+        """Send a value that the workflow waits for, or will wait for; False: this one (by `dedup`) came before.
+
+        It is durable before this returns. Raises NotFound; WorkflowError when the workflow has ended, declares no such
+        signal, does not take the value, or has got this signal from somebody else.
+        """
+        record = await self._record(workflow_id, tenant)
+        _check_declared(record)
+        events = [decode_event(event.body) for event in await self._store.events(workflow_id)]
+        if not check_signal_for(record, events, name, value, signal_id=dedup):
+            return False
+        body = encode_signal(name, value, signal_id=dedup)
+        new = await self._post(workflow_id, body, dedup=f"signal:{dedup}", tenant=tenant)
+        if not new and (await self._record(workflow_id, tenant)).state in TERMINAL:
+            raise WorkflowError(f"the workflow {workflow_id} ended before the signal {name!r} came")
+        return new
 
     async def kill(self, workflow_id: str, tenant: str | None) -> WorkflowRecord:
         """End a workflow at once, whoever runs it and whether or not that still answers; its calls are let go after.
@@ -180,6 +216,7 @@ class WorkflowRunner:
         """
         _check_declared(await self._record(workflow_id, tenant))
         while (taken := await self._store.take(workflow_id, epoch := await self._owner.epoch())) is not None:
+            failpoints.hit("runner.taken")
             now_s = self._clock.now_s()
             change = Commit(
                 workflow_id=workflow_id,
@@ -209,6 +246,15 @@ class WorkflowRunner:
         record = await self._record(workflow_id, tenant)
         return describe_run(record, await self._store.events(workflow_id))
 
+    def posted(self, workflow_id: str) -> None:
+        """Another process may have posted something to the workflow; who runs it looks."""
+        if (live := self._live.get(workflow_id)) is not None:
+            live.poke()
+
+    def runs(self, workflow_id: str) -> bool:
+        """Whether this process runs it: `on_change` hears of each of its changes."""
+        return workflow_id in self._live
+
     @property
     def running(self) -> int:
         """How many workflows this process is running."""
@@ -233,7 +279,7 @@ class WorkflowRunner:
     def _new(self, run: Run, submitted: Submitted, tenant: str, now_s: float) -> WorkflowRecord:
         spec = run.graph.spec
         return WorkflowRecord(
-            workflow_id=self._new_id(),
+            workflow_id=submitted.workflow_id,
             tenant=tenant,
             mode="declared",
             kind=spec.kind,
@@ -268,6 +314,16 @@ class WorkflowRunner:
 
         return await asyncio.shield(self._spawn(store_and_begin()))
 
+    async def _post(self, workflow_id: str, body: bytes, *, dedup: str, tenant: str | None) -> bool:
+        """Leave something for a workflow and see that it is looked at; False: it came before, or too late."""
+        new = await self._store.post(workflow_id, body, dedup=dedup, tenant=tenant)
+        failpoints.hit("runner.posted")
+        if workflow_id not in self._live and self._exclusive:
+            await self._take_up(workflow_id)
+        if (live := self._live.get(workflow_id)) is not None:
+            live.poke()
+        return new
+
     async def _take_up(self, workflow_id: str) -> None:
         """Run a workflow that this process should run and does not."""
         record = await self._store.take(workflow_id, await self._owner.epoch())
@@ -288,6 +344,9 @@ class WorkflowRunner:
         except WorkflowError as error:
             await give_up(self._around, record, len(stored), str(error))
             return False
+        ahead_s = max(event.at_s for event in stored) - self._clock.now_s()
+        if ahead_s > 0.0:  # the system clock was set back meanwhile: a rest must not last as long as that
+            run.set_back(ahead_s)
         self._begin(WorkflowRun(self._around, record, run, seq=len(stored)), again=True)
         return True
 
@@ -315,8 +374,7 @@ class WorkflowRunner:
         """Among several processes: see what was posted to this one's workflows, and take over those of the dead."""
         if not self._closed:
             for workflow_id in await self._store.waiting(await self._owner.epoch()):
-                if (live := self._live.get(workflow_id)) is not None:
-                    live.poke()
+                self.posted(workflow_id)
             await self.recover()
 
     def _keep(self, records: Sequence[CallRecord]) -> None:

@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,15 +29,14 @@ from swarmx.core.prompts import PromptText
 from swarmx.core.records import CallRecord
 from swarmx.gateway.app import create_app
 from swarmx.gateway.context import Context
+from swarmx.gateway.idempotency import Keys
 from swarmx.gateway.keys import Keyring
 from swarmx.gateway.recent import RecentDecisions
 from swarmx.gateway.telemetry import Telemetry
 from swarmx.gateway.transparent import TransparentWorkflows
 from swarmx.memory.audit import AuditLog, verify_files
-from swarmx.memory.control import SqliteControl
-from swarmx.memory.finished import newest_finished
-from swarmx.memory.sqlite import SqliteStore
 from swarmx.runtime.calls import CallService
+from swarmx.runtime.changes import Changes
 from swarmx.runtime.clock import WallClock
 from swarmx.runtime.figures import Figures
 from swarmx.runtime.fleet import Fleet
@@ -57,7 +55,9 @@ from swarmx.wiring.fleet import elastic_providers, emulated_provider, fixed_prov
 from swarmx.wiring.forecast_book import forecast_book
 from swarmx.wiring.predictors import forecasters, path_forecasts, refiner, workflow_forecasts
 from swarmx.wiring.records import Background
+from swarmx.wiring.state import open_state
 from swarmx.wiring.tasks import flushed, running_task
+from swarmx.wiring.toolbox import tool_pools
 
 log = logging.getLogger(__name__)
 
@@ -73,17 +73,18 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
     async with AsyncExitStack() as stack:
         stack.callback(_lock(state_dir).close)
         clock = WallClock()
-        store = SqliteStore(state_dir / "swarmx.db", clock=clock.now_s)
-        await store.open()
-        stack.push_async_callback(store.close)
-        control = SqliteControl(store)
+        state = await open_state(
+            settings.state, stack, clock=clock.now_s, on_posted=lambda workflow_id: workflows.posted(workflow_id)
+        )
+        store, control = state.store, state.control
         audit = AuditLog(state_dir / "audit.jsonl", clock=clock.now_s, on_head=_log_head)
         await audit.open()
         stack.push_async_callback(audit.close)
 
         elastic = groups(settings)
         emulated = emulated_provider(settings)
-        providers = elastic_providers(settings, emulated, state_dir / "logs")
+        tools = tool_pools(settings, state_dir / "logs")
+        providers = elastic_providers(settings, emulated, tools, state_dir / "logs")
         on_demand = {group.model: group.kind for group in elastic}
         book = FleetBook(clock, elastic=lambda replica_id: fleet.is_elastic(replica_id), models=on_demand)
         figures = Figures(models=on_demand)
@@ -95,18 +96,17 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
         def post(message: Message) -> None:
             shell.post(message)
 
-        newest = partial(newest_finished, store)
         metrics = telemetry.predictor
         found = await forecasters(settings.predictor, clock=clock, post=post, metrics=metrics)
         learning = adaptation(
             settings.predictor,
             found,
             stack,
-            newest=newest,
+            newest=store.newest_finished,
             folder=state_dir / "predictors",
             post=post,
         )
-        await remember(settings.predictor, found, newest=newest, folder=state_dir / "predictors")
+        await remember(settings.predictor, found, newest=store.newest_finished, folder=state_dir / "predictors")
         coming, reads = workflow_forecasts(settings.predictor)
 
         paths = path_forecasts(coming, settings.predictor, clock=clock, post=post, metrics=metrics)
@@ -181,6 +181,7 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
             path_of=paths.of if reads and settings.predictor.paths else None,
             on_prompt=prompt_read,
             on_answer=answer_read,
+            token_of=tools.token_of,
         )
         watch = Watch(
             post,
@@ -222,6 +223,7 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
             fleet.observe,
             figures.observe,
             coming.hear,
+            tools.catalogue.observe,
             telemetry.observe,
             recent.observe,
             forecasts.observe,
@@ -230,14 +232,27 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
         published = await curves(settings.predictor, stack, clock=clock, post=post)
         if published is not None:
             switchboard.observers.append(published.observe)
+        await stack.enter_async_context(running_task(tools.catalogue.run(), name="tools"))
         for provider in providers.values():
             stack.push_async_callback(provider.stop)
         stack.push_async_callback(fleet.close)  # first: it calls off the starts that are going on
-        for fixed in fixed_providers(settings, emulated):
+        for fixed in fixed_providers(settings, emulated, tools):
             for replica in await fixed.start():
                 watch.add(replica)
 
-        workflows = WorkflowRunner(store, calls, clock, post=post, on_latency=workflow_took)
+        changes = Changes()
+        workflows = WorkflowRunner(
+            store,
+            calls,
+            clock,
+            changes.notify,
+            post=post,
+            on_latency=workflow_took,
+            exclusive=state.exclusive,
+            lease_s=settings.state.lease_s,
+            tools=tools.catalogue,
+            prices={model: entry.price() for model, entry in settings.prices.items()},
+        )
         stack.push_async_callback(workflows.close)
         transparent = TransparentWorkflows(
             store,
@@ -310,6 +325,9 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
             check_audit=check_audit,
             forecasts=forecasts,
             remaining=lambda workflow_id: coming.remaining(workflow_id, clock.now_s()),
+            changes=changes,
+            idempotency=Keys(store, clock),
+            tools=tools.catalogue,
         )
         yield create_app(context, max_body_bytes=settings.server.max_body_bytes), context
 

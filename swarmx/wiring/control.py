@@ -14,13 +14,12 @@ from swarmx.core.audit import Report
 from swarmx.core.control import Actor, CoordinatorStatus, Via
 from swarmx.core.errors import ConfigError
 from swarmx.core.messages import Message
-from swarmx.core.ports import LanguageModel
+from swarmx.core.ports import ControlStore, LanguageModel
 from swarmx.core.words import near
 from swarmx.gateway.telemetry import Telemetry
 from swarmx.llm_coordinator.prompt import Prompts, templates_folder
 from swarmx.llm_coordinator.situation import DIMENSION
 from swarmx.memory.audit import AuditLog
-from swarmx.memory.control import SqliteControl
 from swarmx.memory.lazy import LazyVectors
 from swarmx.memory.vectors import open_vectors
 from swarmx.providers.coordinator_model import CoordinatorModel
@@ -56,7 +55,7 @@ async def control_plane(
     stack: AsyncExitStack,
     *,
     clock: Clock,
-    control: SqliteControl,
+    control: ControlStore,
     audit: AuditLog,
     overview: Overview,
     fleet: Fleet,

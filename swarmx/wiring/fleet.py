@@ -15,9 +15,11 @@ from swarmx.core.ports import ElasticProvider, Provider
 from swarmx.providers.emulated.provider import EmulatedGroup, EmulatedProvider, EmulatedSpec
 from swarmx.providers.process import CPU_PROFILE, ProcessProvider
 from swarmx.providers.static import StaticProvider, static_replica
+from swarmx.providers.tool_replicas import read_pool, tool_profile
+from swarmx.wiring.toolbox import ToolPools
 
 
-def fixed_providers(settings: Settings, emulated: EmulatedProvider | None) -> Sequence[Provider]:
+def fixed_providers(settings: Settings, emulated: EmulatedProvider | None, tools: ToolPools) -> Sequence[Provider]:
     """Providers of the replicas that are there from the start."""
     static = [
         static_replica(
@@ -31,7 +33,8 @@ def fixed_providers(settings: Settings, emulated: EmulatedProvider | None) -> Se
         )
         for r in settings.replicas
     ]
-    return [StaticProvider(static), *([emulated] if emulated is not None else [])]
+    found: list[Provider] = [StaticProvider([*static, *tools.elsewhere])]
+    return found + [provider for provider in (emulated, tools.here) if provider is not None]
 
 
 def groups(settings: Settings) -> tuple[ReplicaGroup, ...]:
@@ -57,10 +60,12 @@ def emulated_provider(settings: Settings) -> EmulatedProvider | None:
 
 
 def elastic_providers(
-    settings: Settings, emulated: EmulatedProvider | None, logs: Path
+    settings: Settings, emulated: EmulatedProvider | None, tools: ToolPools, logs: Path
 ) -> Mapping[str, ElasticProvider]:
     """Who starts and stops the replicas of a group, by the provider's name."""
     found: dict[str, ElasticProvider] = {}
+    if tools.here is not None:
+        found["tools"] = tools.here
     if emulated is not None:
         found["emulated"] = emulated
     folders = {e.group_id: e.folder for e in settings.elastic if e.provider == "process" and e.folder is not None}
@@ -72,6 +77,8 @@ def elastic_providers(
 def _group(entry: ElasticReplicas, time_scale: float) -> ReplicaGroup:
     if entry.provider == "emulated":
         profile, start_s = _emulated_profile(entry).scaled(time_scale), entry.start_s / time_scale
+    elif entry.file is not None:
+        profile, start_s = tool_profile(entry.model, read_pool(entry.file).settings.slots), entry.start_s
     else:
         profile = msgspec.structs.replace(
             profiles().get((entry.model, entry.device), CPU_PROFILE), model=entry.model, device=entry.device

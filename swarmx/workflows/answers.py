@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
+
+import msgspec
 
 from swarmx.core.errors import WorkflowError
 from swarmx.core.nouns import CallKind
 from swarmx.core.records import Blob
 from swarmx.workflows.limits import IMAGE_BYTES, TEXT_CHARS
-from swarmx.workflows.values import Json, parse_json
+from swarmx.workflows.schemas import check_value
+from swarmx.workflows.values import Json, checked, parse_json
 
 _MAX_IMAGES = 16
+_MAX_USES = 32  # tools of one step of an agent
+_NAME_CHARS = 64
+_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,30 +48,93 @@ def output_of(kind: CallKind, answer: Any, schema: dict[str, Any] | None = None)
         return Unusable(error=error.detail)
 
 
+def turn_of(answer: Any) -> Usable | Unusable:
+    """Read the answer of an agent's model: {"text", "uses", "usage"}, with the tools that it asks for in `uses`.
+
+    What the tools are called with is left as the model wrote it: to be wrong there costs a step, not the agent.
+    """
+    try:
+        choice = _first(answer, "choices")
+        message = choice.get("message")
+        if not isinstance(message, dict):
+            raise WorkflowError(f"the model answered without a message ({message!r:.40})")
+        text = message.get("content")
+        text = _kept(text) if isinstance(text, str) else ""
+        uses = _uses(message.get("tool_calls"))
+    except WorkflowError as error:
+        return Unusable(error=error.detail)
+    if not text.strip() and not uses:
+        cut = (
+            "; it was cut off at max_tokens, which should be higher" if choice.get("finish_reason") == "length" else ""
+        )
+        return Unusable(error=f"the model answered neither with text nor with a tool to call{cut}")
+    return Usable(output={"text": text, "uses": uses, "usage": usage_of(answer.get("usage"))})
+
+
+def _uses(calls: Any) -> list[dict[str, str]]:
+    if calls is None:
+        return []
+    if not isinstance(calls, list):
+        raise WorkflowError(f"the model's tool_calls are no list, but {calls!r:.40}")
+    if len(calls) > _MAX_USES:
+        raise WorkflowError(f"the model asked for {len(calls)} tools at once, at most {_MAX_USES} are called")
+    found: list[dict[str, str]] = []
+    for call in calls:
+        function = call.get("function") if isinstance(call, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(function, dict) or not isinstance(name, str) or not name:
+            raise WorkflowError(f"the model asked for a tool without a name: {call!r:.80}")
+        arguments = function.get("arguments")
+        if isinstance(arguments, dict):  # some engines do not encode them
+            arguments = msgspec.json.encode(checked(arguments)).decode()
+        given = call.get("id")
+        known = {use["id"] for use in found}
+        fits = isinstance(given, str) and _ID.fullmatch(given) is not None and given not in known
+        found.append(
+            {
+                "id": given
+                if fits
+                else f"call{len(found) + 1:05}",  # nine letters and digits: some templates want that
+                "name": _NOT_IN_NAMES.sub("_", name)[:_NAME_CHARS],
+                "arguments": _kept(arguments) if isinstance(arguments, str) else "",
+            }
+        )
+    return found
+
+
+def _kept(text: str) -> str:
+    """Valid Unicode of bounded length."""
+    if len(text) > TEXT_CHARS:
+        raise WorkflowError(
+            f"the model answered {len(text)} characters, at most {TEXT_CHARS} are kept; lower max_tokens"
+        )
+    return text.encode("utf-8", "replace").decode()
+
+
 def _chat(answer: Any, schema: dict[str, Any] | None) -> Usable:
     choice = _first(answer, "choices")
     message = choice.get("message")
     text = message.get("content") if isinstance(message, dict) else None
     if not isinstance(text, str):
         raise WorkflowError(f"the model answered without text (message.content is {text!r:.40}); a text was expected")
-    if len(text) > TEXT_CHARS:
-        raise WorkflowError(
-            f"the model answered {len(text)} characters, at most {TEXT_CHARS} are kept; lower max_tokens"
-        )
-    text = text.encode("utf-8", "replace").decode()
+    text = _kept(text)
     value: Json = None
     if schema is not None:
         try:
             value = parse_json(text)
-            _check(value, schema, "the answer")
+            check_value(value, schema, "the answer")
         except WorkflowError as error:
-            cut = choice.get("finish_reason") == "length"
-            why = "; it was cut off at max_tokens, which should be higher" if cut else ""
-            raise WorkflowError(f"the model did not keep to the schema: {error.detail}{why}") from error
-    return Usable(output={"text": text, "json": value, "usage": _usage(answer.get("usage"))})
+            raise WorkflowError(f"the model did not keep to the schema: {error.detail}{_cut_off(choice)}") from error
+    return Usable(output={"text": text, "json": value, "usage": usage_of(answer.get("usage"))})
 
 
-def _usage(usage: Any) -> dict[str, int]:
+def _cut_off(choice: dict[str, Any]) -> str:
+    cut = choice.get("finish_reason") == "length"
+    return "; it was cut off at max_tokens, which should be higher" if cut else ""
+
+
+def usage_of(usage: Any) -> dict[str, int]:
+    """The token counts of an answer's `usage`, as far as they make sense."""
     counts = usage if isinstance(usage, dict) else {}
     found: dict[str, int] = {}
     for name in ("prompt_tokens", "completion_tokens"):
@@ -108,42 +179,3 @@ def _first(answer: Any, key: str) -> dict[str, Any]:
     if not isinstance(items, list) or not items or not isinstance(items[0], dict):
         raise WorkflowError(f"the model's answer has no {key!r} list with an object in it")
     return items[0]
-
-
-def _check(value: Json, schema: dict[str, Any], at: str) -> None:
-    """The part of JSON Schema that decides whether later nodes find what they refer to: types, fields, enums."""
-    kinds = schema.get("type")
-    if kinds is not None and not any(_is(value, kind) for kind in (kinds if isinstance(kinds, list) else [kinds])):
-        raise WorkflowError(f"{at} should be {kinds}, got {value!r:.60}")
-    if "enum" in schema and value not in schema["enum"]:
-        raise WorkflowError(f"{at} should be one of {schema['enum']!r:.120}, got {value!r:.60}")
-    if isinstance(value, dict):
-        for name in schema.get("required", []):
-            if name not in value:
-                raise WorkflowError(f"{at} lacks the field {name!r}")
-        for name, child in schema.get("properties", {}).items():
-            if name in value:
-                _check(value[name], child, f"{at}.{name}")
-    if isinstance(value, list) and isinstance(schema.get("items"), dict):
-        for i, item in enumerate(value):
-            _check(item, schema["items"], f"{at}[{i}]")
-
-
-def _is(value: Json, kind: str) -> bool:
-    match kind:
-        case "object":
-            return isinstance(value, dict)
-        case "array":
-            return isinstance(value, list)
-        case "string":
-            return isinstance(value, str)
-        case "boolean":
-            return isinstance(value, bool)
-        case "null":
-            return value is None
-        case "integer":
-            return not isinstance(value, bool) and (
-                isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-            )
-        case _:
-            return isinstance(value, int | float) and not isinstance(value, bool)

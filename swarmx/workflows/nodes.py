@@ -1,22 +1,24 @@
-"""The form of a declared workflow, one model a node kind: what a field may hold (what it may refer to is in graph)."""
+"""The form of a declared workflow, a model a node kind: what a field may hold (what it may refer to is in building)."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from swarmx.core.errors import WorkflowError
 from swarmx.core.failures import PASSING, PassingCause
 from swarmx.core.nouns import PRIORITIES
-from swarmx.workflows.limits import NESTING, NODES_EXPANDED, RETRIES
+from swarmx.workflows.limits import DEPTH, NODES_EXPANDED, RETRIES, SIGNALS, WORKFLOWS
+from swarmx.workflows.schemas import ObjectSchema, ValueSchema, check_value
 from swarmx.workflows.values import checked
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_. -]{0,63}$")]
 Model = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Text = Annotated[str, StringConstraints(min_length=1)]
-KINDS = ("llm", "image", "tool", "map", "loop", "branch", "join")
+ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,127}$")]
+KINDS = ("llm", "image", "tool", "agent", "map", "loop", "branch", "join", "workflow")
 
 
 def _size(low: int, high: int) -> BeforeValidator:
@@ -35,38 +37,8 @@ SIDE = (64, 4096)
 Steps = Annotated[int | str, _size(*STEPS)]
 Side = Annotated[int | str, _size(*SIDE)]
 
-_TYPES = frozenset({"object", "array", "string", "number", "integer", "boolean", "null"})
-
 
 # pydantic turns ValueError into a problem at its place, and lets TypeError through
-def _json_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    if schema.get("type") != "object" or not isinstance(schema.get("properties"), dict):
-        raise ValueError("a JSON schema with `type: object` and `properties` was expected")
-    _check_schema(_json(schema), "")
-    return schema
-
-
-def _check_schema(schema: Any, at: str) -> None:
-    if not isinstance(schema, dict):
-        raise ValueError(f"the schema of {at or 'the answer'} is not a mapping")
-    if "$ref" in schema or "$dynamicRef" in schema:
-        raise ValueError(f"$ref is not supported (at {at or 'the top'}); write the schema out")
-    kinds = schema.get("type", [])
-    for kind in kinds if isinstance(kinds, list) else [kinds]:
-        if kind not in _TYPES:
-            raise ValueError(f"{kind!r} is no JSON type (at {at or 'the top'}); types are {', '.join(sorted(_TYPES))}")
-    properties = schema.get("properties", {})
-    if not isinstance(properties, dict):
-        raise ValueError(f"properties must be a mapping (at {at or 'the top'})")
-    required = schema.get("required", [])
-    if not isinstance(required, list) or not all(isinstance(name, str) and name in properties for name in required):
-        raise ValueError(f"required may list only names from properties (at {at or 'the top'})")
-    for name, child in properties.items():
-        _check_schema(child, f"{at}.{name}" if at else name)
-    if "items" in schema:
-        _check_schema(schema["items"], f"{at}[]")
-
-
 def _json(value: Any) -> Any:
     try:
         return checked(value)
@@ -74,8 +46,8 @@ def _json(value: Any) -> Any:
         raise ValueError(error.detail) from error
 
 
-JsonSchema = Annotated[dict[str, Any], AfterValidator(_json_schema)]
 JsonMapping = Annotated[dict[str, Any], AfterValidator(_json)]
+JsonValue = Annotated[Any, AfterValidator(_json)]
 
 
 class _Form(BaseModel):
@@ -89,11 +61,44 @@ class Retry(_Form):
     backoff_s: float = Field(default=1.0, ge=0.0, le=3600.0, allow_inf_nan=False)
     factor: float = Field(default=2.0, ge=1.0, le=10.0, allow_inf_nan=False)
     max_s: float = Field(default=60.0, ge=0.0, le=86400.0, allow_inf_nan=False)
-    on: list[PassingCause] = list(PASSING)
+    jitter: float = Field(default=0.5, ge=0.0, le=1.0, allow_inf_nan=False)
+    on: list[PassingCause | Literal["interrupted"]] = list(PASSING)
+
+
+class Budget(_Form):
+    """What a node, with all that is inside it, or a whole run may use up; what is not set is not bounded.
+
+    Tokens count prompts and answers, steps every attempt at a call, money by the server's prices.
+    """
+
+    tokens: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    money: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    replica_s: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+
+
+class Signal(_Form):
+    """A value that comes from outside while the workflow runs. Without a default (null), it must come in time."""
+
+    timeout_s: float | None = Field(default=None, gt=0.0, le=30 * 86400.0, allow_inf_nan=False)
+    default: JsonValue = None
+    json_schema: ValueSchema | None = Field(default=None, alias="schema")
+
+    @model_validator(mode="after")
+    def _default_fits(self) -> Self:
+        if self.default is not None and self.timeout_s is None:
+            raise ValueError("a default is taken when timeout_s is over; set one, or leave the default out")
+        if self.default is not None and self.json_schema is not None:
+            try:
+                check_value(self.default, self.json_schema, "the default")
+            except WorkflowError as error:
+                raise ValueError(error.detail) from error
+        return self
 
 
 class _CallNode(_Form):
     needs: list[Name] = []
+    budget: Budget | None = None
     retry: Retry | None = None
     timeout_s: float | None = Field(default=None, gt=0.0, le=86400.0, allow_inf_nan=False)
 
@@ -108,7 +113,7 @@ class LlmNode(_CallNode):
     prompt: Text
     max_tokens: int = Field(default=512, ge=1, le=32768)
     temperature: float = Field(default=0.7, ge=0.0, le=2.0)
-    json_schema: JsonSchema | None = Field(default=None, alias="schema")
+    json_schema: ObjectSchema | None = Field(default=None, alias="schema")
 
 
 class ImageNode(_CallNode):
@@ -124,13 +129,59 @@ class ImageNode(_CallNode):
     n: int = Field(default=1, ge=1, le=4)
 
 
-class ToolNode(_Form):
-    """One call of a built-in pure function. Leaves what it returns."""
+class ToolNode(_CallNode):
+    """One call of a built-in pure function, or of a tool that replicas have. Leaves what it returns."""
 
     kind: Literal["tool"]
-    needs: list[Name] = []
-    function: str
+    function: str | None = None
+    tool: ToolName | None = None
     args: JsonMapping = {}
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.function is None) == (self.tool is None):
+            raise ValueError("exactly one of `function` and `tool` was expected")
+        if self.tool is None and (self.retry is not None or self.timeout_s is not None):
+            raise ValueError("`retry` and `timeout_s` are for a `tool`; a `function` gives the same at once, each time")
+        return self
+
+
+class AgentNode(_CallNode):
+    """A model that calls tools until it has an answer. Leaves {"text", "json", "steps", "usage"}.
+
+    `retry` and `timeout_s` hold for each of its calls; a step is one call of the model, with what it asks for.
+    """
+
+    kind: Literal["agent"]
+    model: Model
+    role: Label = "agent"
+    system: Text | None = None
+    prompt: Text
+    tools: list[ToolName] = Field(default=[], max_length=64)
+    functions: list[str] = Field(default=[], max_length=64)
+    workflows: list[Name] = Field(default=[], max_length=16)
+    json_schema: ObjectSchema | None = Field(default=None, alias="schema")
+    max_steps: int = Field(default=8, ge=1, le=50)
+    parallel_tools: int = Field(default=4, ge=1, le=16)
+    result_chars: int = Field(default=16_000, ge=100, le=200_000)
+    max_tokens: int = Field(default=512, ge=1, le=32768)
+    temperature: float = Field(default=0.7, ge=0.0, le=2.0)
+
+
+class TurnNode(LlmNode):
+    """One step of an agent: its model is asked, with all that came before. A `last` one has to answer."""
+
+    agent: AgentNode
+    last: bool
+
+
+class UseNode(_CallNode):
+    """One tool that the model of an agent asked for, by the name and with the arguments that it wrote."""
+
+    kind: Literal["tool"]
+    agent: AgentNode
+    name: str
+    arguments: str
 
 
 class MapNode(_Form):
@@ -138,6 +189,7 @@ class MapNode(_Form):
 
     kind: Literal["map"]
     needs: list[Name] = []
+    budget: Budget | None = None
     over: Text
     item: Name = Field(default="item", alias="as")
     do: dict[Name, Node] = Field(min_length=1)
@@ -150,6 +202,7 @@ class LoopNode(_Form):
 
     kind: Literal["loop"]
     needs: list[Name] = []
+    budget: Budget | None = None
     do: dict[Name, Node] = Field(min_length=1)
     until: Text | None = None
     max_iterations: int = Field(ge=1, le=20)
@@ -176,6 +229,7 @@ class BranchNode(_Form):
 
     kind: Literal["branch"]
     needs: list[Name] = []
+    budget: Budget | None = None
     cases: list[Case] = Field(min_length=1, max_length=20)
     otherwise: Otherwise | None = Field(default=None, alias="else")
 
@@ -193,31 +247,56 @@ class JoinNode(_Form):
     of: list[Name] = Field(min_length=1)
 
 
+class SubNode(_Form):
+    """A workflow of the same definition, inside this one. Leaves its outputs."""
+
+    kind: Literal["workflow"]
+    needs: list[Name] = []
+    budget: Budget | None = None
+    use: Name
+    inputs: JsonMapping = {}
+
+
 Node = Annotated[
-    LlmNode | ImageNode | ToolNode | MapNode | LoopNode | BranchNode | JoinNode, Field(discriminator="kind")
+    LlmNode | ImageNode | ToolNode | AgentNode | MapNode | LoopNode | BranchNode | JoinNode | SubNode,
+    Field(discriminator="kind"),
 ]
+AnyNode = Node | TurnNode | UseNode
+"""A node of a run: as its author wrote it, or a part of one that only runs have."""
 
 
 class Limits(_Form):
     """What one run may come to, below what any may."""
 
     nodes: int = Field(default=NODES_EXPANDED, ge=1, le=NODES_EXPANDED)
-    depth: int = Field(default=NESTING, ge=1, le=NESTING)
+    depth: int = Field(default=DEPTH, ge=1, le=DEPTH)
     fan_out: int = Field(default=NODES_EXPANDED, ge=1, le=NODES_EXPANDED)
     retries: int = Field(default=32, ge=0, le=RETRIES)
 
 
-class WorkflowSpec(_Form):
-    """A whole declared workflow. An input whose value is null must be given with each run; others have a default."""
+class Definition(_Form):
+    """Nodes with what goes in and out. An input whose value is null must be given with each run; others have a default.
+
+    A workflow is one, and so is each that is used inside it. By its `description`, an agent's model chooses it.
+    """
+
+    description: str = Field(default="", max_length=4000)
+    inputs: JsonMapping = {}
+    nodes: dict[Name, Node] = Field(min_length=1)
+    outputs: dict[Name, Text] = {}
+
+
+class WorkflowSpec(Definition):
+    """A whole declared workflow."""
 
     name: Label
     kind: Label = "default"
     deadline_s: float | None = Field(default=None, gt=0.0, le=30 * 86400.0, allow_inf_nan=False)
     priority: int = Field(default=0, ge=PRIORITIES[0], le=PRIORITIES[-1])
     limits: Limits = Limits()
-    inputs: JsonMapping = {}
-    nodes: dict[Name, Node] = Field(min_length=1)
-    outputs: dict[Name, Text] = {}
+    budget: Budget | None = None
+    signals: dict[Name, Signal] = Field(default={}, max_length=SIGNALS)
+    workflows: dict[Name, Definition] = Field(default={}, max_length=WORKFLOWS)
 
     def to_json(self) -> str:
         """The definition as JSON with every default written out; it parses to an equal one."""
@@ -228,13 +307,23 @@ NODE_MODELS: dict[str, type[_Form]] = {
     "llm": LlmNode,
     "image": ImageNode,
     "tool": ToolNode,
+    "agent": AgentNode,
     "map": MapNode,
     "loop": LoopNode,
     "branch": BranchNode,
     "join": JoinNode,
+    "workflow": SubNode,
 }
-PART_MODELS: dict[str, type[_Form]] = {"retry": Retry, "limits": Limits, "cases": Case, "else": Otherwise}
+PART_MODELS: dict[str, type[_Form]] = {
+    "retry": Retry,
+    "limits": Limits,
+    "budget": Budget,
+    "cases": Case,
+    "else": Otherwise,
+}
 """The forms of fields that are forms of their own, by the field's name."""
+NAMED_MODELS: dict[str, type[_Form]] = {"signals": Signal, "workflows": Definition}
+"""The forms of what stands under a name of the author's, by the field that has the names."""
 
 
 def field_names(model: type[BaseModel]) -> frozenset[str]:

@@ -9,9 +9,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from swarmx.core.errors import WorkflowError
-from swarmx.workflows.graph import Graph, Problem, build_graph
+from swarmx.workflows.building import build_graph
+from swarmx.workflows.graph import Graph, Problem
 from swarmx.workflows.limits import NESTING, OUTPUT_CHARS
-from swarmx.workflows.nodes import KINDS, NODE_MODELS, PART_MODELS, WorkflowSpec, field_names
+from swarmx.workflows.nodes import KINDS, NAMED_MODELS, NODE_MODELS, PART_MODELS, Definition, WorkflowSpec, field_names
 from swarmx.workflows.source import read_source
 from swarmx.workflows.values import Json, checked, nearest
 
@@ -46,8 +47,8 @@ def graph_of(spec_json: str) -> Graph:
     return graph
 
 
-def bind_inputs(spec: WorkflowSpec, given: dict[str, Json]) -> dict[str, Json]:
-    """The inputs of a run: what was given over the declared defaults. Raises WorkflowError."""
+def bind_inputs(spec: Definition, given: dict[str, Json]) -> dict[str, Json]:
+    """The inputs of a run, or of a sub-workflow: what was given over the declared defaults. Raises WorkflowError."""
     for name in given:
         if name not in spec.inputs:
             known = ", ".join(sorted(spec.inputs)) or "none"
@@ -73,7 +74,13 @@ def _refusal(problems: list[Problem]) -> WorkflowError:
 
 
 def _check_nesting(data: dict[str, Any]) -> None:
-    stack = [(node, f"nodes.{id}", 1) for id, node in _items(data.get("nodes"))]
+    wholes = [(data, ""), *((inner, f"workflows.{name}.") for name, inner in _items(data.get("workflows")))]
+    stack = [
+        (node, f"{at}nodes.{id}", 1)
+        for whole, at in wholes
+        if isinstance(whole, dict)
+        for id, node in _items(whole.get("nodes"))
+    ]
     while stack:
         node, where, depth = stack.pop()
         inner = _inside(node) if isinstance(node, dict) else []
@@ -124,6 +131,8 @@ def _problem(detail: ErrorDetails, data: dict[str, Any]) -> Problem:
 def _form_around(path: list[str], kind: str | None) -> type[BaseModel]:
     """The form that the last name of the path was to be a field of."""
     names = [part for part in path[:-1] if not part.isdecimal()]
+    if len(names) == 2 and names[0] in NAMED_MODELS:
+        return NAMED_MODELS[names[0]]
     is_field = names and (len(names) == 1 or names[-2] not in ("nodes", "do"))
     if is_field and names[-1] in PART_MODELS:
         return PART_MODELS[names[-1]]

@@ -42,7 +42,8 @@ _INSTEAD = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """A checked template. `names` are the first-level names it reads, `inputs` the fields of `inputs` among them.
+    """A checked template. `names` are the first-level names it reads, `inputs` the fields of `inputs` among them and
+    `signals` those of `signals`; `whole` are those names that it reads without a field, as in `{{ inputs }}`.
 
     `native` says that it is one `{{ expression }}` and nothing else, so that it has a value that need not be text.
     """
@@ -50,6 +51,8 @@ class Template:
     source: str
     names: frozenset[str]
     inputs: frozenset[str]
+    signals: frozenset[str]
+    whole: frozenset[str]
     native: bool
     _compiled: JinjaTemplate
 
@@ -214,7 +217,7 @@ def _compile(source: str) -> Template:
         for part in _parts_of(tree):
             parts.append(nodes.Const(part.data) if isinstance(part, nodes.TemplateData) else part)
         names = frozenset(node.name for node in tree.find_all(nodes.Name))
-        inputs = frozenset(_inputs(tree))
+        fields, whole = _reads(tree)
         native = len(parts) == 1 and not isinstance(_parts_of(tree)[0], nodes.TemplateData)
         target = nodes.Name(_PARTS, "store")
         assign = nodes.Assign(target, nodes.List(parts), lineno=1)
@@ -227,7 +230,15 @@ def _compile(source: str) -> Template:
         raise WorkflowError(f"the template is not valid: {error.message}{hint}") from error
     except (RecursionError, SyntaxError, MemoryError, ValueError, OverflowError) as error:
         raise WorkflowError(f"the template cannot be read: {error}; make it simpler") from error
-    return Template(source=source, names=names, inputs=inputs, native=native, _compiled=compiled)
+    return Template(
+        source=source,
+        names=names,
+        inputs=frozenset(field for name, field in fields if name == "inputs"),
+        signals=frozenset(field for name, field in fields if name == "signals"),
+        whole=frozenset(whole),
+        native=native,
+        _compiled=compiled,
+    )
 
 
 def _parts_of(tree: nodes.Template) -> list[nodes.Expr]:
@@ -253,12 +264,19 @@ def _check(tree: nodes.Template) -> None:
         stack.extend((child, depth + 1) for child in node.iter_child_nodes())
 
 
-def _inputs(tree: nodes.Template) -> set[str]:
-    found = {n.attr for n in tree.find_all(nodes.Getattr) if isinstance(n.node, nodes.Name) and n.node.name == "inputs"}
-    for item in tree.find_all(nodes.Getitem):
-        if isinstance(item.node, nodes.Name) and item.node.name == "inputs" and isinstance(item.arg, nodes.Const):
-            found.add(str(item.arg.value))
-    return found
+def _reads(tree: nodes.Template) -> tuple[set[tuple[str, str]], set[str]]:
+    """The names with the fields that are read of them, and the names of which no field of a known name is read."""
+    fields: set[tuple[str, str]] = set()
+    parents: set[int] = set()
+    reads: list[nodes.Getattr | nodes.Getitem] = [*tree.find_all(nodes.Getattr), *tree.find_all(nodes.Getitem)]
+    for read in reads:
+        field = read.attr if isinstance(read, nodes.Getattr) else read.arg
+        if isinstance(field, nodes.Const):
+            field = field.value
+        if isinstance(read.node, nodes.Name) and isinstance(field, str):
+            fields.add((read.node.name, field))
+            parents.add(id(read.node))
+    return fields, {name.name for name in tree.find_all(nodes.Name) if id(name) not in parents}
 
 
 def _filter_hint(message: str) -> str:

@@ -16,16 +16,17 @@ from swarmx.core.ports import ControlStore
 from swarmx.memory.control import SqliteControl
 from swarmx.memory.schema import MIGRATIONS
 from swarmx.memory.sqlite import SqliteStore
+from tests.contract.places import Place, control_of
 
 ACTOR = Actor(type="coordinator", name="coordinator", role="operator")
 
 
-@pytest.fixture(params=["file", "memory"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ControlStore]:
-    opened = SqliteStore(tmp_path / "swarmx.db" if request.param == "file" else ":memory:")
-    await opened.open()
-    yield SqliteControl(opened)
+@pytest.fixture
+async def store(place: Place) -> AsyncIterator[ControlStore]:
+    opened = await place.opened()
+    yield control_of(opened)
     await opened.close()
+    await place.remove()
 
 
 def proposal(proposal_id: str, *, at_s: float = 1.0, **changes: Any) -> Proposal:
@@ -98,6 +99,20 @@ async def test_proposals_are_listed_by_state_newest_first(store: ControlStore) -
     assert await store.proposals(states=(), limit=10) == []
 
 
+async def test_a_page_begins_behind_the_last_one_that_was_seen(store: ControlStore) -> None:
+    for number in range(5):
+        await store.save_proposal(proposal(f"pr-{number}", at_s=float(number // 2)))
+        await store.save_episode(episode(f"ep-{number}", at_s=float(number // 2)))
+    seen: list[str] = []
+    before: tuple[float, str] | None = None
+    while page := await store.proposals(states=None, limit=2, before=before):
+        seen += [found.proposal_id for found in page]
+        before = (page[-1].at_s, page[-1].proposal_id)
+    assert seen == ["pr-4", "pr-3", "pr-2", "pr-1", "pr-0"]
+    assert [found.episode_id for found in await store.episodes(limit=2, before=(1.0, "ep-3"))] == ["ep-2", "ep-1"]
+    assert await store.proposals(states=("denied",), limit=2, before=(1.0, "pr-3")) == []
+
+
 async def test_episodes_come_back_newest_first(store: ControlStore) -> None:
     for number in (2, 1, 3):
         await store.save_episode(episode(f"ep-{number}", at_s=float(number)))
@@ -115,29 +130,23 @@ async def test_a_page_has_a_size(store: ControlStore, limit: int) -> None:
         await store.episodes(limit=limit)
 
 
-async def test_the_last_twenty_startups_of_a_group_are_kept() -> None:
-    opened = SqliteStore(":memory:")
-    await opened.open()
-    control = SqliteControl(opened)
-    assert await control.startups() == {}
+async def test_the_last_twenty_startups_of_a_group_are_kept(store: ControlStore) -> None:
+    assert await store.startups() == {}
     for number in range(25):
-        await control.record_startup("coder-l40s", "l40s", float(number), 100.0 + number)
-    await control.record_startup("writer-cpu", "cpu", 9.5, 1.0)
-    assert await control.startups() == {"coder-l40s": [float(n) for n in range(5, 25)], "writer-cpu": [9.5]}
-    await opened.close()
+        await store.record_startup("coder-l40s", "l40s", float(number), 100.0 + number)
+    await store.record_startup("writer-cpu", "cpu", 9.5, 1.0)
+    assert await store.startups() == {"coder-l40s": [float(n) for n in range(5, 25)], "writer-cpu": [9.5]}
 
 
-async def test_everything_is_still_there_after_a_restart(tmp_path: Path) -> None:
-    first = SqliteStore(tmp_path / "swarmx.db")
-    await first.open()
-    control = SqliteControl(first)
+async def test_everything_is_still_there_after_a_restart(lasting: Place) -> None:
+    first = await lasting.opened()
+    control = control_of(first)
     await control.save_proposal(proposal("pr-1"))
     await control.save_episode(episode("ep-1"))
     await control.record_startup("coder-l40s", "l40s", 4.5, 100.0)
     await first.close()
-    second = SqliteStore(tmp_path / "swarmx.db")
-    await second.open()
-    control = SqliteControl(second)
+    second = await lasting.opened()
+    control = control_of(second)
     assert await control.proposal("pr-1") == proposal("pr-1")
     assert await control.episode("ep-1") == episode("ep-1")
     assert await control.startups() == {"coder-l40s": [4.5]}

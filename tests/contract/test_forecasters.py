@@ -120,3 +120,16 @@ def test_old_calls_are_forgotten() -> None:
     for _ in range(256):
         learn(forecaster, a_call("c", role="r"), 400.0)
     assert ask(forecaster, a_call("c", role="r")).mean == pytest.approx(400.0)
+
+
+def test_the_work_of_a_tool_are_seconds_that_its_uses_teach() -> None:
+    forecaster = EmpiricalForecaster()
+    use = a_call("c", kind="tool", role="grep", model="tools", work_limit=30.0)
+    prior = ask(forecaster, use)
+    assert (prior.unit, prior.source, prior.quantile(0.99)) == ("s", "prior", 30.0)
+    assert prior.quantile(0.05) < 0.1, "it may be over at once"
+    for _ in range(8):
+        learn(forecaster, use, 2.0)
+    learned = ask(forecaster, use)
+    assert (learned.unit, learned.source, learned.mean) == ("s", "empirical", 2.0)
+    assert ask(forecaster, a_call("c", kind="tool", role="grep", model="tools", work_limit=0.5)).mean == 0.5

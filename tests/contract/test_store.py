@@ -10,30 +10,19 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from swarmx.core.errors import NotFound, StoreError
 from swarmx.core.forecast import point
 from swarmx.core.nouns import Call, Candidates, Decision
-from swarmx.core.ports import Store
-from swarmx.core.records import TERMINAL, CallRecord, WorkflowRecord
+from swarmx.core.ports import WorkflowStore
+from swarmx.core.records import CallRecord, Commit, WorkflowRecord
 from swarmx.memory.sqlite import SqliteStore
-
-
-@pytest.fixture(params=["file", "memory"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    opened = SqliteStore(tmp_path / "swarmx.db" if request.param == "file" else ":memory:")
-    await opened.open()
-    yield opened
-    await opened.close()
+from tests.contract.places import Place
 
 
 def workflow(workflow_id: str = "wf", *, tenant: str = "a", at_s: float = 1.0, **changes: Any) -> WorkflowRecord:
@@ -115,20 +104,20 @@ def decision(call_id: str, *, attempt: int = 1, tenant: str = "a") -> Decision:
     )
 
 
-async def test_an_accepted_workflow_is_found_with_its_events(store: Store) -> None:
+async def test_an_accepted_workflow_is_found_with_its_events(store: WorkflowStore) -> None:
     await store.accept(workflow(deadline_at_s=9.5), [b"one", b"two"])
     assert await store.workflow("wf", tenant="a") == workflow(deadline_at_s=9.5, seq=2)
     assert [(e.seq, e.at_s, e.body) for e in await store.events("wf")] == [(1, 1.0, b"one"), (2, 1.0, b"two")]
 
 
-async def test_an_id_is_accepted_once(store: Store) -> None:
+async def test_an_id_is_accepted_once(store: WorkflowStore) -> None:
     await store.accept(workflow(), [b"one"])
     with pytest.raises(StoreError, match="'wf' already exists"):
         await store.accept(workflow(tenant="b"), [b"other"])
     assert [e.body for e in await store.events("wf")] == [b"one"]
 
 
-async def test_an_append_needs_the_right_place(store: Store) -> None:
+async def test_an_append_needs_the_right_place(store: WorkflowStore) -> None:
     await store.accept(workflow(), [b"one"])
     assert not await store.append("wf", [b"x"], expected_seq=0, at_s=2.0)
     assert not await store.append("wf", [b"x"], expected_seq=2, at_s=2.0)
@@ -140,12 +129,12 @@ async def test_an_append_needs_the_right_place(store: Store) -> None:
     ]
 
 
-async def test_appending_to_an_unknown_workflow_is_an_error(store: Store) -> None:
+async def test_appending_to_an_unknown_workflow_is_an_error(store: WorkflowStore) -> None:
     with pytest.raises(NotFound, match="no workflow 'nix'"):
         await store.append("nix", [b"x"], expected_seq=0, at_s=1.0)
 
 
-async def test_a_workflow_ends_once_and_keeps_its_outcome(store: Store) -> None:
+async def test_a_workflow_ends_once_and_keeps_its_outcome(store: WorkflowStore) -> None:
     await store.accept(workflow(), [b"one"])
     assert await store.append("wf", [b"end"], expected_seq=1, at_s=5.0, state="finished", outcome=b"{}")
     assert not await store.append("wf", [b"more"], expected_seq=2, at_s=6.0)
@@ -153,7 +142,7 @@ async def test_a_workflow_ends_once_and_keeps_its_outcome(store: Store) -> None:
     assert await store.workflow("wf", tenant=None) == workflow(state="finished", seq=2, ended_at_s=5.0, outcome=b"{}")
 
 
-async def test_a_state_never_goes_back(store: Store) -> None:
+async def test_a_state_never_goes_back(store: WorkflowStore) -> None:
     await store.accept(workflow(), [])
     assert await store.append("wf", [], expected_seq=0, at_s=2.0, state="cancelling")
     assert not await store.append("wf", [b"x"], expected_seq=0, at_s=2.0, state="running")
@@ -164,14 +153,14 @@ async def test_a_state_never_goes_back(store: Store) -> None:
     assert await store.append("wf", [], expected_seq=1, at_s=3.0, state="cancelled")
 
 
-async def test_of_concurrent_appends_with_the_same_place_one_wins(store: Store) -> None:
+async def test_of_concurrent_appends_with_the_same_place_one_wins(store: WorkflowStore) -> None:
     await store.accept(workflow(), [b"one"])
     won = await asyncio.gather(*(store.append("wf", [str(i).encode()], expected_seq=1, at_s=2.0) for i in range(50)))
     assert sum(won) == 1
     assert [e.body for e in await store.events("wf")] == [b"one", str(won.index(True)).encode()]
 
 
-async def test_tenants_do_not_see_each_other(store: Store) -> None:
+async def test_tenants_do_not_see_each_other(store: WorkflowStore) -> None:
     for tenant in ("a", "b"):
         await store.accept(workflow(f"wf-{tenant}", tenant=tenant), [])
         await store.record_call(call_record(f"call-{tenant}", tenant=tenant, workflow_id="shared"))
@@ -191,7 +180,18 @@ async def test_tenants_do_not_see_each_other(store: Store) -> None:
     assert await store.blob(secret, tenant=None) == ("image/png", b"secret")
 
 
-async def test_calls_and_decisions_come_back_equal(store: Store) -> None:
+async def test_the_newest_finished_calls_come_oldest_first(store: WorkflowStore) -> None:
+    for i in range(10):
+        state: Any = "failed" if i == 8 else "finished"
+        # Recorded in the order of their ends, which is not that in which they became ready.
+        record = call_record(f"c{i}", ready_at_s=float(-i))
+        await store.record_call(msgspec.structs.replace(record, state=state, encoding=b"\x00\xff"))
+    records = await store.newest_finished(4)
+    assert [record.call_id for record in records] == ["c6", "c7", "c9"]
+    assert records[0].encoding == b"\x00\xff"
+
+
+async def test_calls_and_decisions_come_back_equal(store: WorkflowStore) -> None:
     record = call_record("c1")
     await store.record_call(record)
     await store.record_call(msgspec.structs.replace(record, work_done=99.0))
@@ -201,7 +201,7 @@ async def test_calls_and_decisions_come_back_equal(store: Store) -> None:
     assert await store.decisions("c1", tenant="a") == [decision("c1"), decision("c1", attempt=2)]
 
 
-async def test_a_blob_is_kept_once_under_its_hash(store: Store) -> None:
+async def test_a_blob_is_kept_once_under_its_hash(store: WorkflowStore) -> None:
     data = bytes(range(256)) * 1000
     first = await store.put_blob("a", "image/png", data)
     assert await store.put_blob("a", "image/png", data) == first
@@ -209,7 +209,7 @@ async def test_a_blob_is_kept_once_under_its_hash(store: Store) -> None:
     assert await store.blob("0" * 64, tenant="a") is None
 
 
-async def test_pages_are_newest_first_and_stay_stable_while_workflows_arrive(store: Store) -> None:
+async def test_pages_are_newest_first_and_stay_stable_while_workflows_arrive(store: WorkflowStore) -> None:
     for i in range(7):
         await store.accept(workflow(f"wf{i}", at_s=float(i // 2)), [])
     seen: list[str] = []
@@ -224,7 +224,7 @@ async def test_pages_are_newest_first_and_stay_stable_while_workflows_arrive(sto
     assert seen == ["wf6", "wf5", "wf4", "wf3", "wf2", "wf1", "wf0"]
 
 
-async def test_pages_filter_by_state(store: Store) -> None:
+async def test_pages_filter_by_state(store: WorkflowStore) -> None:
     for i in range(4):
         await store.accept(workflow(f"wf{i}", at_s=float(i)), [])
     await store.append("wf1", [], expected_seq=0, at_s=9.0, state="failed")
@@ -235,12 +235,12 @@ async def test_pages_filter_by_state(store: Store) -> None:
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "????", "W10=", "é"])
-async def test_a_foreign_cursor_is_refused(store: Store, cursor: str) -> None:
+async def test_a_foreign_cursor_is_refused(store: WorkflowStore, cursor: str) -> None:
     with pytest.raises(NotFound, match="start from the first page"):
         await store.workflows(tenant="a", state=None, limit=1, cursor=cursor)
 
 
-async def test_a_failed_write_does_not_spoil_the_others_of_its_batch(store: Store) -> None:
+async def test_a_failed_write_does_not_spoil_the_others_of_its_batch(store: WorkflowStore) -> None:
     await store.accept(workflow("wf0"), [])
     results = await asyncio.gather(
         *(store.accept(workflow(f"wf{i % 20}"), [b"e"]) for i in range(40)), return_exceptions=True
@@ -249,26 +249,30 @@ async def test_a_failed_write_does_not_spoil_the_others_of_its_batch(store: Stor
     assert len(await store.unfinished()) == 20
 
 
-async def test_a_closed_store_says_so(store: Store) -> None:
+async def test_a_closed_store_says_so(store: WorkflowStore) -> None:
     await store.close()
     await store.close()
     with pytest.raises(StoreError, match="not open"):
         await store.unfinished()
 
 
-async def test_reopening_keeps_everything(tmp_path: Path) -> None:
-    path = tmp_path / "swarmx.db"
-    store = SqliteStore(path)
-    await store.open()
+async def test_reopening_keeps_everything(lasting: Place) -> None:
+    store = await lasting.opened()
     await store.accept(workflow(), [b"one"])
     blob = await store.put_blob("a", "image/png", b"x")
     await store.close()
-    assert path.stat().st_mode & 0o077 == 0, "prompts are readable by the owner only"
-    again = SqliteStore(path)
-    await again.open()
+    again = await lasting.opened()
     assert [e.body for e in await again.events("wf")] == [b"one"]
     assert await again.blob(blob, tenant="a") == ("image/png", b"x")
     await again.close()
+
+
+async def test_a_file_is_readable_by_its_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "swarmx.db"
+    store = SqliteStore(path)
+    await store.open()
+    await store.close()
+    assert path.stat().st_mode & 0o077 == 0, "there are prompts in it"
 
 
 async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
@@ -296,13 +300,25 @@ async def test_a_database_that_another_process_locks_is_an_error_that_says_so(tm
     path = tmp_path / "swarmx.db"
     store = SqliteStore(path, busy_timeout_s=0.01)
     await store.open()
+    epoch = await store.enlist("me", ttl_s=10.0, exclusive=True)
+    await store.accept(workflow(owner=epoch), [])
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(StoreError, match="locked"):
-        await store.accept(workflow(), [])
+    step = Commit(workflow_id="wf", epoch=epoch, expected_seq=0, at_s=2.0, events=(b"one",))
+    writes = (
+        lambda: store.accept(workflow("w2"), []),
+        lambda: store.commit(step),
+        lambda: store.post("wf", b"x", dedup="d", tenant=None),
+        lambda: store.claim(epoch, limit=9),
+    )
+    for write in writes:
+        with pytest.raises(StoreError, match="locked"):
+            await write()
     other.execute("ROLLBACK")
     other.close()
-    await store.accept(workflow(), [])
+    assert await store.commit(step) == "stored"
+    assert await store.post("wf", b"x", dedup="d", tenant=None)
+    await store.accept(workflow("w2"), [])
     await store.close()
 
 
@@ -383,84 +399,3 @@ async def test_killing_a_writer_in_mid_write_loses_nothing_that_was_acknowledged
         assert record.seq == len(events) >= last
         assert [e.seq for e in events] == list(range(1, len(events) + 1))
     await store.close()
-
-
-_ids = st.sampled_from(["w0", "w1", "w2"])
-_tenants = st.sampled_from(["a", "b"])
-_bodies = st.lists(st.binary(max_size=3), max_size=3)
-_states = st.sampled_from(["running", "cancelling", "finished", "failed", "cancelled"])
-
-
-class StoreMachine(RuleBasedStateMachine):
-    """The store against a dict that does the same."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loop = asyncio.new_event_loop()
-        self.store = SqliteStore(":memory:")
-        self.loop.run_until_complete(self.store.open())
-        self.model: dict[str, tuple[WorkflowRecord, list[bytes]]] = {}
-
-    def teardown(self) -> None:
-        self.loop.run_until_complete(self.store.close())
-        self.loop.run_until_complete(self.loop.shutdown_default_executor())
-        self.loop.close()
-
-    @rule(
-        id=_ids, tenant=_tenants, at_s=st.sampled_from([1.0, 2.0]), events=st.lists(st.binary(max_size=3), max_size=3)
-    )
-    def accept(self, id: str, tenant: str, at_s: float, events: list[bytes]) -> None:
-        record = workflow(id, tenant=tenant, at_s=at_s)
-        try:
-            self.loop.run_until_complete(self.store.accept(record, events))
-        except StoreError:
-            assert id in self.model
-        else:
-            assert id not in self.model
-            self.model[id] = (msgspec.structs.replace(record, seq=len(events)), list(events))
-
-    @rule(
-        id=_ids,
-        events=_bodies,
-        expected_seq=st.integers(0, 4),
-        state=st.none() | _states,
-    )
-    def append(self, id: str, events: list[bytes], expected_seq: int, state: Any) -> None:
-        try:
-            won = self.loop.run_until_complete(
-                self.store.append(id, events, expected_seq=expected_seq, at_s=3.0, state=state, outcome=b"o")
-            )
-        except NotFound:
-            assert id not in self.model
-            return
-        record, bodies = self.model[id]
-        back = record.state == "cancelling" and state == "running"
-        assert won == (record.state not in TERMINAL and record.seq == expected_seq and not back)
-        if won:
-            ends = {"ended_at_s": 3.0, "outcome": b"o"} if state in TERMINAL else {}
-            changed = {"seq": record.seq + len(events), "state": state or record.state, **ends}
-            self.model[id] = (msgspec.structs.replace(record, **changed), bodies + events)
-
-    @invariant()
-    def reads_agree(self) -> None:
-        read = self.loop.run_until_complete
-        for id in ("w0", "w1", "w2"):
-            record, bodies = self.model.get(id, (None, []))
-            assert read(self.store.workflow(id, tenant=None)) == record
-            assert [e.body for e in read(self.store.events(id))] == bodies
-        for tenant in ("a", "b"):
-            newest = sorted(
-                (r for r, _ in self.model.values() if r.tenant == tenant),
-                key=lambda r: (r.created_at_s, r.workflow_id),
-                reverse=True,
-            )
-            page = read(self.store.workflows(tenant=tenant, state=None, limit=10, cursor=None))
-            assert page.workflows == newest
-        open_ids = {r.workflow_id for r, _ in self.model.values() if r.state not in TERMINAL}
-        assert {r.workflow_id for r in read(self.store.unfinished())} == open_ids
-
-
-TestStoreAgainstItsModel = StoreMachine.TestCase
-TestStoreAgainstItsModel.settings = settings(
-    max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)

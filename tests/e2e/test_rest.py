@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import aiohttp
 import pytest
 
 from swarmx.gateway.keys import Keyring
-from tests.e2e.fleet import Http, Reply, Server, until
+from tests.e2e.fleet import Http, Reply, Server, serving, until
 
 pytestmark = pytest.mark.process
 
@@ -218,7 +220,7 @@ async def test_the_last_page_has_no_cursor(server: Server, http: Http) -> None:
         for _ in range(2):
             assert (await http.post("/api/v1/workflows", json=INSTANT, token=token)).status == 202
         page = (await http.get("/api/v1/workflows", params={"limit": "2"}, token=token)).body
-        assert (len(page["workflows"]), page["next_cursor"]) == (2, None)
+        assert (len(page["workflows"]), page["has_more"], page["next_cursor"]) == (2, False, None)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +235,7 @@ async def test_cancelling_a_workflow_reaches_the_engine(http: Http) -> None:
     before = await http.engine("sdxl-l40s-0")
     workflow_id = await http.submitted(SLOW)
     await until(lambda: http.engine("sdxl-l40s-0"), lambda engine: engine["running"] == 1)
-    reply = await http.post(f"/api/v1/workflows/{workflow_id}/cancel")
+    reply = await http.post(f"/api/v1/workflows/{workflow_id}/cancel", headers={"prefer": "wait=30"})
     assert (reply.status, reply.body["state"]) == (202, "cancelled")
     after = await until(lambda: http.engine("sdxl-l40s-0"), lambda engine: engine["running"] == 0)
     assert after["aborted"] == before["aborted"] + 1
@@ -359,7 +361,12 @@ PATHS = [
     ("POST", "/api/v1/workflows"),
     ("GET", "/api/v1/workflows"),
     ("GET", "/api/v1/workflows/x"),
+    ("GET", "/api/v1/workflows/x/events"),
     ("POST", "/api/v1/workflows/x/cancel"),
+    ("POST", "/api/v1/workflows/x/kill"),
+    ("POST", "/api/v1/workflows/x/retry"),
+    ("POST", "/api/v1/workflows/x/fork"),
+    ("POST", "/api/v1/workflows/x/signals/y"),
     ("GET", "/api/v1/calls/x"),
     ("GET", "/api/v1/calls/x/why"),
     ("GET", "/api/v1/replicas"),
@@ -421,6 +428,63 @@ async def test_things_of_another_tenant_do_not_exist(server: Server, http: Http)
             refused(await http.ask(method, path, token=stranger), 404)
             assert (await http.ask(method, path, token=friend)).status < 300, path
         assert (await http.get("/api/v1/workflows", token=stranger)).body["workflows"] == []
+
+
+WAITS = {
+    "name": "waits",
+    "signals": {"approve": {}},
+    "nodes": {"a": {"kind": "tool", "function": "upper", "args": {"text": "{{ signals.approve.who }}"}}},
+}
+
+
+async def fed(http: Http, workflow_id: str, *, after: int = 0) -> AsyncIterator[tuple[int, str]]:
+    """Number and type of each event, as they come."""
+    url, headers = f"{http.url}/api/v1/workflows/{workflow_id}/events", {"authorization": f"Bearer {http.token}"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(url, headers=headers | ({"last-event-id": str(after)} if after else {})) as response,
+    ):
+        assert response.content_type == "text/event-stream"
+        name = ""
+        async for line in response.content:
+            field, _, value = line.decode().strip().partition(": ")
+            if field == "event":
+                name = value
+            elif field == "id":
+                yield int(value), name
+
+
+async def test_events_are_told_as_they_happen_until_the_end(http: Http) -> None:
+    workflow_id = await http.submitted(WAITS)
+    seen: list[tuple[int, str]] = []
+    async for event in fed(http, workflow_id):
+        seen.append(event)
+        if event[1] == "SignalAwaited":
+            reply = await http.post(f"/api/v1/workflows/{workflow_id}/signals/approve", json={"who": "ann"})
+            assert reply.status == 202
+    assert [number for number, _ in seen] == list(range(1, len(seen) + 1))
+    assert (seen[0][1], seen[-1][1]) == ("Submitted", "Finished")
+    assert "SignalReceived" in [name for _, name in seen]
+
+
+async def test_a_feed_goes_on_after_a_restart_without_a_gap_or_a_repeat(tmp_path: Path) -> None:
+    settings = {"emulated": [], "replicas": [{"id": "none", "model": "none", "url": "http://127.0.0.1:9"}]}
+    seen: list[tuple[int, str]] = []
+    with serving(settings, tmp_path) as server:
+        async with server.http() as http:
+            workflow_id = await http.submitted(WAITS)
+            async for event in fed(http, workflow_id):
+                seen.append(event)
+                if event[1] == "SignalAwaited":
+                    server.process.terminate()  # asked politely: those who wait are let go
+            assert server.stop() == 0
+    assert seen[-1][1] == "SignalAwaited"
+    with serving(settings, tmp_path) as server:
+        async with server.http() as http:
+            await http.post(f"/api/v1/workflows/{workflow_id}/signals/approve", json={"who": "ann"})
+            seen += [event async for event in fed(http, workflow_id, after=seen[-1][0])]
+    assert [number for number, _ in seen] == list(range(1, len(seen) + 1))
+    assert seen[-1][1] == "Finished"
 
 
 async def test_a_revoked_key_is_refused_soon(server: Server, http: Http) -> None:

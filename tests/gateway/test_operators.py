@@ -208,7 +208,7 @@ async def test_a_tampered_audit_log_is_not_sound(world: Whole) -> None:
 
 async def test_episodes_are_listed(world: Whole) -> None:
     async with world.client("viewer") as client:
-        assert (await client.get("/api/v1/episodes")).json() == {"episodes": []}
+        assert (await client.get("/api/v1/episodes")).json() == {"episodes": [], "has_more": False, "next_cursor": None}
 
 
 READS = [
@@ -285,3 +285,52 @@ async def test_the_audit_log_is_checked_by_one_at_a_time(world: Whole, monkeypat
     reports = await asyncio.gather(*(world.context.check_audit() for _ in range(4)))
     assert all(report.sound for report in reports)
     assert most == 1
+
+
+async def test_a_policy_is_set_only_over_the_one_that_was_seen(world: Whole) -> None:
+    async with world.client("operator") as client:
+        seen = (await client.get("/api/v1/policies")).headers["etag"]
+        assert (await client.get("/api/v1/policies", headers={"if-none-match": seen})).status_code == 304
+        first = await client.put("/api/v1/policies/routing", json={"policy": "round_robin"}, headers={"if-match": seen})
+        assert first.status_code == 200
+        late = await client.put("/api/v1/policies/routing", json={"policy": "power_of_two"}, headers={"if-match": seen})
+        assert late.status_code == 412
+        assert "not as you saw it" in late.json()["detail"]
+        assert (await client.get("/api/v1/policies")).json()["active"]["policy"] == "round_robin"
+        headers = {"if-match": first.headers["etag"]}
+        assert (
+            await client.put("/api/v1/policies/routing", json={"policy": "power_of_two"}, headers=headers)
+        ).is_success
+        again = await client.put("/api/v1/policies/routing", json={"policy": "power_of_two"}, headers={"if-match": "*"})
+        assert again.status_code == 200, "it is in force already"
+
+
+async def test_a_change_is_made_only_if_it_changes_what_its_dry_run_said(world: Whole) -> None:
+    path, other = "/api/v1/tools/set_replica_bounds", {**BOUNDS, "max_replicas": 1}
+    async with world.client("operator") as client:
+        tried = await client.post(path, json={"arguments": BOUNDS})
+        assert (await client.post(path, json={"arguments": other, "dry_run": False})).status_code == 200
+        headers = {"if-match": tried.headers["etag"]}
+        late = await client.post(path, json={"arguments": BOUNDS, "dry_run": False}, headers=headers)
+        assert late.status_code == 412
+        tried = await client.post(path, json={"arguments": BOUNDS})
+        headers = {"if-match": tried.headers["etag"]}
+        assert (await client.post(path, json={"arguments": BOUNDS, "dry_run": False}, headers=headers)).is_success
+
+
+async def test_proposals_are_walked_page_by_page(world: Whole) -> None:
+    async with world.client("operator") as client:
+        for most in (1, 3, 4):
+            text = f"set bounds of {ELASTIC} to 0..{most}"
+            await client.post("/api/v1/console", json={"text": text}, headers={"accept": "application/json"})
+        whole_list = (await client.get("/api/v1/proposals")).json()
+        assert not whole_list["has_more"]
+        seen, params, more = [], {"limit": "1"}, True
+        while more:
+            page = (await client.get("/api/v1/proposals", params=params)).json()
+            seen += page["proposals"]
+            more, params = page["has_more"], {"limit": "1", "cursor": page["next_cursor"] or ""}
+        assert seen == whole_list["proposals"]
+        assert len(seen) == 3
+        for cursor in ("nonsense", "W10=", "ü"):
+            assert (await client.get("/api/v1/proposals", params={"cursor": cursor})).status_code == 404

@@ -23,6 +23,7 @@ from swarmx.gateway.keys import write_private
 from swarmx.gateway.recent import RecentDecisions
 from swarmx.gateway.web import _Chain
 from tests.gateway.whole import ELASTIC, MODEL, Whole, whole
+from tests.gateway.workflow_world import WAITS, ended, submitted, world_in
 from tests.llm_coordinator.test_answers import decided
 
 SOMEBODY = Actor(type="key", name="somebody", role="operator")
@@ -459,3 +460,25 @@ async def test_a_revoked_key_ends_its_session(world: Whole) -> None:
         assert (await client.get("/fragment")).status_code == 200
         world.context.keys.revoke("viewer")
         assert (await client.get("/fragment")).status_code == 401
+
+
+async def test_a_running_workflow_is_cancelled_or_killed_with_a_button(tmp_path: Path) -> None:
+    async with world_in(tmp_path / "state") as running, logged_in(running.whole, "operator") as browser:
+        async with running.whole.client("admin") as client:
+            ids = [await submitted(client, WAITS) for _ in range(2)]
+            page = await browser.get("/")
+            for verb, workflow_id in zip(("cancel", "kill"), ids, strict=True):
+                assert f'action="/workflows/{workflow_id}/{verb}"' in page.text
+                reply = await browser.post(f"/workflows/{workflow_id}/{verb}", data={"csrf": csrf(page)})
+                assert (reply.status_code, reply.headers["location"]) == (303, "/#workflows")
+                assert (await ended(client, workflow_id))["state"] == "cancelled"
+                page = await browser.get("/")
+                assert workflow_id in page.text, "what was done is told"
+            page = await browser.get("/")
+            reply = await browser.post("/workflows/wf-none/kill", data={"csrf": csrf(page)})
+            assert "Not done: there is no workflow" in unescape((await browser.get("/")).text)
+            assert (await browser.post(f"/workflows/{ids[0]}/kill", data={"csrf": "forged"})).status_code == 403
+        async with logged_in(running.whole, "viewer") as viewer:
+            page = await viewer.get("/")
+            assert 'action="/workflows/' not in page.text
+            assert (await viewer.post("/workflows/x/kill", data={"csrf": csrf(page)})).status_code == 403

@@ -55,10 +55,12 @@ class MemoryControl:
         self._check()
         return self.kept.get(proposal_id)
 
-    async def proposals(self, *, states: Sequence[ProposalState] | None, limit: int) -> list[Proposal]:
+    async def proposals(
+        self, *, states: Sequence[ProposalState] | None, limit: int, before: tuple[float, str] | None = None
+    ) -> list[Proposal]:
         self._check()
         rows = (p for p in reversed(self.kept.values()) if states is None or p.state in states)
-        return list(islice(rows, limit))
+        return list(islice((p for p in rows if before is None or (p.at_s, p.proposal_id) < before), limit))
 
     async def save_episode(self, episode: Episode) -> None:
         self._check()
@@ -68,9 +70,10 @@ class MemoryControl:
         self._check()
         return self.turns.get(episode_id)
 
-    async def episodes(self, *, limit: int) -> list[Episode]:
+    async def episodes(self, *, limit: int, before: tuple[float, str] | None = None) -> list[Episode]:
         self._check()
-        return list(islice(reversed(self.turns.values()), limit))
+        rows = reversed(self.turns.values())
+        return list(islice((e for e in rows if before is None or (e.at_s, e.episode_id) < before), limit))
 
 
 class Office:

@@ -21,7 +21,10 @@ from swarmx.workflows.spec import parse_workflow
 from tests.contract.test_store import call_record
 from tests.runtime.runners import CHAIN, ONE, TWO, EchoModel, FixedClock, Start, chat, terminal_events
 
-RETRIED = "{name: r, nodes: {only: {kind: llm, model: m, prompt: hello, retry: {attempts: 3, backoff_s: %s}}}}"
+RETRIED = (
+    "{name: r, nodes: {only: {kind: llm, model: m, prompt: hello, retry: {attempts: 3, backoff_s: %s, jitter: 0}}}}"
+)
+MONTH_S = 30 * 86_400.0
 T = TypeVar("T")
 
 
@@ -239,7 +242,7 @@ async def test_a_fork_runs_from_its_node_on_and_names_where_it_came_from(store: 
     before = await runner.wait(old, "a")
     model = EchoModel(answers={"each[1].work": lambda request: EchoModel().result(request, "better")})
     other = start(model)
-    new = await other.fork(old, "each[1].work", "a")
+    new = (await other.fork(old, "each[1].work", "a")).workflow_id
     record = await other.wait(new, "a")
     assert json.loads(record.outcome or b"") == {"answer": "WORK ON ONE, BETTER, WORK ON THREE"}
     assert sorted(request.node for request in model.asked) == ["each[1].work", "sum_up"]
@@ -388,3 +391,40 @@ async def test_a_step_is_one_commit(tmp_path: Path) -> None:
     assert len(store.changes) == 6, "the start, four answers with the next start each, the last answer with the end"
     await runner.close()
     await store.close()
+
+
+async def test_a_clock_that_is_set_back_between_lives_makes_no_rest_longer(store: SqliteStore, start: Start) -> None:
+    clock = FixedClock(1000.0 + MONTH_S)
+    runner = start(EchoModel(answers={"only": failing(1)}), clock)
+    workflow_id = await runner.submit(parse_workflow(RETRIED % 0.01), {}, "a")
+
+    async def rests() -> bool:
+        return NodeRetried in await kinds_of(store, workflow_id)
+
+    await until(rests)
+    await runner.close()
+    clock.time_s = 1000.0
+    rested = start(EchoModel(), clock)
+    await rested.recover()
+    clock.time_s += 0.02
+    assert (await rested.wait(workflow_id, "a")).state == "finished"
+
+
+async def test_a_clock_that_is_set_back_between_lives_gives_no_attempt_more_time(
+    store: SqliteStore, start: Start
+) -> None:
+    source = "{name: t, nodes: {only: {kind: llm, model: m, prompt: p, timeout_s: 0.01, retry: {backoff_s: 0}}}}"
+    clock = FixedClock(1000.0 + MONTH_S)
+    first = start(hangs := EchoModel(hung=frozenset({"only"})), clock)
+    workflow_id = await first.submit(parse_workflow(source), {}, "a")
+    await hangs.hanging.wait()
+    await first.close()
+    clock.time_s = 1000.0
+    second = start(hangs := EchoModel(hung=frozenset({"only"})), clock)
+    await second.recover()
+    await hangs.hanging.wait()
+    clock.time_s += 0.02
+    while not hangs.cancelled:
+        await asyncio.sleep(0.001)
+    await second.close()
+    assert NodeRetried in await kinds_of(store, workflow_id)

@@ -241,3 +241,11 @@ def test_whatever_the_primary_does_every_call_has_a_finite_forecast_in_its_unit(
         assert forecast.unit == "tokens"
         assert math.isfinite(forecast.mean)
     assert bench.sources == [] or len(bench.sources) == len(script)
+
+
+def test_tools_are_the_fallbacks_business_and_no_fault_of_the_primary() -> None:
+    bench = Bench()
+    use = a_call("c", kind="tool", work_limit=30.0)
+    for _ in range(40):
+        assert bench.ask(use).unit == "s"
+    assert (bench.primary.asked, bench.faults, bench.guarded.resting) == (0, [], False)

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from swarmx.core.messages import Message, ReplicaChanged, SignalReported
 from swarmx.core.nouns import ReplicaState
+from swarmx.providers.tool_replicas import tool_replica
 from swarmx.runtime.clock import WallClock
 from swarmx.runtime.watch import Watch
 from tests.agents.worlds import a_replica
@@ -202,3 +203,24 @@ async def test_what_answers_is_announced_in_the_state_that_it_should_have(server
     server.status = 200
     assert await told.state() == "draining"
     await watch.close()
+
+
+TOOLS = """# HELP swarmx_tools:num_requests_running Calls that have a slot.
+swarmx_tools:num_requests_running{pool="tools"} 2.0
+swarmx_tools:num_requests_waiting{pool="tools"} 5.0
+swarmx_tools:slots{pool="tools"} 2.0
+"""
+
+
+async def test_the_counters_of_tools_are_read_from_replicas_of_tools_only(server: Server) -> None:
+    told = Heard()
+    watch = Watch(told.messages.put_nowait, WallClock(), every_s=0.02, timeout_s=0.3, failures=3)
+    try:
+        server.text = TOOLS
+        watch.add(a_replica("engine", url=server.url))
+        assert [await told.state(), await told.state()] == ["starting", "ready"]
+        watch.add(tool_replica("tools", pool="tools", url=server.url, slots=2, provider="test"))
+        signal = await told.signal()
+        assert (signal.replica_id, signal.running, signal.waiting, signal.kv_usage) == ("tools", 2, 5, 0.0)
+    finally:
+        await watch.close()

@@ -105,7 +105,10 @@ async def test_the_description_shows_nodes_states_and_times(start: Start) -> Non
         "call_id": None,
         "attempt": 1,
         "not_before_s": None,
+        "awaits": [],
         "error": None,
+        "spent": None,
+        "budget": None,
     }
     assert nodes["sum_up"]["state"] == "waiting"
     assert nodes["sum_up"]["needs"] == ["each"]

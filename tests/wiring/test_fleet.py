@@ -10,7 +10,9 @@ from swarmx.config import parse
 from swarmx.core.engine import profiles
 from swarmx.core.errors import ConfigError
 from swarmx.wiring.fleet import elastic_providers, emulated_provider, fixed_providers, groups
+from swarmx.wiring.toolbox import tool_pools
 
+NO_TOOLS = tool_pools(parse({}), Path("logs"))
 ELASTIC = {"model": "qwen3-8b", "device": "l40s", "slots": 8, "min": 1, "max": 2, "limit": 6, "start_s": 40.0}
 
 
@@ -37,22 +39,22 @@ def test_nothing_is_emulated_that_nobody_asked_for() -> None:
     settings = parse({"replicas": [{"id": "a", "model": "m", "url": "http://127.0.0.1:1"}]})
     emulated = emulated_provider(settings)
     assert emulated is None
-    assert len(fixed_providers(settings, emulated)) == 1
-    assert elastic_providers(settings, emulated, Path("logs")) == {}
+    assert len(fixed_providers(settings, emulated, NO_TOOLS)) == 1
+    assert elastic_providers(settings, emulated, NO_TOOLS, Path("logs")) == {}
 
 
 def test_one_emulator_serves_fixed_and_elastic_replicas() -> None:
     settings = parse({"emulated": [{"model": "qwen3-8b", "device": "h100"}], "elastic": [ELASTIC]})
     emulated = emulated_provider(settings)
     assert emulated is not None
-    assert elastic_providers(settings, emulated, Path("logs")) == {"emulated": emulated}
+    assert elastic_providers(settings, emulated, NO_TOOLS, Path("logs")) == {"emulated": emulated}
 
 
 async def test_a_server_of_somebody_else_is_sent_priorities_only_where_the_settings_say_so() -> None:
     url = "http://127.0.0.1:1"
     asked = [{"id": "plain", "model": "m", "url": url}, {"id": "sglang", "model": "m", "url": url}]
     asked[1]["priorities"] = "high_first"
-    (provider,) = fixed_providers(parse({"replicas": asked}), None)
+    (provider,) = fixed_providers(parse({"replicas": asked}), None, NO_TOOLS)
     assert [replica.priorities for replica in await provider.start()] == ["ignored", "high_first"]
 
 
@@ -76,4 +78,4 @@ def test_servers_of_images_know_no_priorities(place: str) -> None:
 def test_a_process_group_without_a_model_in_its_folder_is_an_error(tmp_path: Path) -> None:
     settings = parse({"elastic": [{"model": "m", "device": "cpu", "provider": "process", "folder": str(tmp_path)}]})
     with pytest.raises(ConfigError, match="holds no model"):
-        elastic_providers(settings, None, Path("logs"))
+        elastic_providers(settings, None, NO_TOOLS, Path("logs"))

@@ -24,9 +24,10 @@ from swarmx.workflows.events import (
     decode_event,
     encode_event,
 )
-from swarmx.workflows.plan import StartModelCall, advance, calls_in_flight, plan
+from swarmx.workflows.plan import advance, calls_in_flight, plan
 from swarmx.workflows.spec import parse_workflow
 from swarmx.workflows.state import Run
+from swarmx.workflows.work import Start
 
 TERMINAL = (Finished, Failed, Cancelled)
 
@@ -35,13 +36,13 @@ def text(value: str, json: Any = None) -> dict[str, Any]:
     return {"text": value, "json": json, "usage": {}}
 
 
-def started(source: str, **inputs: Any) -> tuple[Run, list[Event], list[StartModelCall]]:
+def started(source: str, **inputs: Any) -> tuple[Run, list[Event], list[Start]]:
     run, submitted = Run.start(parse_workflow(source), inputs)
     events, calls = advance(run, now_s=0.0)
     return run, [submitted, *events], calls
 
 
-def paths(calls: list[StartModelCall]) -> list[str]:
+def paths(calls: list[Start]) -> list[str]:
     return [call.path for call in calls]
 
 
@@ -179,6 +180,15 @@ def test_more_nodes_than_a_run_may_have_fail_it() -> None:
     )
     assert isinstance(run.end, Failed)
     assert "2001 nodes, at most 2000" in run.end.error
+
+
+def test_bodies_that_fit_one_by_one_but_not_together_fail_it_too() -> None:
+    body = "{kind: map, over: '[1, 2, 3]', do: {w: {kind: llm, model: m, prompt: p}}}"
+    run, _, _ = started(f"{{name: x, limits: {{nodes: 7}}, nodes: {{a: {body}, b: {body}}}}}")
+    assert isinstance(run.end, Failed)
+    assert run.end.path == "b"
+    assert "would come to 8 nodes, at most 7" in run.end.error
+    assert len(run.nodes) == 5
 
 
 def test_an_output_that_cannot_be_evaluated_fails_the_run() -> None:

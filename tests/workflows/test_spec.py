@@ -53,7 +53,7 @@ def test_yaml_json_bytes_and_data_give_the_same_definition() -> None:
         ("inputs.task", "inputs.tsk", "nodes.plan.prompt", "no input 'tsk' .did you mean 'task'"),
         ("kind: loop", "kind: lop", "nodes.code.do.refine", "unknown node kind 'lop' .did you mean 'loop'.*kinds are"),
         ("max_iterations", "max_iteration", "nodes.code.do.refine.max_iterations", "missing"),
-        ("as: step", "at: step", "nodes.code.at", "unknown field 'at'; fields are as, do"),
+        ("as: step", "at: step", "nodes.code.at", "unknown field 'at'; fields are as, budget, do"),
         ("kind: coding", "knd: coding", "knd", "unknown field 'knd' .did you mean 'kind'"),
         ("prompt: \"{{ draft.text }}\"", "prompt: '{{ drft.text }}'", "nodes.code.do.refine.do.review.prompt",
          "nothing called 'drft' .did you mean 'draft'"),

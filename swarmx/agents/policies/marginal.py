@@ -52,8 +52,8 @@ class Marginal:
     Of a call whose siblings take longer, `siblings` of the time until the last of them ends is free, but no more than
     nine tenths of its own time. What risk and siblings make of own time is the term `spared`, above zero for a risk.
 
-    Every ingredient is off at 0: `externality`, `prefix`, `slack` (the order), `tail` (8 at most), `relative`, `risk`, `hold`,
-    `kv`, `siblings`, `share` (prompts that interrupt), `learn` (from how long calls took).
+    Every ingredient is off at 0: `externality`, `prefix`, `slack` (the order), `tail` (8 at most), `relative`, `risk`,
+    `hold`, `kv`, `siblings`, `share` (prompts that interrupt), `learn` (from how long calls took).
     """
 
     name: ClassVar[str] = "marginal"

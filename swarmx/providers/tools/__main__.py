@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from pathlib import Path
@@ -23,6 +24,7 @@ from swarmx.providers.tools.toolbox import Toolbox
 
 TOKEN = "SWARMX_TOOLS_TOKEN"  # noqa: S105  # the name of the variable that holds it
 GRACE_S = 2
+AGAIN_S = 30.0  # until a provider that was refused is tried again
 
 
 @click.command()
@@ -91,18 +93,32 @@ async def _serve(
         timeout_graceful_shutdown=GRACE_S,
     )
     click.echo(msgspec.json.encode({"port": listener.getsockname()[1]}))
-    await _Server(config, tools, exit_with_parent=exit_with_parent).serve(sockets=[listener])
+    opening = asyncio.create_task(_open_later(toolbox), name="opening tools that were refused")
+    await _Server(config, tools, opening, exit_with_parent=exit_with_parent).serve(sockets=[listener])
+
+
+async def _open_later(toolbox: Toolbox) -> None:
+    """What is not there at the start may come: a server of somebody else, most of all."""
+    while True:
+        await asyncio.sleep(AGAIN_S)
+        if toolbox.refused:
+            await toolbox.open()
 
 
 class _Server(ChildServer):
     """Ends the tools when it stops."""
 
-    def __init__(self, config: uvicorn.Config, tools: ToolServer, *, exit_with_parent: bool) -> None:
+    def __init__(
+        self, config: uvicorn.Config, tools: ToolServer, opening: asyncio.Task[None], *, exit_with_parent: bool
+    ) -> None:
         super().__init__(config, exit_with_parent=exit_with_parent)
         self._tools = tools
+        self._opening = opening
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
+        self._opening.cancel()
+        await asyncio.wait((self._opening,))
         await self._tools.close()
 
 

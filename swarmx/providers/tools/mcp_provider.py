@@ -18,7 +18,6 @@ from yarl import URL
 
 from swarmx.core.errors import ConfigError
 from swarmx.core.toolbox import ToolCall, ToolResult, ToolSpec
-from swarmx.providers.tools.arguments import without_patterns
 from swarmx.providers.tools.egress import Denied, Guard, Resolve, resolve
 from swarmx.providers.tools.http_tool import secret_headers
 from swarmx.providers.tools.jail import Jail
@@ -26,6 +25,7 @@ from swarmx.providers.tools.mcp_transports import GuardedTransport, through_pipe
 from swarmx.providers.tools.profile import Program
 from swarmx.providers.tools.settings import McpServer
 from swarmx.providers.tools.toolbox import over_limit
+from swarmx.workflows.arguments import without_patterns
 
 # The client reports odd servers to its logs with their own words.
 logging.getLogger("mcp").setLevel(logging.CRITICAL)
@@ -165,7 +165,7 @@ class McpProvider:
         server = self._server
         return ToolSpec(
             name=f"{self.name}.{tool.name}",
-            description=(tool.description or "")[:_DESCRIPTION_CHARACTERS],
+            description=_plain((tool.description or "")[:_DESCRIPTION_CHARACTERS]),
             parameters=without_patterns(tool.input_schema),
             pool=self._pool,
             timeout_s=server.timeout_s,
@@ -184,6 +184,11 @@ class McpProvider:
             return ToolResult(output="\n".join(texts))
         blocks = [block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in answer.content]
         return ToolResult(output=blocks)
+
+
+def _plain(text: str) -> str:
+    """Without characters that command terminals, or turn what is shown around."""
+    return "".join(char if char.isprintable() or char == "\n" else " " for char in text)
 
 
 class _Gone(Exception):
@@ -257,7 +262,6 @@ class _Link:
                 stdin=None,
                 mounts=server.mounts,
                 environment=server.environment,
-                network=server.network,
             )
             return through_pipes(self._jail, program, limit_bytes=limit_bytes, ended=self._end, flooded=self._flood)
         guard = _guard(server, self._resolve)

@@ -35,7 +35,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class Program:
     """What is run: `argv` as seen inside, `files` and folders (`mounts`) that are laid into the root, read only.
 
-    `stdin` is all that it can read, or None for a pipe. With `network` it has the network of this host, unguarded.
+    `stdin` is all that it can read, or None for a pipe.
     """
 
     argv: Sequence[str]
@@ -44,7 +44,6 @@ class Program:
     files: Mapping[str, bytes] = field(default_factory=dict)
     mounts: Sequence[Path] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
-    network: bool = False
 
 
 def command(program: Program, *, bwrap: str, laid: Sequence[str], user: int | None, groups: Sequence[str]) -> list[str]:
@@ -116,7 +115,6 @@ def _profile(program: Program) -> list[str]:
     scratch = ["--size", str(program.limits.file_bytes), "--tmpfs"]
     arguments = [
         "--unshare-all", "--unshare-user", "--disable-userns",
-        *(["--share-net"] if program.network else []),
         "--die-with-parent", "--new-session", "--cap-drop", "ALL",
         "--uid", "1000", "--gid", "1000", "--hostname", HOSTNAME,
         "--clearenv", "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", "/tmp",  # noqa: S108
@@ -131,10 +129,7 @@ def _profile(program: Program) -> list[str]:
             arguments += ["--symlink", os.readlink(host), str(host)]
         elif host.is_dir():
             arguments += ["--ro-bind", str(host), str(host)]
-    public = ["/etc/ld.so.cache", "/etc/alternatives"]
-    if program.network:
-        public += ["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/ssl/certs", "/etc/pki"]
-    for path in public:
+    for path in ("/etc/ld.so.cache", "/etc/alternatives"):
         arguments += ["--ro-bind-try", path, path]
     for mount in program.mounts:
         arguments += ["--ro-bind", str(mount), str(mount)]

@@ -16,20 +16,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from swarmx.core.toolbox import ToolCall, ToolResult, ToolSpec
+from swarmx.core.toolbox import Offer, ToolCall, ToolResult
 from swarmx.providers.tools.toolbox import Toolbox
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-
-class Offer(msgspec.Struct, frozen=True, kw_only=True):
-    """What GET /v1/tools tells: the tools, and why others are not there, by provider."""
-
-    pool: str
-    slots: int
-    tools: list[ToolSpec]
-    refused: dict[str, str]
 
 
 class ToolServer(Collector):
@@ -88,10 +79,10 @@ class ToolServer(Collector):
                 await asyncio.wait((task,))
             self._calls.discard(task)
         if task.cancelled():
+            self._count("cancelled")
             return None
         result = task.result()
-        reason = result.cause or "done"
-        self._ended[reason] = self._ended.get(reason, 0) + 1
+        self._count(result.cause or "done")
         return Response(
             msgspec.json.encode(result),
             media_type="application/json",
@@ -125,6 +116,9 @@ class ToolServer(Collector):
         finally:
             self._running -= 1
             self._free.release()
+
+    def _count(self, end: str) -> None:
+        self._ended[end] = self._ended.get(end, 0) + 1
 
     def _knows(self, request: Request) -> bool:
         return hmac.compare_digest(request.headers.get("authorization", "").encode(), self._token)

@@ -139,12 +139,11 @@ class HttpTool(_Tool):
 class McpServer(_Bounds, _Jailed):
     """A server of the Model Context Protocol: a program in the sandbox (`argv`), or one at a `url`.
 
-    `network` gives the program the network of this host, which no guard watches.
+    A program has no network, like all that is in the sandbox: one that needs it is run elsewhere, behind a `url`.
     """
 
     name: Name
     argv: tuple[str, ...] = ()
-    network: bool = False
     url: str = ""
     networks: tuple[Network, ...] = ()
     secret_headers: dict[HeaderName, Variable] = {}

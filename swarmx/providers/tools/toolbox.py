@@ -12,7 +12,7 @@ import msgspec
 from swarmx.core.errors import ConfigError
 from swarmx.core.toolbox import ToolCall, ToolProvider, ToolResult, ToolSpec
 from swarmx.core.words import near
-from swarmx.providers.tools.arguments import Arguments
+from swarmx.workflows.arguments import Arguments
 
 _LOG = logging.getLogger(__name__)
 _ERROR_CHARACTERS = 2000
@@ -40,21 +40,23 @@ class Toolbox:
         return dict(self._refused)
 
     async def open(self) -> None:
-        """Open all providers at once; those that cannot are in `refused`."""
+        """Open, at once, all providers that are not open; those that cannot are in `refused`, for another time."""
 
         async def one(provider: ToolProvider) -> None:
             try:
                 await provider.open()
             except ConfigError as error:
                 self._refused[provider.name] = str(error)
+            else:
+                self._refused.pop(provider.name, None)
 
-        await asyncio.gather(*(one(provider) for provider in self._providers))
+        await asyncio.gather(*(one(provider) for provider in self._providers if provider not in self._opened))
         self._opened = [provider for provider in self._providers if provider.name not in self._refused]
 
     async def close(self) -> None:
-        """Close what was opened. Safe at any time."""
-        opened, self._opened = self._opened, []
-        await asyncio.gather(*(provider.close() for provider in opened))
+        """Close all providers, those that are being opened too. Safe at any time."""
+        self._opened = []
+        await asyncio.gather(*(provider.close() for provider in self._providers))
 
     def tools(self) -> list[ToolSpec]:
         """Everything that can be called now."""

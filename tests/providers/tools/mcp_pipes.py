@@ -9,7 +9,7 @@ import time
 OBJECT = {"type": "object"}
 NUMBER = {"type": "number"}
 TOOLS = [
-    {"name": "echo", "description": "Says it again.",
+    {"name": "echo", "description": "Says it \u202e\u001b[2Jagain.",
      "inputSchema": {**OBJECT, "properties": {"text": {"type": "string", "pattern": "^(a+)+$"}}, "required": ["text"]}},
     {"name": "fail", "inputSchema": OBJECT},
     {"name": "wait", "inputSchema": {**OBJECT, "properties": {"seconds": NUMBER}}},

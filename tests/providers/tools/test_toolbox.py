@@ -10,8 +10,8 @@ import pytest
 
 from swarmx.core.errors import ConfigError
 from swarmx.core.toolbox import ToolCall, ToolResult, ToolSpec
-from swarmx.providers.tools.arguments import Arguments, without_patterns
 from swarmx.providers.tools.toolbox import Toolbox
+from swarmx.workflows.arguments import Arguments, without_patterns
 from tests.providers.tools.workshop import a_call
 
 
@@ -20,7 +20,8 @@ class Inline:
 
     def __init__(self, name: str, answer: Any, **more: Any) -> None:
         self.name = name
-        self._answer = answer
+        self.answer = answer
+        self.opened = 0
         self._spec = ToolSpec(
             **{
                 "name": f"{name}-tool",
@@ -34,7 +35,8 @@ class Inline:
         )
 
     async def open(self) -> None:
-        if self._answer == "broken":
+        self.opened += 1
+        if self.answer == "broken":
             raise ConfigError(f"{self.name} has no power")
 
     async def close(self) -> None: ...
@@ -43,9 +45,9 @@ class Inline:
         return (self._spec,)
 
     async def call(self, call: ToolCall) -> ToolResult:
-        if isinstance(self._answer, BaseException):
-            raise self._answer
-        return ToolResult(output=self._answer, wall_s=77.0)
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return ToolResult(output=self.answer, wall_s=77.0)
 
 
 async def opened(*providers: Inline) -> Toolbox:
@@ -61,6 +63,17 @@ async def test_a_provider_that_does_not_open_does_not_stop_the_others() -> None:
     assert (await toolbox.call(a_call("b-tool"))).output == 1
     refused = await toolbox.call(a_call("a-tool"))
     assert (refused.cause, refused.error) == ("refused", "a-tool is not offered here: a has no power")
+
+
+async def test_a_provider_that_did_not_open_may_later_and_those_that_did_are_left_alone() -> None:
+    broken, fine = Inline("a", "broken"), Inline("b", 1)
+    toolbox = await opened(broken, fine)
+    await toolbox.open()
+    assert toolbox.refused == {"a": "a has no power"}
+    broken.answer = 2
+    await toolbox.open()
+    assert (toolbox.refused, fine.opened) == ({}, 1)
+    assert (await toolbox.call(a_call("a-tool"))).output == 2
 
 
 async def test_a_provider_that_raises_is_a_result_too(caplog: pytest.LogCaptureFixture) -> None:

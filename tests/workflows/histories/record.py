@@ -6,7 +6,6 @@ state, so a folder is written by the code of its time and never again.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import msgspec
 
 from swarmx.core.failures import Failure
+from swarmx.core.toolbox import ToolSpec
 from swarmx.workflows.events import (
     EVENTS_VERSION,
     Cancelled,
@@ -22,15 +22,31 @@ from swarmx.workflows.events import (
     Failed,
     NodeFailed,
     NodeFinished,
+    SignalReceived,
+    Spent,
     encode_event,
 )
 from swarmx.workflows.forks import fork
 from swarmx.workflows.plan import advance, calls_in_flight
 from swarmx.workflows.retries import after_failure
 from swarmx.workflows.spec import parse_workflow
+from swarmx.workflows.spending import Price
 from swarmx.workflows.state import Run
+from swarmx.workflows.work import StartModelCall
 
 FOLDER = Path(__file__).parent
+KNOWN = {
+    name: ToolSpec(
+        name=name,
+        description=f"What {name} is for.",
+        parameters={"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        pool="tools",
+        timeout_s=30.0,
+        idempotent=name != "pay",
+    )
+    for name in ("weather", "pay")
+}
+PRICES = {"m": Price(input_per_million=1000.0, output_per_million=2000.0)}
 
 CHAIN = """
 name: chain
@@ -123,6 +139,50 @@ nodes:
         result: "{{ mid.text }}"
     else: {do: {low: {kind: tool, function: upper, args: {text: low}}}}
 """
+GATE = """
+name: gate
+signals:
+  approve: {timeout_s: 60, default: {ok: true}, schema: {type: object, properties: {ok: {type: boolean}}}}
+  note: {}
+workflows:
+  page:
+    inputs: {topic: null, tone: sober}
+    nodes:
+      draft: {kind: llm, model: m, prompt: "{{ inputs.topic }}, {{ inputs.tone }}"}
+      check: {kind: llm, model: m, prompt: "{{ draft.text }} {{ signals.note }}"}
+    outputs: {text: "{{ check.text }}"}
+nodes:
+  each:
+    kind: map
+    over: "['bees', 'wasps']"
+    do: {one: {kind: workflow, use: page, inputs: {topic: "{{ item }}"}}}
+    result: "{{ one.text }}"
+  send: {kind: llm, model: m, prompt: "{{ each | join(' ') }} {{ signals.approve.ok }}"}
+outputs: {sent: "{{ send.text }}", approved: "{{ signals.approve.ok }}"}
+"""
+THRIFTY = """
+name: thrifty
+budget: {steps: 3, money: 5.0}
+nodes:
+  think:
+    kind: loop
+    max_iterations: 4
+    budget: {tokens: 2000, replica_s: 60}
+    do: {step: {kind: llm, model: m, prompt: "{{ iteration }}", retry: {attempts: 2, backoff_s: 0}, timeout_s: 30}}
+"""
+AGENT = """
+name: agent
+nodes:
+  help:
+    kind: agent
+    model: m
+    system: You help.
+    prompt: How is the weather?
+    tools: [weather]
+    functions: [upper]
+    max_steps: 3
+  pay: {kind: tool, tool: pay, args: {city: "{{ help.text }}"}}
+"""
 LARGE = """
 name: large
 inputs: {n: null}
@@ -139,7 +199,11 @@ def text(value: str, json: Any = None) -> dict[str, Any]:
 
 def answer(path: str) -> Any:
     """What the model of these histories answers to the node."""
-    name = path.rsplit(".", 1)[-1]
+    before, _, name = path.rpartition(".")
+    if name.isdigit() and not before.rpartition(".")[2].isdigit():  # a step of an agent
+        uses = [("weather", '{"city":"Bonn"}'), ("upper", '{"text":"x"}')] if name == "1" else []
+        asked = [{"id": f"use-{number}", "name": use[0], "arguments": use[1]} for number, use in enumerate(uses)]
+        return {"text": "" if uses else f"{path} said", "uses": asked, "usage": {"completion_tokens": 5}}
     if name == "plan":
         return text("", {"parts": ["one", "two"]})
     if name == "review":
@@ -158,7 +222,7 @@ class Recording:
         self.take()
 
     def take(self, *events: Event, now_s: float = 0.0) -> Recording:
-        self.events += advance(self.run, events, now_s=now_s)[0]
+        self.events += advance(self.run, events, now_s=now_s, tools=KNOWN, prices=PRICES)[0]
         return self
 
     def fail(self, path: str) -> Recording:
@@ -168,6 +232,13 @@ class Recording:
         self.events = fork(self.events, path, forked_from="wf-old", deadline_at_s=500.0)
         self.run = Run.rebuild(self.events)
         return self.take()
+
+    def signal(self, name: str, value: Any) -> Recording:
+        return self.take(SignalReceived(name=name, value=value, signal_id=f"id of {name}"))
+
+    def spend(self, path: str) -> Recording:
+        spent = Spent(steps=1, prompt_tokens=3, output_tokens=5, money=0.5, replica_s=1.5)
+        return self.take(NodeFinished(path=path, output=answer(path), call_id=f"call_{path}", spent=spent))
 
     def answer(self, *paths: str) -> Recording:
         for path in paths:
@@ -205,6 +276,20 @@ SCENARIOS: dict[str, Callable[[], Recording]] = {
     "branch_with_its_else": lambda: Recording(PATIENT, score=1).finish(),
     "killed": lambda: Recording(PATIENT).answer("ask").take(Cancelled(killed=True)),
     "forked": lambda: Recording(PATIENT).finish().fork("route"),
+    "waiting_for_signals": lambda: Recording(GATE).answer("each[0].one.draft", "each[1].one.draft"),
+    "signal_received": lambda: Recording(GATE).signal("note", "short").answer("each[0].one.draft"),
+    "signal_by_default": lambda: Recording(GATE).signal("note", "short").finish().take(now_s=60.0),
+    "sub_workflows_finished": lambda: Recording(GATE).signal("note", None).signal("approve", {"ok": False}).finish(),
+    "sub_workflow_forked": lambda: (
+        Recording(GATE).signal("note", 1).signal("approve", {"ok": True}).finish().fork("each[0].one.check")
+    ),
+    "budget_reserved": lambda: Recording(THRIFTY).spend("think[1].step"),
+    "budget_charged_for_what_was_late": lambda: Recording(THRIFTY).take(now_s=30.0),
+    "budget_used_up": lambda: Recording(THRIFTY).spend("think[1].step").spend("think[2].step").spend("think[3].step"),
+    "agent_asks": lambda: Recording(AGENT),
+    "agent_uses_tools": lambda: Recording(AGENT).answer("help.1"),
+    "agent_goes_on": lambda: Recording(AGENT).answer("help.1", "help.1.1"),
+    "tool_in_flight": lambda: Recording(AGENT).answer("help.1", "help.1.1", "help.2"),
     "large_map_in_flight": lambda: Recording(LARGE, n=list(range(300))).answer(*(f"many[{i}].one" for i in range(150))),
 }
 
@@ -221,12 +306,18 @@ def state_of(run: Run) -> dict[str, Any]:
     """All that a history has to come to again: how far each node is, what was left, which calls are made again."""
     calls = [
         {"path": call.path, "kind": call.kind, "role": call.role, "model": call.model, "body": call.body}
-        for call in calls_in_flight(run)
+        if isinstance(call, StartModelCall)
+        else {"path": call.path, "tool": call.tool, "arguments": call.arguments, "idempotent": call.idempotent}
+        for call in calls_in_flight(run, KNOWN)
     ]
     state: dict[str, Any] = msgspec.to_builtins(
         {
             "end": run.end,
             "cancelling": run.cancelling,
+            "signals": run.signals,
+            "awaited": run.awaited,
+            "spent": run.ledger.spent,
+            "reserved": run.ledger.reserved,
             "resting": run.resting,
             "timeouts": run.timeouts,
             "attempts": {path: node.attempt for path, node in run.nodes.items() if node.attempt > 1},
@@ -241,16 +332,15 @@ def state_of(run: Run) -> dict[str, Any]:
 
 
 def write(folder: Path, scenarios: Sequence[str]) -> None:
-    """One file a history: its events, a line each; the last line is the state."""
+    """One file a history: its events, a line each; the last line is the state. None is written twice."""
     folder.mkdir(exist_ok=True)
     for name in scenarios:
+        if (folder / f"{name}.jsonl").exists():
+            continue
         recording = SCENARIOS[name]()
         lines = [*map(encode_event, recording.events), msgspec.json.encode({"state": state_of(recording.run)})]
         (folder / f"{name}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
 
 
 if __name__ == "__main__":
-    folder = FOLDER / f"v{EVENTS_VERSION}"
-    if any(folder.glob("*.jsonl")):
-        sys.exit(f"{folder} is recorded already; histories of a version are written once")
-    write(folder, list(SCENARIOS))
+    write(FOLDER / f"v{EVENTS_VERSION}", list(SCENARIOS))

@@ -1,0 +1,171 @@
+"""Puts a front together, and serves it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+
+from swarmx.compat.comfyui.answers import BadRequest, refusal
+from swarmx.compat.comfyui.auth import KEY, guard, require
+from swarmx.compat.comfyui.files import PREFIX, Files
+from swarmx.compat.comfyui.files_api import FileRoutes
+from swarmx.compat.comfyui.forecasts import EvaluationForecaster, JobForecaster
+from swarmx.compat.comfyui.front import JobRoutes
+from swarmx.compat.comfyui.info_api import InfoRoutes
+from swarmx.compat.comfyui.nodes import NodeBook
+from swarmx.compat.comfyui.relay import Relay
+from swarmx.compat.comfyui.runner import JobRunner
+from swarmx.compat.comfyui.scheduling import Scheduler
+from swarmx.compat.comfyui.servers import Servers
+from swarmx.compat.comfyui.settings import FrontSettings
+from swarmx.compat.comfyui.store import JobStore
+from swarmx.compat.comfyui.validation import error
+from swarmx.core.errors import Forbidden, StoreError, SwarmXError, Unauthorized, Unavailable
+from swarmx.gateway.keys import Keyring
+from swarmx.runtime.clock import WallClock
+
+log = logging.getLogger(__name__)
+
+# Routes by which a server can be changed, or files of it read: none of them is passed on, and it is said why.
+BLOCKED = (
+    *("manager", "v2", "customnode", "snapshot", "externalmodel", "comfyui_manager", "internal", "userdata", "users"),
+    *("settings", "experiment", "view_metadata", "workflow_templates", "global_subgraphs", "i18n"),
+)
+_STATUS: dict[type[SwarmXError], int] = {Unauthorized: 401, Forbidden: 403, StoreError: 503, Unavailable: 503}
+
+
+@asynccontextmanager
+async def running(
+    settings: FrontSettings, folder: Path, *, keys: Keyring | None, forecaster: JobForecaster | None = None
+) -> AsyncIterator[web.Application]:
+    """A front with its jobs recovered and its servers watched, in order, and stopped in the opposite one.
+
+    It lives in the folder. Without `keys` it is open. Raises StoreError.
+    """
+    clock = WallClock()
+    async with AsyncExitStack() as stack:
+        store = JobStore(folder, keep=settings.keep)
+        await store.open()
+        stack.push_async_callback(store.close)
+        session = await stack.enter_async_context(
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=True)
+        )
+        book = NodeBook(settings.allow, hidden=PREFIX)
+        servers = Servers(settings, session, book)
+        files = Files(store, servers)
+        await files.open()
+        scheduler = Scheduler(
+            forecaster or EvaluationForecaster(),
+            policy=settings.policy,
+            parameters=settings.parameters,
+            weights={name: tenant.weight for name, tenant in settings.tenants.items()},
+        )
+        runner = JobRunner(
+            settings=settings,
+            store=store,
+            scheduler=scheduler,
+            servers=servers,
+            book=book,
+            files=files,
+            clock=clock.now_s,
+        )
+        jobs = JobRoutes(
+            settings=settings,
+            store=store,
+            scheduler=scheduler,
+            runner=runner,
+            book=book,
+            files=files,
+            clock=clock.now_s,
+            seq=await store.last_seq(),
+        )
+        relay = runner.relay = Relay(
+            status=jobs.status, current=runner.current, max_upload_bytes=settings.max_upload_bytes
+        )
+        stack.push_async_callback(relay.close)
+        app = web.Application(middlewares=[_answered, guard(keys)], client_max_size=settings.max_upload_bytes)
+        routes = [
+            *jobs.routes(),
+            *FileRoutes(files=files, store=store, servers=servers, max_upload_bytes=settings.max_upload_bytes).routes(),
+            *InfoRoutes(servers=servers, book=book, scheduler=scheduler, store=store, relay=relay).routes(),
+        ]
+
+        async def events(request: web.Request) -> web.StreamResponse:
+            require(request, "read")
+            return await relay.serve(request, request[KEY].tenant)
+
+        async def healthy(request: web.Request) -> web.Response:
+            return web.json_response({"status": "ok", "servers_up": sum(map(servers.is_up, servers))})
+
+        async def ready(request: web.Request) -> web.Response:
+            """Whether a job would be accepted: some server is up and has told what it can run."""
+            up = any(map(servers.is_up, servers))
+            return web.json_response({"ready": up}, status=200 if up else 503)
+
+        routes.append(web.get("/ws", events))
+        app.router.add_get("/healthz", healthy)
+        app.router.add_get("/readyz", ready)
+        for route in routes:
+            for prefix in ("", "/api"):
+                app.router.add_route(route.method, prefix + route.path, route.handler)
+        for name in BLOCKED:
+            for prefix in ("", "/api"):
+                app.router.add_route("*", f"{prefix}/{name}{{rest:(/.*)?}}", _blocked)
+        await runner.recover(await store.open_jobs())
+        stack.push_async_callback(runner.close)
+        for work, name in ((servers.run(), "servers"), (runner.run(), "jobs")):
+            task = asyncio.create_task(work, name=f"comfyui {name}")
+            stack.push_async_callback(_ended, task)
+        yield app
+
+
+@asynccontextmanager
+async def listening(app: web.Application, host: str, port: int) -> AsyncIterator[str]:
+    """Serve the front; gives its URL. Raises OSError where the address is taken."""
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5.0)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port, backlog=2048)
+        await site.start()
+        found, actual = runner.addresses[0][:2]
+        yield f"http://[{found}]:{actual}" if ":" in found else f"http://{found}:{actual}"
+    finally:
+        await runner.cleanup()
+
+
+@web.middleware
+async def _answered(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Errors in ComfyUI's shape."""
+    try:
+        return await handler(request)
+    except web.HTTPException:
+        raise
+    except BadRequest as bad:
+        return refusal(400, bad.problem)
+    except SwarmXError as problem:
+        status = next((status for kind, status in _STATUS.items() if isinstance(problem, kind)), 500)
+        kind = {401: "unauthorized", 403: "forbidden"}.get(status, "unavailable")
+        headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+        return refusal(status, error(kind, str(problem)), headers)
+    except (ConnectionError, asyncio.CancelledError):
+        raise
+    except Exception:
+        log.exception("unexpected error on %s %s", request.method, request.path)
+        return refusal(500, error("internal", "an unexpected error, which is in the front's log"))
+
+
+async def _blocked(request: web.Request) -> web.Response:
+    return refusal(403, error("blocked", "this changes a server, or reads its files; ask the server itself"))
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

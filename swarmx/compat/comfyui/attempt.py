@@ -1,0 +1,102 @@
+"""One attempt of a job at one server, followed to its end: events are hints, the server's history is the truth."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from swarmx.compat.comfyui.server import ComfyServer, ServerAway
+from swarmx.compat.comfyui.settings import FrontSettings
+
+LossReason = Literal["unreachable", "refused", "forgotten", "stalled", "files"]
+_SOON_S = 0.02
+_LOOKS = 2  # how often a job has to be nowhere before it is taken to be lost: it moves between two looks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """The server kept this in its history."""
+
+    entry: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """The job will not end there. With `may_run`, nobody knows whether the server is still at it."""
+
+    reason: LossReason
+    detail: str
+    may_run: bool
+
+
+@dataclass(slots=True)
+class Attempt:
+    """Hears events of its job, and polls where there are none. `node` is what the server said that it is at."""
+
+    prompt_id: str
+    server: ComfyServer
+    settings: FrontSettings
+    clock: Callable[[], float]
+    node: dict[str, Any] | None = None
+    _end_heard: bool = False
+    _heard_s: float = 0.0
+    _progress_s: float = 0.0
+    _stirred: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def heard(self, kind: str, data: dict[str, Any]) -> None:
+        """An event of the job came."""
+        self._heard_s = self._progress_s = self.clock()
+        if kind == "executing":
+            self.node = data if data.get("node") is not None else None
+        if kind == "executing" and data.get("node") is None:  # success is told before history is written, this after
+            self._end_heard = True
+            self._stirred.set()
+
+    def stir(self) -> None:
+        """Look at once: something has changed."""
+        self._stirred.set()
+
+    async def follow(self) -> Done | Lost:
+        """Until the job has ended there, or is lost."""
+        settings, nowhere = self.settings, 0
+        self._heard_s = self._progress_s = answered_s = self.clock()
+        refused_s: float | None = None
+        while True:
+            await self._pause(nowhere)
+            now_s = self.clock()
+            if not self._end_heard and now_s - self._heard_s < settings.poll_s:
+                continue
+            try:
+                entry = await self.server.history(self.prompt_id)
+                if entry is not None:
+                    return Done(entry=entry)
+                nowhere = 0 if self.prompt_id in await self.server.queue() else nowhere + 1
+                answered_s, refused_s = self.clock(), None
+            except ServerAway as away:
+                now_s = self.clock()
+                refused_s = (now_s if refused_s is None else refused_s) if away.refused else None
+                if refused_s is not None and now_s - refused_s >= settings.refused_after_s:
+                    return Lost(reason="refused", detail=str(away), may_run=False)
+                if now_s - max(answered_s, self._heard_s) >= settings.lost_after_s:
+                    return Lost(reason="unreachable", detail=str(away), may_run=True)
+                continue
+            if nowhere >= _LOOKS:
+                return Lost(reason="forgotten", detail="neither its history nor its queue knows the job", may_run=False)
+            if self.clock() - self._progress_s >= settings.stall_s:
+                return Lost(reason="stalled", detail=f"no progress for {settings.stall_s:g} s", may_run=True)
+
+    async def _pause(self, nowhere: int) -> None:
+        """Until there is something to look for. History is written a moment after the last event."""
+        if self._end_heard or nowhere:
+            if not self._stirred.is_set():
+                await asyncio.sleep(_SOON_S)
+            self._stirred.clear()
+            return
+        try:
+            async with asyncio.timeout(self.settings.poll_s):
+                await self._stirred.wait()
+        except TimeoutError:
+            return
+        self._stirred.clear()

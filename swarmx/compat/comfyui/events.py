@@ -1,0 +1,104 @@
+"""What a server says over its websocket: a fresh connection each time, and messages that can be understood."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from swarmx.compat.comfyui.server import ComfyServer
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 0.5
+_PREVIEW, _PREVIEW_WITH_METADATA = 1, 4
+_IMAGE_TYPES = {"image/jpeg": 1, "image/png": 2}
+
+OnEvent = Callable[[str, dict[str, Any]], None]
+OnBinary = Callable[[bytes], None]
+
+
+class Listener:
+    """Follows one server. A ComfyUI server that is asked twice for the same client id loses that client's events for
+    good, so that each connection has an id of its own; what was missed in between, polling finds.
+    """
+
+    def __init__(self, server: ComfyServer, *, on_event: OnEvent, on_binary: OnBinary) -> None:
+        self._server = server
+        self._on_event = on_event
+        self._on_binary = on_binary
+        self.client_id = uuid.uuid4().hex
+        self.connected = False
+
+    async def run(self) -> None:
+        """Connect, listen, connect again, for ever."""
+        while True:
+            self.client_id = uuid.uuid4().hex
+            try:
+                async with self._server.listen(self.client_id) as socket:
+                    flags = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
+                    await socket.send_str(msgspec.json.encode(flags).decode())
+                    self.connected = True
+                    async for message in socket:
+                        self._hear(message)
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                log.debug("no events from %s: %r", self._server.name, error)
+            finally:
+                self.connected = False
+            await asyncio.sleep(_RETRY_S)
+
+    def _hear(self, message: aiohttp.WSMessage) -> None:
+        if message.type is aiohttp.WSMsgType.BINARY:
+            self._on_binary(message.data)
+        elif message.type is aiohttp.WSMsgType.TEXT:
+            event = event_of(message.data)
+            if event is not None:
+                self._on_event(*event)
+
+
+def event_of(text: str) -> tuple[str, dict[str, Any]] | None:
+    """The type and the data of a message; None for what is no event."""
+    try:
+        event = msgspec.json.decode(text)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not isinstance(event.get("type"), str) or not isinstance(event.get("data"), dict):
+        return None
+    return event["type"], event["data"]
+
+
+def prompt_of(frame: bytes) -> str | None:
+    """The job that a binary frame says it belongs to."""
+    metadata = _metadata(frame)
+    found = metadata.get("prompt_id") if metadata else None
+    return found if isinstance(found, str) else None
+
+
+def without_metadata(frame: bytes) -> bytes | None:
+    """A preview for clients that did not ask for metadata; None for a frame that is cut short."""
+    if len(frame) < 4:
+        return None
+    if int.from_bytes(frame[:4], "big") != _PREVIEW_WITH_METADATA:
+        return frame
+    metadata = _metadata(frame)
+    if metadata is None:
+        return None
+    image = frame[8 + int.from_bytes(frame[4:8], "big") :]
+    return struct.pack(">II", _PREVIEW, _IMAGE_TYPES.get(str(metadata.get("image_type")), 1)) + image
+
+
+def _metadata(frame: bytes) -> dict[str, Any] | None:
+    if len(frame) < 8 or int.from_bytes(frame[:4], "big") != _PREVIEW_WITH_METADATA:
+        return None
+    end = 8 + int.from_bytes(frame[4:8], "big")
+    try:
+        found = msgspec.json.decode(frame[8:end])
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and end <= len(frame) else None

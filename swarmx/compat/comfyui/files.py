@@ -1,0 +1,196 @@
+"""Names of files: uploads are kept by content and copied to the server that needs them, outputs say whose they are.
+
+Two servers both make `picture_00001_.png`: what clients see is `server~picture_00001_.png`, which `/view`, and a graph
+that loads it, can be given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from swarmx.compat.comfyui.graph import Graph, file_name, with_inputs
+from swarmx.compat.comfyui.jobs import Job
+from swarmx.compat.comfyui.server import ComfyServer, ServerAway
+from swarmx.compat.comfyui.store import JobStore, Upload, digest_of
+
+MARK = "~"
+PREFIX = "swarmx-"
+"""How the names of copied files begin at servers."""
+FOLDERS = ("input", "output", "temp")
+_FRESH = 10_000
+_NAME = re.compile(r"[^\x00-\x1f\x7f/\\:*?\"<>|]{1,200}")
+_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,12}")
+
+
+class BadName(Exception):
+    """A name of a file or folder that cannot be one."""
+
+
+class Files:
+    """The uploads of all tenants, and which server has a copy of which content."""
+
+    def __init__(self, store: JobStore, servers: Mapping[str, ComfyServer]) -> None:
+        self._store = store
+        self._servers = servers
+        self._uploads: dict[tuple[str, str, str], Upload] = {}  # by tenant, folder and path
+        self._copied: dict[str, set[str]] = {}
+        self._fresh: dict[tuple[str, str, str, str], None] = {}  # outputs of jobs that still run, by tenant
+
+    async def open(self) -> None:
+        """Read what was uploaded before."""
+        for upload in await self._store.uploads():
+            self._uploads[upload.tenant, upload.folder, upload.path] = upload
+
+    async def keep(
+        self, tenant: str, folder: str, subfolder: str, name: str, data: bytes, *, overwrite: bool
+    ) -> Upload:
+        """Keep an upload. A name that is taken by another content gets a number, as on a ComfyUI server."""
+        if folder not in FOLDERS:
+            raise BadName(f"the type of a file is one of {', '.join(FOLDERS)}, not {folder!r}")
+        subfolder = _subfolder(subfolder)
+        if not _NAME.fullmatch(name) or name in (".", "..") or MARK in name:
+            raise BadName(f"a file cannot be called {name[:200]!r}")
+        digest = await asyncio.to_thread(digest_of, data)
+        stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix
+        count, wanted = 0, name
+        while True:
+            upload = Upload(tenant=tenant, folder=folder, subfolder=subfolder, name=wanted, sha256=digest)
+            known = self._uploads.get((tenant, folder, upload.path))
+            if known is None or overwrite or known.sha256 == digest:
+                break
+            count += 1
+            wanted = f"{stem} ({count}){suffix}"
+        await self._store.keep_upload(upload, data)
+        self._uploads[tenant, folder, upload.path] = upload
+        return upload
+
+    def names(self, tenant: str) -> NamesOf:
+        """The files that a graph of the tenant may name."""
+        return NamesOf(self, tenant)
+
+    def find(self, tenant: str, folder: str, path: str) -> Upload | None:
+        """One upload of the tenant."""
+        return self._uploads.get((tenant, folder, path))
+
+    def owner_of(self, name: str) -> tuple[str, str] | None:
+        """The server of an output, and its name there; None for what no server of ours made."""
+        *folders, last = name.split("/")
+        server, mark, rest = last.partition(MARK)
+        return (server, "/".join([*folders, rest])) if mark and rest and server in self._servers else None
+
+    def made(self, tenant: str, outputs: Iterable[tuple[str, str, str]]) -> None:
+        """A job that still runs has made these files (folder, subfolder, name): its client may fetch them at once."""
+        for output in outputs:
+            self._fresh[tenant, *output] = None
+        while len(self._fresh) > _FRESH:
+            del self._fresh[next(iter(self._fresh))]
+
+    async def may_see(self, tenant: str | None, folder: str, subfolder: str, name: str) -> bool:
+        """Whether an output is the tenant's (None: whether anybody may ask)."""
+        if tenant is None or (tenant, folder, subfolder, name) in self._fresh:
+            return True
+        return await self._store.made(tenant, folder, subfolder, name)
+
+    async def may_load(self, tenant: str, value: str) -> bool:
+        """Whether a graph of the tenant may name the file: an upload of its own, or an output of its jobs."""
+        path, folder = file_name(value)
+        owner = self.owner_of(path)
+        if owner is None:
+            return True
+        subfolder, _, name = path.rpartition("/")
+        return await self.may_see(tenant, "output" if folder == "input" else folder, subfolder, name)
+
+    def restarted(self, server: str) -> None:
+        """The server may have lost its copies."""
+        self._copied.pop(server, None)
+
+    async def localised(self, job: Job, server: ComfyServer) -> Graph:
+        """The graph as the server needs it, with all files that it names there. Raises ServerAway."""
+        changes: dict[tuple[str, str], object] = {}
+        for node_id, name in job.files:
+            value = str(job.graph[node_id]["inputs"][name])
+            path, folder = file_name(value)
+            owner = self.owner_of(path)
+            if owner is not None and owner[0] == server.name:
+                changes[node_id, name] = f"{owner[1]} [{'output' if folder == 'input' else folder}]"
+            elif owner is not None:
+                data = await self._fetch(self._servers[owner[0]], owner[1], "output" if folder == "input" else folder)
+                changes[node_id, name] = await self._copy(server, digest_of(data), path, data)
+            else:
+                upload = self.find(job.tenant, folder, path)
+                if upload is None:
+                    continue  # it was deleted: the server says so in its own words
+                data = await asyncio.to_thread(self._store.content(upload.sha256).read_bytes)
+                changes[node_id, name] = await self._copy(server, upload.sha256, path, data)
+        return with_inputs(job.graph, changes)
+
+    async def _copy(self, server: ComfyServer, digest: str, path: str, data: bytes) -> str:
+        """Put the content onto the server under a name that is the same for the same content."""
+        suffix = PurePosixPath(path).suffix
+        name = f"{PREFIX}{digest[:32]}{suffix if _SUFFIX.fullmatch(suffix) else ''}"
+        copied = self._copied.setdefault(server.name, set())
+        if name not in copied:
+            await server.upload(name, data)
+            copied.add(name)
+        return name
+
+    async def _fetch(self, server: ComfyServer, path: str, folder: str) -> bytes:
+        subfolder, _, name = path.rpartition("/")
+        query = {"filename": name, "subfolder": subfolder, "type": folder}
+        async with server.view(query, {}) as response:
+            if response.status != 200:
+                raise ServerAway(f"{server.name} has no file {path!r} any more")
+            return await response.read()
+
+
+class NamesOf:
+    """A collection of names for `in`: the uploads of one tenant, and outputs of the servers."""
+
+    def __init__(self, files: Files, tenant: str) -> None:
+        self._files = files
+        self._tenant = tenant
+
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
+        known = any(self._files.find(self._tenant, folder, name) is not None for folder in FOLDERS)
+        return known or self._files.owner_of(name) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        raise TypeError("names can be looked up only")
+
+    def __len__(self) -> int:
+        raise TypeError("names can be looked up only")
+
+
+def tagged(server: str, output: Any) -> Any:
+    """An output of a node with every file in it named as the server's."""
+    if isinstance(output, dict):
+        row = {key: tagged(server, value) for key, value in output.items()}
+        if isinstance(row.get("filename"), str) and "type" in row:
+            row["filename"] = f"{server}{MARK}{row['filename']}"
+        return row
+    return [tagged(server, value) for value in output] if isinstance(output, list) else output
+
+
+def files_in(output: Any) -> Iterator[tuple[str, str, str]]:
+    """Folder, subfolder and name of every file in an output."""
+    if isinstance(output, dict):
+        if isinstance(output.get("filename"), str) and "type" in output:
+            yield str(output["type"]), str(output.get("subfolder", "")), output["filename"]
+        for value in output.values():
+            yield from files_in(value)
+    elif isinstance(output, list):
+        for value in output:
+            yield from files_in(value)
+
+
+def _subfolder(raw: str) -> str:
+    parts = [part for part in raw.replace("\\", "/").split("/") if part not in ("", ".")]
+    if any(not _NAME.fullmatch(part) or part == ".." for part in parts) or len(parts) > 8:
+        raise BadName(f"a folder cannot be called {raw[:200]!r}")
+    return "/".join(parts)

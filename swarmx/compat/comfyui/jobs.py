@@ -1,0 +1,63 @@
+"""The jobs of the front: one graph each, from acceptance to its one end."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from swarmx.compat.comfyui.graph import Graph
+
+State = Literal["pending", "in_progress", "completed", "failed", "cancelled"]
+"""In the words of ComfyUI's jobs API."""
+ENDED: frozenset[State] = frozenset({"completed", "failed", "cancelled"})
+
+_CANONICAL = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+# Keys for paid services that clients hand to their nodes: they are for the server alone.
+_SECRETS = frozenset({"auth_token_comfy_org", "api_key_comfy_org"})
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client submitted, and what is needed to run it: stored before the client hears of it.
+
+    `order` is (number, how-manieth): lower ones of the same tenant and priority go first. `able` is not kept: which
+    servers can run it is asked anew after a restart. Times are Unix seconds.
+    """
+
+    prompt_id: str
+    tenant: str
+    client_id: str | None
+    number: float
+    seq: int
+    priority: int
+    graph: Graph
+    extra: dict[str, Any]
+    targets: list[str] | None
+    outputs: tuple[str, ...]
+    files: frozenset[tuple[str, str]]
+    created_s: float
+
+    @property
+    def order(self) -> tuple[float, int]:
+        return self.number, self.seq
+
+    def row(self) -> list[Any]:
+        """As `/queue` and `/history` show it: without secrets."""
+        extra = {key: value for key, value in self.extra.items() if key not in _SECRETS}
+        return [self.number, self.prompt_id, self.graph, extra, list(self.outputs)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a job ended. `history` is what `/history` shows of it, as JSON."""
+
+    state: State
+    ended_s: float
+    history: bytes
+
+
+def is_canonical(prompt_id: object) -> bool:
+    """Whether a client may name its job so: a UUID in lower case, as newer servers want it."""
+    return isinstance(prompt_id, str) and _CANONICAL.fullmatch(prompt_id) is not None

@@ -1,0 +1,107 @@
+"""Jobs as ComfyUI's newer jobs API shows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from swarmx.compat.comfyui.answers import answer
+from swarmx.compat.comfyui.files import files_in
+from swarmx.compat.comfyui.jobs import ENDED
+from swarmx.compat.comfyui.store import StoredJob
+
+_STATES = ("pending", "in_progress", "completed", "failed", "cancelled")
+_MOST = 1000
+_SORTS = ("created_at", "execution_duration")
+
+
+def overview(rows: list[StoredJob], request: web.Request) -> web.Response:
+    """One page of jobs, by the query's `status`, `sort_by`, `sort_order`, `limit` and `offset`."""
+    query = request.query
+    wanted = [s for s in query.get("status", "").split(",") if s] or list(_STATES)
+    sort_by, order = query.get("sort_by", "created_at"), query.get("sort_order", "desc")
+    try:
+        limit, offset = int(query.get("limit", _MOST)), int(query.get("offset", 0))
+    except ValueError:
+        return _bad("limit and offset are whole numbers")
+    if any(state not in _STATES for state in wanted):
+        return _bad(f"status is one or several of {', '.join(_STATES)}")
+    if sort_by not in _SORTS or order not in ("asc", "desc"):
+        return _bad(f"sort_by is one of {', '.join(_SORTS)}, sort_order asc or desc")
+    if limit < 1 or offset < 0:
+        return _bad("limit is at least 1, offset at least 0")
+    limit = min(limit, _MOST)
+    found = [row for row in rows if row.state in wanted]
+    found.sort(key=_created if sort_by == "created_at" else _duration, reverse=order == "desc")
+    page = found[offset : offset + limit]
+    more = offset + len(page) < len(found)
+    pagination = {"offset": offset, "limit": limit, "total": len(found), "has_more": more}
+    return answer({"jobs": [brief(row) for row in page], "pagination": pagination})
+
+
+def brief(row: StoredJob) -> dict[str, Any]:
+    """A job as a list shows it. Times are Unix milliseconds."""
+    history = _history(row)
+    files = [file for output in history.get("outputs", {}).values() for file in files_in(output)]
+    shown: dict[str, Any] = {
+        "id": row.job.prompt_id,
+        "status": row.state,
+        "priority": row.job.number,
+        "create_time": _ms(row.job.created_s),
+        "execution_start_time": _ms(row.started_s),
+        "execution_end_time": _ms(row.ended_s) if row.state in ENDED else None,
+        "outputs_count": len(files),
+        "preview_output": _preview(files[0]) if files else None,
+        "workflow_id": None,
+    }
+    failure = _failure(history)
+    if row.state == "failed" and failure is not None:
+        shown["execution_error"] = failure
+    return {key: value for key, value in shown.items() if value is not None}
+
+
+def detailed(row: StoredJob) -> dict[str, Any]:
+    """One job with its graph and outputs."""
+    history = _history(row)
+    return brief(row) | {
+        "workflow": {"prompt": row.job.graph, "extra_data": row.job.row()[3]},
+        "outputs": history.get("outputs", {}),
+        "execution_status": history.get("status"),
+        "execution_meta": history.get("meta"),
+        "swarmx": history.get("swarmx"),
+    }
+
+
+def _history(row: StoredJob) -> dict[str, Any]:
+    found = msgspec.json.decode(row.history) if row.history else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _failure(history: dict[str, Any]) -> Any:
+    status = history.get("status")
+    messages = status.get("messages") if isinstance(status, dict) else None
+    found = [m[1] for m in messages or () if isinstance(m, list) and len(m) > 1 and m[0] == "execution_error"]
+    return found[0] if found else None
+
+
+def _preview(file: tuple[str, str, str]) -> dict[str, Any]:
+    folder, subfolder, name = file
+    return {"filename": name, "subfolder": subfolder, "type": folder, "mediaType": "images"}
+
+
+def _created(row: StoredJob) -> float:
+    return row.job.created_s
+
+
+def _duration(row: StoredJob) -> float:
+    return (row.ended_s or 0.0) - (row.started_s or row.ended_s or 0.0)
+
+
+def _ms(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds * 1000)
+
+
+def _bad(message: str) -> web.Response:
+    return answer({"error": message}, status=400)

@@ -1,0 +1,143 @@
+"""The clients' websockets: each client id has one session, however often it connects."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from aiohttp import WSMsgType, web
+
+from swarmx.compat.comfyui.events import event_of, without_metadata
+
+MAX_BEHIND = 2000  # messages that a client may be behind before it is hung up on
+_MAX_PREVIEWS_BEHIND = 8
+FEATURES: dict[str, Any] = {"supports_preview_metadata": True}
+
+
+class _Socket:
+    """One connection: what is to be sent waits here, so that a slow client holds up nobody."""
+
+    def __init__(self, socket: web.WebSocketResponse) -> None:
+        self.socket = socket
+        self.metadata = False
+        self._behind: asyncio.Queue[str | bytes] = asyncio.Queue(MAX_BEHIND)
+
+    def send(self, message: str | bytes) -> bool:
+        """False when the client is too far behind. A preview is left out where others wait."""
+        if isinstance(message, bytes) and self._behind.qsize() > _MAX_PREVIEWS_BEHIND:
+            return True
+        try:
+            self._behind.put_nowait(message)
+        except asyncio.QueueFull:
+            return False
+        return True
+
+    async def pump(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                message = await self._behind.get()
+                if isinstance(message, bytes):
+                    await self.socket.send_bytes(message)
+                else:
+                    await self.socket.send_str(message)
+
+
+class Relay:
+    """Sends events to clients by tenant and client id. `status` is what a client is told of its tenant's queue;
+    `current` the node at which a job of the client is, for one that comes back."""
+
+    def __init__(
+        self,
+        *,
+        status: Callable[[str], dict[str, Any]],
+        current: Callable[[str, str], dict[str, Any] | None],
+        max_upload_bytes: int,
+    ) -> None:
+        self._status = status
+        self._current = current
+        self._features = FEATURES | {"max_upload_size": max_upload_bytes}
+        self._sessions: dict[tuple[str, str], set[_Socket]] = {}
+        self._stale = False
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """What this front says that it can do."""
+        return dict(self._features)
+
+    async def serve(self, request: web.Request, tenant: str) -> web.WebSocketResponse:
+        """One connection, from its first message to its last. A newer one with the same id takes nothing from it."""
+        client_id = request.query.get("clientId") or uuid.uuid4().hex
+        response = web.WebSocketResponse(heartbeat=30.0, max_msg_size=1 << 20)
+        await response.prepare(request)
+        socket, key = _Socket(response), (tenant, client_id)
+        self._sessions.setdefault(key, set()).add(socket)
+        pump = asyncio.create_task(socket.pump(), name="comfyui client")
+        try:
+            socket.send(_text("status", {"status": self._status(tenant), "sid": client_id}))
+            current = self._current(tenant, client_id)
+            if current is not None:
+                socket.send(_text("executing", current))
+            async for message in response:
+                if message.type is WSMsgType.TEXT:
+                    self._heard(socket, message.data)
+        finally:
+            pump.cancel()
+            self._sessions[key].discard(socket)
+            if not self._sessions[key]:
+                del self._sessions[key]
+        return response
+
+    def send(self, tenant: str, client_id: str | None, kind: str, data: dict[str, Any]) -> None:
+        """One event to every connection of a client."""
+        sockets = self._sessions.get((tenant, client_id)) if client_id is not None else None
+        if sockets:
+            text = _text(kind, data)
+            for socket in list(sockets):
+                self._put(socket, text)
+
+    def preview(self, tenant: str, client_id: str | None, frame: bytes) -> None:
+        """One binary frame, with its metadata where the client asked for it."""
+        for socket in list(self._sessions.get((tenant, client_id), ()) if client_id is not None else ()):
+            message = frame if socket.metadata else without_metadata(frame)
+            if message is not None:
+                self._put(socket, message)
+
+    def queue_changed(self) -> None:
+        """Tell every client how long the queue is; changes of the same moment are told once."""
+        if not self._stale:
+            self._stale = True
+            asyncio.get_running_loop().call_soon(self._tell)
+
+    async def close(self) -> None:
+        for sockets in list(self._sessions.values()):
+            for socket in list(sockets):
+                with contextlib.suppress(ConnectionError, TimeoutError):
+                    async with asyncio.timeout(1.0):
+                        await socket.socket.close(code=1001)
+
+    def _tell(self) -> None:
+        self._stale = False
+        texts: dict[str, str] = {}
+        for (tenant, _), sockets in self._sessions.items():
+            text = texts.setdefault(tenant, _text("status", {"status": self._status(tenant)}))
+            for socket in list(sockets):
+                self._put(socket, text)
+
+    def _heard(self, socket: _Socket, text: str) -> None:
+        event = event_of(text)
+        if event is not None and event[0] == "feature_flags":
+            socket.metadata = event[1].get("supports_preview_metadata") is True
+            socket.send(_text("feature_flags", self._features))
+
+    def _put(self, socket: _Socket, message: str | bytes) -> None:
+        if not socket.send(message):
+            transport = socket.socket
+            asyncio.get_running_loop().create_task(transport.close(code=1013), name="comfyui client")
+
+
+def _text(kind: str, data: dict[str, Any]) -> str:
+    return msgspec.json.encode({"type": kind, "data": data}).decode()

@@ -1,0 +1,369 @@
+"""Runs jobs: sends each to the server that the scheduler picks, and to another one when it is lost there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, assert_never
+
+from swarmx.compat.comfyui.attempt import Attempt, Done, Lost
+from swarmx.compat.comfyui.events import prompt_of
+from swarmx.compat.comfyui.files import Files, files_in, tagged
+from swarmx.compat.comfyui.history import given_up, refused_by_server, shown
+from swarmx.compat.comfyui.jobs import Ended, Job, State
+from swarmx.compat.comfyui.nodes import NodeBook
+from swarmx.compat.comfyui.relay import Relay
+from swarmx.compat.comfyui.scheduling import Placement, Scheduler, Waiting
+from swarmx.compat.comfyui.server import ServerAway
+from swarmx.compat.comfyui.servers import Servers
+from swarmx.compat.comfyui.settings import FrontSettings
+from swarmx.compat.comfyui.store import JobStore, StoredJob
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 1.0
+_VERDICT_S = 10.0
+# Held back until the job's end is stored: a client that asks for its history then finds it.
+_ENDS = frozenset({"execution_success", "execution_error", "execution_interrupted"})
+
+
+class _Run:
+    """A job at a server: its attempt, what its client is told, and what became of it at first."""
+
+    def __init__(self, waiting: Waiting, attempt: Attempt, started_s: float) -> None:
+        self.waiting = waiting
+        self.attempt = attempt
+        self.started_s = started_s
+        self.placement: Placement | None = None
+        self.held: list[tuple[str, dict[str, Any]]] = []
+        self.cancelled = False
+        self.awaited = False  # a client waits for the server's word on its graph
+        self.verdict: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def job(self) -> Job:
+        return self.waiting.job
+
+
+class JobRunner:
+    """The jobs that have not ended, and those that run. Everything happens on one event loop."""
+
+    def __init__(
+        self,
+        *,
+        settings: FrontSettings,
+        store: JobStore,
+        scheduler: Scheduler,
+        servers: Servers,
+        book: NodeBook,
+        files: Files,
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._scheduler = scheduler
+        self._servers = servers
+        self._book = book
+        self._files = files
+        self._clock = clock
+        self._runs: dict[str, _Run] = {}  # by server
+        self._server_of: dict[str, str] = {}  # by prompt id
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self.relay: Relay
+        servers.on_event, servers.on_binary = self._event, self._binary
+        servers.on_change = self._servers_changed
+
+    # What others see
+
+    def running(self, tenant: str | None = None) -> list[Job]:
+        """The jobs that run, first begun first."""
+        runs = sorted(self._runs.values(), key=lambda run: run.started_s)
+        return [run.job for run in runs if tenant in (None, run.job.tenant)]
+
+    def open_count(self, tenant: str | None = None) -> int:
+        """Jobs that have not ended."""
+        waiting = len(self._scheduler) if tenant is None else self._scheduler.waits(tenant)
+        return waiting + sum(tenant in (None, run.job.tenant) for run in self._runs.values())
+
+    def current(self, tenant: str, client_id: str) -> dict[str, Any] | None:
+        """The node at which a running job of the client is."""
+        for run in self._runs.values():
+            if (run.job.tenant, run.job.client_id) == (tenant, client_id) and run.attempt.node is not None:
+                return run.attempt.node
+        return None
+
+    # From outside
+
+    async def accept(self, job: Job, able: frozenset[str], *, doubtful: bool) -> dict[str, Any] | None:
+        """Take a job on; returns once it is stored. With `doubtful`, and a server that is free at once, that server's
+        word is waited for: its body where it refuses the graph, which is then forgotten; None otherwise.
+        """
+        self._scheduler.add(Waiting(job=job, able=able, since_s=job.created_s))
+        self._kick()
+        self.relay.queue_changed()
+        server = self._server_of.get(job.prompt_id)
+        if not doubtful or server is None:
+            return None
+        run = self._runs[server]
+        run.awaited = True
+        try:
+            async with asyncio.timeout(_VERDICT_S):
+                return await asyncio.shield(run.verdict)
+        except TimeoutError:
+            run.awaited = False
+            return None
+
+    async def recover(self, stored: Iterable[StoredJob]) -> None:
+        """Go on with what an earlier life of the front left: jobs that ran are looked for at their servers."""
+        for row in stored:
+            job = row.job
+            waiting = Waiting(job=job, able=self._able(job), since_s=job.created_s, attempt=row.attempts)
+            if row.state == "in_progress" and row.server in self._servers.names and row.server not in self._runs:
+                started_s = self._clock() if row.started_s is None else row.started_s
+                self._start(waiting, str(row.server), None, started_s)
+            else:
+                self._scheduler.add(waiting)
+        self._kick()
+
+    async def cancel(self, prompt_ids: Iterable[str], *, tenant: str | None, running: bool = True) -> list[str]:
+        """End these jobs of the tenant, as far as they have not ended; those that run only with `running`.
+
+        Gives the ids of those that end by it: at once where they wait, and once their servers have stopped else.
+        """
+        stopped, waited = [], []
+        for prompt_id in prompt_ids:
+            server = self._server_of.get(prompt_id)
+            if server is not None and running and tenant in (None, self._runs[server].job.tenant):
+                self._runs[server].cancelled = True
+                self._spawn(self._interrupt(self._runs[server]))
+                stopped.append(prompt_id)
+            job = self._scheduler.find(prompt_id)
+            if job is not None and tenant in (None, job.tenant):
+                self._scheduler.remove(prompt_id)
+                waited.append(prompt_id)
+        if waited:
+            await self._store.cancelled(waited, self._clock())
+            self.relay.queue_changed()
+        return stopped + waited
+
+    async def run(self) -> None:
+        """Look again from time to time: a policy that waits for a server may change its mind."""
+        while True:
+            await asyncio.sleep(_TICK_S)
+            self._kick()
+
+    async def close(self) -> None:
+        """Leave the jobs to the next life: those that run go on at their servers."""
+        self._closing = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # Placing
+
+    def _able(self, job: Job) -> frozenset[str]:
+        return self._book.able(job.graph, job.graph, job.files)
+
+    def _servers_changed(self, server: str, *, told: bool) -> None:
+        self._scheduler.server(server, up=self._servers.is_up(server))
+        if told:
+            self._scheduler.able_again(lambda waiting: self._able(waiting.job))
+        if (run := self._runs.get(server)) is not None:
+            run.attempt.stir()
+        self._kick()
+
+    def _kick(self) -> None:
+        if self._closing:
+            return
+        now_s = self._clock()
+        while (placement := self._scheduler.next(now_s)) is not None:
+            self._start(placement.waiting, placement.server, placement, now_s)
+
+    def _start(self, waiting: Waiting, server: str, placement: Placement | None, started_s: float) -> None:
+        """Run the job there; without a placement it is there already."""
+        self._scheduler.server(server, up=self._servers.is_up(server))
+        state = self._scheduler.states[server]
+        forecast = placement.forecast if placement else self._scheduler.forecast(waiting.facts, state)
+        self._scheduler.started(server, waiting, forecast, started_s)
+        attempt = Attempt(waiting.job.prompt_id, self._servers[server], self._settings, self._clock)
+        run = self._runs[server] = _Run(waiting, attempt, started_s)
+        run.placement = placement
+        self._server_of[waiting.job.prompt_id] = server
+        self._spawn(self._go(run, server))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work, name="comfyui job")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # One run
+
+    async def _go(self, run: _Run, server: str) -> None:
+        job = run.job
+        try:
+            if run.placement is not None:
+                run.waiting.attempt += 1
+                await self._store.started(job.prompt_id, server, run.started_s, run.placement.decision)
+                outcome = await self._submit(run, server)
+            else:
+                outcome = await run.attempt.follow()
+            match outcome:
+                case Done():
+                    await self._done(run, server, outcome.entry)
+                case Lost():
+                    await self._lost(run, server, outcome)
+                case dict():
+                    await self._refused(run, server, outcome)
+                case _:
+                    assert_never(outcome)
+        except Exception:
+            log.exception("the job %s could not be followed at %s", job.prompt_id, server)
+            await self._lost(run, server, Lost(reason="forgotten", detail="an error of the front", may_run=True))
+        finally:
+            if not run.verdict.done():
+                run.verdict.set_result(None)
+
+    async def _submit(self, run: _Run, server: str) -> Done | Lost | dict[str, Any]:
+        job, comfy = run.job, self._servers[server]
+        try:
+            graph = await self._files.localised(job, comfy)
+        except ServerAway as away:
+            return Lost(reason="files", detail=str(away), may_run=False)
+        client_id = self._servers.client_id(server)
+        try:
+            status, body = await comfy.submit(
+                job.prompt_id, graph, client_id=client_id, extra=job.extra, targets=job.targets
+            )
+        except ServerAway as away:  # it may have taken the job and lost its answer
+            log.warning("%s did not answer a job: %s", server, away)
+            if away.refused:
+                return Lost(reason="refused", detail=str(away), may_run=False)
+            return await run.attempt.follow()
+        if status == 400:
+            return body
+        if not run.verdict.done():
+            run.verdict.set_result(None)
+        return await run.attempt.follow()
+
+    async def _done(self, run: _Run, server: str, entry: dict[str, Any]) -> None:
+        job, now_s = run.job, self._clock()
+        told = entry.get("status")
+        status: dict[str, Any] = told if isinstance(told, dict) else {}
+        interrupted = any(message[0] == "execution_interrupted" for message in _messages(status))
+        success = status.get("status_str") == "success"
+        state: State = "completed" if success else "cancelled" if interrupted and run.cancelled else "failed"
+        outputs = tagged(server, entry.get("outputs") or {})
+        facts: dict[str, Any] = {
+            "server": server,
+            "attempts": run.waiting.attempt,
+            "queue_s": round(run.started_s - job.created_s, 4),
+            "run_s": round(now_s - run.started_s, 4),
+        }
+        if run.placement is not None:
+            forecast = run.placement.forecast
+            facts |= {"forecast_p50_s": forecast.quantile(0.5), "forecast_p95_s": forecast.quantile(0.95)}
+        history = shown(job, outputs, status, entry.get("meta"), facts)
+        self._leave(run, server, seconds=now_s - run.started_s if success else None)
+        await self._end(job, state, history, outputs)
+        for kind, data in run.held:
+            self.relay.send(job.tenant, job.client_id, kind, data)
+        self._finale(job)
+
+    async def _lost(self, run: _Run, server: str, lost: Lost) -> None:
+        """Run it elsewhere, unless that was tried often enough, or nobody wants it any more."""
+        job, waiting = run.job, run.waiting
+        log.warning("the job %s is lost at %s (%s): %s", job.prompt_id, server, lost.reason, lost.detail)
+        if lost.may_run:
+            self._servers.abandon(server, job.prompt_id)
+        self._leave(run, server, seconds=None, lost=True)
+        if run.cancelled:
+            await self._end(job, "cancelled", b"", {})
+            self._finale(job)
+        elif waiting.attempt >= self._settings.attempts:
+            detail = f"it was lost {waiting.attempt} times, last at {server}: {lost.detail}"
+            await self._give_up(job, given_up(job, "ServerLost", detail))
+        else:
+            waiting.tried |= {server}
+            await self._again(waiting)
+
+    async def _refused(self, run: _Run, server: str, body: dict[str, Any]) -> None:
+        """The server does not take the graph: a client that still waits hears so, else other servers are tried."""
+        job, waiting = run.job, run.waiting
+        self._leave(run, server, seconds=None)
+        if run.awaited and not run.verdict.done():
+            run.verdict.set_result(body)
+            await self._store.forget(job.prompt_id)
+            self.relay.queue_changed()
+            return
+        waiting.tried |= {server}
+        self._servers.ask_again(server)
+        if waiting.able - waiting.tried and not run.cancelled:
+            await self._again(waiting)
+        else:
+            await self._give_up(job, refused_by_server(job, body))
+
+    async def _again(self, waiting: Waiting) -> None:
+        await self._store.back(waiting.job.prompt_id)
+        waiting.able = self._able(waiting.job)
+        self._scheduler.add(waiting)
+        self._kick()
+        self.relay.queue_changed()
+
+    async def _give_up(self, job: Job, end: tuple[bytes, dict[str, Any]]) -> None:
+        history, data = end
+        await self._end(job, "failed", history, {})
+        self.relay.send(job.tenant, job.client_id, "execution_error", data)
+        self._finale(job)
+
+    async def _interrupt(self, run: _Run) -> None:
+        try:
+            await run.attempt.server.stop(run.job.prompt_id)
+        except ServerAway as away:
+            log.warning("%s could not be told to stop a job: %s", run.attempt.server.name, away)
+        run.attempt.stir()
+
+    def _leave(self, run: _Run, server: str, *, seconds: float | None, lost: bool = False) -> None:
+        """The server is free for the next job."""
+        self._runs.pop(server, None)
+        self._server_of.pop(run.job.prompt_id, None)
+        self._scheduler.ended(server, seconds=seconds)
+        if lost:
+            self._scheduler.states[server].forget()
+            self._files.restarted(server)
+            self._servers.doubt(server)
+
+    async def _end(self, job: Job, state: State, history: bytes, outputs: dict[str, Any]) -> None:
+        self._kick()  # the next job need not wait for the disk
+        end = Ended(state=state, ended_s=self._clock(), history=history)
+        await self._store.ended(job.prompt_id, end, list(files_in(outputs)))
+
+    def _finale(self, job: Job) -> None:
+        self.relay.send(job.tenant, job.client_id, "executing", {"node": None, "prompt_id": job.prompt_id})
+        self.relay.queue_changed()
+
+    # What servers say
+
+    def _event(self, server: str, kind: str, data: dict[str, Any]) -> None:
+        run = self._runs.get(server)
+        if run is None or data.get("prompt_id") != run.job.prompt_id:
+            return
+        run.attempt.heard(kind, data)
+        if kind == "executed":
+            data = data | {"output": tagged(server, data.get("output"))}
+            self._files.made(run.job.tenant, files_in(data["output"]))
+        if kind in _ENDS:
+            run.held.append((kind, data))
+        elif not (kind == "executing" and data.get("node") is None):
+            self.relay.send(run.job.tenant, run.job.client_id, kind, data)
+
+    def _binary(self, server: str, frame: bytes) -> None:
+        run = self._runs.get(server)
+        if run is not None and prompt_of(frame) in (None, run.job.prompt_id):
+            self.relay.preview(run.job.tenant, run.job.client_id, frame)
+
+
+def _messages(status: dict[str, Any]) -> list[list[Any]]:
+    found = status.get("messages")
+    return [m for m in found if isinstance(m, list) and m] if isinstance(found, list) else []

@@ -1,0 +1,296 @@
+"""Where jobs and uploads survive the front: one SQLite file, and a folder of files by the hash of their content."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from swarmx.compat.comfyui.jobs import Ended, Job, State
+from swarmx.core.errors import StoreError
+from swarmx.core.nouns import Decision
+from swarmx.memory.lane import Lane, explained
+
+T = TypeVar("T")
+
+_VERSION = 1
+_PRUNE_EVERY = 250  # ends
+_SCHEMA = """
+CREATE TABLE job (
+  prompt_id TEXT PRIMARY KEY, tenant TEXT NOT NULL, seq INTEGER NOT NULL UNIQUE, state TEXT NOT NULL,
+  body BLOB NOT NULL, server TEXT, attempts INTEGER NOT NULL DEFAULT 0,
+  created_s REAL NOT NULL, started_s REAL, ended_s REAL, history BLOB
+) STRICT;
+CREATE INDEX job_open ON job (seq) WHERE state IN ('pending', 'in_progress');
+CREATE INDEX job_done ON job (seq) WHERE ended_s IS NOT NULL;
+CREATE INDEX job_ended ON job (tenant, ended_s) WHERE ended_s IS NOT NULL;
+CREATE TABLE decision (prompt_id TEXT NOT NULL, attempt INTEGER NOT NULL, body BLOB NOT NULL,
+  PRIMARY KEY (prompt_id, attempt)) STRICT;
+CREATE TABLE output (
+  tenant TEXT NOT NULL, folder TEXT NOT NULL, subfolder TEXT NOT NULL, name TEXT NOT NULL,
+  PRIMARY KEY (tenant, folder, subfolder, name)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE upload (
+  tenant TEXT NOT NULL, folder TEXT NOT NULL, subfolder TEXT NOT NULL, name TEXT NOT NULL, sha256 TEXT NOT NULL,
+  PRIMARY KEY (tenant, folder, subfolder, name)
+) STRICT;
+"""
+
+
+class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A job with what has become of it."""
+
+    job: Job
+    state: State
+    server: str | None
+    attempts: int
+    started_s: float | None
+    ended_s: float | None
+    history: bytes | None
+
+
+class Upload(msgspec.Struct, frozen=True, kw_only=True):
+    """A file as its client named it. Its content lies under its hash."""
+
+    tenant: str
+    folder: str
+    subfolder: str
+    name: str
+    sha256: str
+
+    @property
+    def path(self) -> str:
+        """How inputs name it."""
+        return f"{self.subfolder}/{self.name}" if self.subfolder else self.name
+
+
+class JobStore:
+    """Writes return once they are on disk (WAL, synchronous=FULL); those of the same moment share one commit.
+
+    Keeps the newest `keep` ended jobs, and a few hundred more between two clearings.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 10_000) -> None:
+        self._folder = folder
+        self._keep = keep
+        self._lane: Lane | None = None
+        self._ends = 0
+
+    async def open(self) -> None:
+        """Create or open the database in the folder. Raises StoreError."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self._folder / "files").mkdir(exist_ok=True, mode=0o700)
+        try:
+            self._lane = await Lane.open(self._connect, name="comfyui-jobs", commits=True)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"the jobs in {self._folder} cannot be opened: {explained(error)}") from error
+
+    async def close(self) -> None:
+        if self._lane is not None:
+            await self._lane.close()
+            self._lane = None
+
+    async def accept(self, job: Job) -> StoredJob | None:
+        """Keep a new job; None when that is done, the job of this id when there is one already."""
+
+        def work(db: sqlite3.Connection) -> StoredJob | None:
+            known = db.execute(f"{_SELECT} WHERE prompt_id = ?", (job.prompt_id,)).fetchone()
+            if known is not None:
+                return _read(known)
+            db.execute(
+                "INSERT INTO job (prompt_id, tenant, seq, state, body, created_s) VALUES (?, ?, ?, 'pending', ?, ?)",
+                (job.prompt_id, job.tenant, job.seq, msgspec.json.encode(job), job.created_s),
+            )
+            return None
+
+        return await self._do(work)
+
+    async def forget(self, prompt_id: str) -> None:
+        """The job was never accepted after all: a server said so before its client heard anything."""
+        await self._do(lambda db: db.execute("DELETE FROM job WHERE prompt_id = ?", (prompt_id,)) and None)
+
+    async def started(self, prompt_id: str, server: str, at_s: float, decision: Decision | None) -> None:
+        """One more attempt begins, on the server."""
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute(
+                "UPDATE job SET state = 'in_progress', server = ?, attempts = attempts + 1, started_s = ? "
+                "WHERE prompt_id = ? AND ended_s IS NULL",
+                (server, at_s, prompt_id),
+            )
+            if decision is not None:
+                row = (prompt_id, decision.attempt, msgspec.json.encode(decision))
+                db.execute("INSERT OR REPLACE INTO decision VALUES (?, ?, ?)", row)
+
+        await self._do(work)
+
+    async def back(self, prompt_id: str) -> None:
+        """The attempt is over and the job waits again."""
+        await self._do(
+            lambda db: (
+                db.execute(
+                    "UPDATE job SET state = 'pending', server = NULL WHERE prompt_id = ? AND ended_s IS NULL",
+                    (prompt_id,),
+                )
+                and None
+            )
+        )
+
+    async def ended(self, prompt_id: str, end: Ended, outputs: Sequence[tuple[str, str, str]]) -> bool:
+        """Keep the one end of a job, and which files (folder, subfolder, name) are its tenant's by it. False when it
+        had ended before: then nothing changes."""
+
+        def work(db: sqlite3.Connection) -> bool:
+            changed = db.execute(
+                "UPDATE job SET state = ?, ended_s = ?, history = ? WHERE prompt_id = ? AND ended_s IS NULL",
+                (end.state, end.ended_s, end.history, prompt_id),
+            ).rowcount
+            owner = "INSERT OR IGNORE INTO output SELECT tenant, ?, ?, ? FROM job WHERE prompt_id = ?"
+            db.executemany(owner, [(*output, prompt_id) for output in outputs])
+            self._ends += 1
+            if self._ends % _PRUNE_EVERY == 0:
+                _prune(db, self._keep)
+            return changed == 1
+
+        return await self._do(work)
+
+    async def cancelled(self, prompt_ids: Sequence[str], at_s: float) -> None:
+        """These jobs end before they began."""
+
+        def work(db: sqlite3.Connection) -> None:
+            query = "UPDATE job SET state = 'cancelled', ended_s = ? WHERE prompt_id = ? AND ended_s IS NULL"
+            db.executemany(query, [(at_s, prompt_id) for prompt_id in prompt_ids])
+
+        await self._do(work)
+
+    async def open_jobs(self) -> list[StoredJob]:
+        """All that have not ended, oldest first."""
+        where = "WHERE state IN ('pending', 'in_progress') ORDER BY seq"
+        return await self._do(lambda db: [_read(row) for row in db.execute(f"{_SELECT} {where}")])
+
+    async def last_seq(self) -> int:
+        """The highest number that a job was given."""
+        return await self._do(lambda db: int(db.execute("SELECT coalesce(max(seq), 0) FROM job").fetchone()[0]))
+
+    async def job(self, prompt_id: str, tenant: str | None) -> StoredJob | None:
+        """One job that the tenant may see (None: any)."""
+
+        def work(db: sqlite3.Connection) -> StoredJob | None:
+            row = db.execute(f"{_SELECT} WHERE prompt_id = ? AND ifnull(?, tenant) = tenant", (prompt_id, tenant))
+            found = row.fetchone()
+            return None if found is None else _read(found)
+
+        return await self._do(work)
+
+    async def history(self, tenant: str | None, *, limit: int | None, offset: int) -> list[StoredJob]:
+        """Ended jobs, oldest end first; with a negative offset, the newest `limit`."""
+
+        def work(db: sqlite3.Connection) -> list[StoredJob]:
+            where = "WHERE ended_s IS NOT NULL AND ifnull(?, tenant) = tenant ORDER BY ended_s"
+            if offset < 0 and limit is not None:
+                rows = db.execute(f"{_SELECT} {where} DESC LIMIT ?", (tenant, limit)).fetchall()[::-1]
+            else:
+                most = -1 if limit is None else limit
+                rows = db.execute(f"{_SELECT} {where} LIMIT ? OFFSET ?", (tenant, most, max(0, offset))).fetchall()
+            return [_read(row) for row in rows]
+
+        return await self._do(work)
+
+    async def clear_history(self, tenant: str, prompt_ids: Sequence[str] | None) -> None:
+        """Forget ended jobs of the tenant: these, or all."""
+
+        def work(db: sqlite3.Connection) -> None:
+            if prompt_ids is None:
+                db.execute("DELETE FROM job WHERE ended_s IS NOT NULL AND tenant = ?", (tenant,))
+            for prompt_id in prompt_ids or ():
+                where = "prompt_id = ? AND tenant = ? AND ended_s IS NOT NULL"
+                db.execute(f"DELETE FROM job WHERE {where}", (prompt_id, tenant))  # noqa: S608
+
+        await self._do(work)
+
+    async def decisions(self, prompt_id: str) -> list[Decision]:
+        """Why the job went where it went, attempt by attempt."""
+        query = "SELECT body FROM decision WHERE prompt_id = ? ORDER BY attempt"
+        return await self._do(
+            lambda db: [msgspec.json.decode(row[0], type=Decision) for row in db.execute(query, (prompt_id,))]
+        )
+
+    async def made(self, tenant: str, folder: str, subfolder: str, name: str) -> bool:
+        """Whether a job of the tenant made the file."""
+        query = "SELECT 1 FROM output WHERE tenant = ? AND folder = ? AND subfolder = ? AND name = ?"
+        row = (tenant, folder, subfolder, name)
+        return await self._do(lambda db: db.execute(query, row).fetchone() is not None)
+
+    async def keep_upload(self, upload: Upload, data: bytes) -> None:
+        """Keep a file; another one of the same name and tenant is replaced. Its content is kept once."""
+        path = self.content(upload.sha256)
+        if not path.exists():
+            partial = path.with_suffix(f".{os.getpid()}.part")
+            partial.write_bytes(data)
+            os.replace(partial, path)
+        row = (upload.tenant, upload.folder, upload.subfolder, upload.name, upload.sha256)
+        await self._do(lambda db: db.execute("INSERT OR REPLACE INTO upload VALUES (?, ?, ?, ?, ?)", row) and None)
+
+    async def uploads(self) -> list[Upload]:
+        """All files."""
+        query = "SELECT tenant, folder, subfolder, name, sha256 FROM upload"
+        fields = ("tenant", "folder", "subfolder", "name", "sha256")
+        return await self._do(lambda db: [Upload(**dict(zip(fields, row, strict=True))) for row in db.execute(query)])
+
+    def content(self, digest: str) -> Path:
+        """Where the content of a file lies."""
+        return self._folder / "files" / digest
+
+    async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._lane is None:
+            raise StoreError("the store of jobs is closed; open it first")
+        return await self._lane.do(work)
+
+    def _connect(self) -> sqlite3.Connection:
+        path = self._folder / "jobs.db"
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        version = int(db.execute("PRAGMA user_version").fetchone()[0])
+        if version > _VERSION:
+            raise StoreError(f"{path} has schema {version}, this version knows {_VERSION}; use a newer SwarmX")
+        if version == 0:
+            db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+        return db
+
+
+_SELECT = "SELECT body, state, server, attempts, started_s, ended_s, history FROM job"
+
+
+def _prune(db: sqlite3.Connection, keep: int) -> None:
+    """Forget the oldest ended jobs beyond `keep`."""
+    query = "SELECT seq FROM job WHERE ended_s IS NOT NULL ORDER BY seq DESC LIMIT 1 OFFSET ?"
+    surplus = db.execute(query, (keep,)).fetchone()
+    if surplus is not None:
+        gone = "SELECT prompt_id FROM job WHERE ended_s IS NOT NULL AND seq <= ?"
+        db.execute(f"DELETE FROM decision WHERE prompt_id IN ({gone})", surplus)  # noqa: S608
+        db.execute("DELETE FROM job WHERE ended_s IS NOT NULL AND seq <= ?", surplus)
+
+
+def _read(row: tuple[Any, ...]) -> StoredJob:
+    body, state, server, attempts, started_s, ended_s, history = row
+    return StoredJob(
+        job=msgspec.json.decode(body, type=Job),
+        state=state,
+        server=server,
+        attempts=attempts,
+        started_s=started_s,
+        ended_s=ended_s,
+        history=history,
+    )
+
+
+def digest_of(data: bytes) -> str:
+    """The name of a content."""
+    return sha256(data).hexdigest()

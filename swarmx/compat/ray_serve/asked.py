@@ -1,0 +1,132 @@
+"""What a request of a Serve deployment asks for: its prompt, read from arguments of many shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+from msgspec.structs import replace
+
+from swarmx.core.nouns import Call
+from swarmx.core.prompts import PromptText
+from swarmx.core.records import ModelRequest
+from swarmx.runtime.requests import BadRequest, call_of
+
+_TEXTS = ("prompt", "input", "inputs", "text", "query", "question", "message", "content", "body")
+_LIMITS = ("max_completion_tokens", "max_tokens", "max_new_tokens")
+_MOST_TEXT = 1 << 20
+_MOST_DEPTH = 3
+
+
+def call_from(
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    deployment: str,
+    method: str,
+    workflow_id: str,
+    workflow_kind: str,
+    session: str,
+) -> tuple[Call, PromptText]:
+    """The call and its prompt. Whatever the arguments are, there is one: without any text its prompt is empty.
+
+    A text, bytes, a mapping or an object with an OpenAI body's fields (Ray Serve LLM's requests are such), and lists of
+    these are read; of other mappings, the texts in them.
+    """
+    asked = [*args, *kwargs.values()]
+    body = next((found for value in asked if (found := _openai(value)) is not None), None)
+    if body is None:
+        text = "\n".join(part for value in asked if (part := _text(value, 0)))
+        body = {"messages": [{"role": "user", "content": text[:_MOST_TEXT]}], **_limit(asked)}
+    role = method
+    system = next((m["content"] for m in body["messages"] if m["role"] == "system"), "")
+    if system:
+        role = f"{method}-{blake2b(system.encode(), digest_size=4).hexdigest()}"
+    request = ModelRequest(
+        tenant="ray",
+        workflow_id=workflow_id,
+        workflow_kind=workflow_kind,
+        node=method,
+        role=role,
+        kind="llm",
+        model=deployment,
+        body=body,
+    )
+    try:
+        call, prompt = call_of(request)
+    except BadRequest:  # a limit that no engine would take: the deployment will say so itself
+        call, prompt = call_of(_without_limits(request))
+    return (call if not session else _in_session(call, session)), prompt
+
+
+def size_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """About how many bytes of prompt the arguments carry."""
+    size = 0
+    for value in [*args, *kwargs.values()]:
+        messages = _field(value, "messages")
+        if isinstance(messages, Sequence) and not isinstance(messages, str | bytes):
+            size += sum(len(_text(_field(message, "content"), 0)) for message in messages)
+        else:
+            size += len(_text(value, 0))
+    return size
+
+
+def _in_session(call: Call, session: str) -> Call:
+    return replace(call, session=session)
+
+
+def _without_limits(request: ModelRequest) -> ModelRequest:
+    return replace(request, body={"messages": request.body["messages"]})
+
+
+def _openai(value: Any) -> dict[str, Any] | None:
+    """The fields of an OpenAI body that matter here, from a mapping or an object that has messages."""
+    messages = _field(value, "messages")
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
+        return None
+    read = [{"role": str(_field(m, "role") or "user"), "content": _text(_field(m, "content"), 0)} for m in messages]
+    tools = _field(value, "tools")
+    body: dict[str, Any] = {"messages": read, **_limit([value])}
+    if isinstance(tools, list) and tools and all(isinstance(tool, dict) for tool in tools):
+        body["tools"] = tools
+    if _field(value, "stream") is True:
+        body["stream"] = True
+    return body
+
+
+def _limit(values: Sequence[Any]) -> dict[str, int]:
+    for value in values:
+        for name in _LIMITS:
+            limit = _field(value, name)
+            if type(limit) is int:
+                return {"max_tokens": limit}
+    return {}
+
+
+def _field(value: Any, name: str) -> Any:
+    if isinstance(value, Mapping):
+        return value.get(name)
+    if value is None or isinstance(value, str | bytes | int | float | list | tuple):
+        return None
+    return getattr(value, "__dict__", {}).get(name)  # plain attributes only: a property could do anything
+
+
+def _text(value: Any, depth: int) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes | bytearray):
+        try:
+            return bytes(value[:_MOST_TEXT]).decode()
+        except UnicodeDecodeError:
+            return ""
+    if depth >= _MOST_DEPTH:
+        return ""
+    for name in _TEXTS:
+        if (found := _field(value, name)) is not None:
+            return _text(found, depth + 1)
+    if isinstance(value, Mapping):
+        return "\n".join(found for part in list(value.values())[:64] if (found := _text(part, depth + 1)))
+    if isinstance(value, list | tuple):
+        return "\n".join(found for part in value[:64] if (found := _text(part, depth + 1)))
+    return ""

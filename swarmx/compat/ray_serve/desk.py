@@ -1,0 +1,411 @@
+"""Where a Serve router's requests become calls of the router agent, and its dispatches become replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import msgspec
+
+from swarmx.agents.router import RouterAgent
+from swarmx.agents.router_settings import RouterSettings
+from swarmx.compat.ray_serve.decision_log import DecisionLog
+from swarmx.compat.ray_serve.known_replica import KnownReplica, differs
+from swarmx.compat.ray_serve.options import RouterOptions
+from swarmx.compat.ray_serve.pace import Pace
+from swarmx.compat.ray_serve.signals import ReplicaSignal
+from swarmx.compat.ray_serve.workflows import SilentWorkflows
+from swarmx.core.actions import Cancel, Dispatch, Refuse
+from swarmx.core.engine import EngineProfile
+from swarmx.core.forecast import Forecast
+from swarmx.core.messages import (
+    CallCancelled,
+    CallFailed,
+    CallFinished,
+    CallReady,
+    DecisionMade,
+    DemandReported,
+    Message,
+    ReplicaChanged,
+    SignalReported,
+    WorkflowEnded,
+)
+from swarmx.core.nouns import Call, FailureReason, Replica
+from swarmx.core.ports import Forecaster
+from swarmx.core.prompts import Encoding, PromptText
+from swarmx.runtime.clock import Clock
+from swarmx.runtime.journal import Journal, MemoryJournal
+from swarmx.runtime.live import LiveShell
+from swarmx.runtime.requests import new_id
+from swarmx.runtime.switchboard import Switchboard
+
+log = logging.getLogger(__name__)
+
+_ENDLESS = 1_000_000  # attempts: a replica that is full is no reason to give a call up
+_CLAIM_S = 10.0  # within which a request that was given a replica is on its way there
+_ENOUGH = 3  # calls that tell how fast a replica is
+
+
+class NoReplica(Exception):
+    """The agent gave the call up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A replica that Serve knows."""
+
+    replica_id: str
+    max_ongoing: int
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Ticket:
+    """One request on its way through a router: its call, and where it is."""
+
+    call: Call
+    prompt: PromptText
+    encoding: Encoding
+    forecast: Forecast
+    chosen: asyncio.Future[str] | None = None
+    attempt: int = 0
+    replica_id: str | None = None
+    sent_at_s: float = 0.0
+    area: float = 0.0  # of the replica's calls in flight over time, when it was sent
+    accepted: bool = False
+    took_s: float | None = None
+    batch: float = 1.0
+    work: float | None = None
+    over: bool = False
+
+
+class Desk:
+    """The router agent of one deployment in one process, in its own shell; all methods on one event loop.
+
+    `on_report` hears what the agent reports of the demand.
+    """
+
+    def __init__(
+        self,
+        deployment: str,
+        options: RouterOptions,
+        *,
+        clock: Clock,
+        forecaster: Callable[[Callable[[Message], None]], Forecaster],
+        decisions: DecisionLog | None = None,
+        journal: Journal | None = None,
+        on_report: Callable[[DemandReported], None] = lambda report: None,
+    ) -> None:
+        self.deployment = deployment
+        self.options = options
+        self._clock = clock
+        self._first = options.engine(deployment)
+        self._decisions = decisions
+        self._on_report = on_report
+        self._agent = RouterAgent(self.settings(deployment, options))
+        switchboard = Switchboard([self._agent], epoch=int(clock.now_s()), journal=journal or MemoryJournal(limit=0))
+        switchboard.observers.append(self._observe)
+        self._switchboard = switchboard
+        self._shell = LiveShell(
+            switchboard, clock, {Dispatch: self._dispatch, Cancel: self._cancel, Refuse: self._refuse}
+        )
+        self._forecaster = forecaster(self._shell.post)
+        self._known: dict[str, KnownReplica] = {}
+        self._tickets: dict[str, Ticket] = {}
+        self._workflows = SilentWorkflows(idle_s=options.workflow_idle_s, clock=clock, post=self._tell_workflow)
+
+    @staticmethod
+    def settings(deployment: str, options: RouterOptions) -> RouterSettings:
+        """The agent's own form of the options."""
+        return RouterSettings(
+            policy=options.policy,
+            parameters=options.parameters,
+            seed=options.seed,
+            max_attempts=_ENDLESS,
+            queue_timeout_s=options.call_timeout_s,
+            first_token_timeout_s=options.call_timeout_s,
+            call_timeout_s=options.call_timeout_s,
+            models=[deployment],
+            targets=options.targets,
+            shared=True,
+        )
+
+    @property
+    def faults(self) -> int:
+        """Messages that the agent, or who watches it, failed on."""
+        return self._switchboard.faults
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a replica here."""
+        return sum(ticket.chosen is not None for ticket in self._tickets.values())
+
+    def in_flight(self, replica_id: str) -> int:
+        """Calls of this router that are on the replica, or on their way there."""
+        return self._agent.in_flight(replica_id)
+
+    def ticket(self, call: Call, prompt: PromptText) -> Ticket:
+        """Read the prompt and forecast its work, once for all attempts."""
+        call = msgspec.structs.replace(call, call_id=new_id("call"))
+        encoding = self._forecaster.encode(call, prompt)
+        forecast = self._forecaster.forecast(call, encoding)
+        return Ticket(call=call, prompt=prompt, encoding=encoding, forecast=forecast)
+
+    def replicas(self, seen: Sequence[Seen]) -> None:
+        """These replicas there are now, and no others."""
+        now_s = self._clock.now_s()
+        for replica_id in self._known.keys() - {one.replica_id for one in seen}:
+            self.lost(replica_id)
+        for one in seen:
+            known = self._known.get(one.replica_id)
+            if known is None:
+                profile = msgspec.structs.replace(
+                    self._fastest() or self._first, model=self.deployment, max_batch=one.max_ongoing
+                )
+                replica = Replica(
+                    replica_id=one.replica_id,
+                    model=self.deployment,
+                    kind="llm",
+                    device=profile.device,
+                    url="",
+                    profile=profile,
+                    provider="ray",
+                    emulated=False,
+                )
+                self._known[one.replica_id] = KnownReplica(replica=replica, pace=Pace(self._first), since_s=now_s)
+                self._shell.post(ReplicaChanged(replica=replica, state="ready"))
+            elif known.replica.profile.max_batch != one.max_ongoing:
+                self._tell_profile(known, msgspec.structs.replace(known.replica.profile, max_batch=one.max_ongoing))
+
+    def lost(self, replica_id: str) -> None:
+        """The replica is gone; what it had is over for it, and whoever is asked next is another."""
+        known = self._known.get(replica_id)
+        if known is None:
+            return
+        self._shell.post(ReplicaChanged(replica=known.replica, state="draining"))  # what waits goes elsewhere
+        for ticket in [t for t in self._tickets.values() if t.replica_id == replica_id]:
+            self.ended(ticket, failed="replica_gone")
+        del self._known[replica_id]
+        self._shell.post(ReplicaChanged(replica=known.replica, state="gone"))
+
+    def ask(self, ticket: Ticket, *, running: int | None = None) -> asyncio.Future[str]:
+        """Have the agent find a replica for the request. The future has it, now or later, or NoReplica.
+
+        Asked again for a request that was given a replica, this means that the replica did not take it, since it had
+        `running` others.
+        """
+        if ticket.chosen is not None:
+            raise RuntimeError(f"{ticket.call.call_id} is being placed already")
+        chosen = ticket.chosen = asyncio.get_running_loop().create_future()
+        if ticket.replica_id is not None and ticket.call.call_id in self._tickets:
+            if running is not None:
+                self.counted(ticket.replica_id, running + 1)  # for the agent, this one is there still
+            self._moved(ticket, "busy", retryable=True)
+        else:
+            self._begin(ticket)
+        return chosen
+
+    async def place(self, ticket: Ticket, *, running: int | None = None) -> str:
+        """The replica for the request, once the agent has one. Raises NoReplica."""
+        chosen = self.ask(ticket, running=running)
+        try:
+            return await chosen
+        except asyncio.CancelledError:
+            self.cancelled(ticket)
+            raise
+
+    def accepted(self, ticket: Ticket) -> None:
+        """The replica has taken the request."""
+        ticket.accepted = True
+
+    def ended(self, ticket: Ticket, *, failed: FailureReason | None = None) -> None:
+        """The request is over, with an answer or (`failed`) without."""
+        call_id = ticket.call.call_id
+        if ticket.over or self._tickets.get(call_id) is not ticket or ticket.replica_id is None:
+            return
+        now_s = self._clock.now_s()
+        ticket.took_s, ticket.over = now_s - ticket.sent_at_s, True
+        if (known := self._known.get(ticket.replica_id)) is not None and ticket.took_s > 0.0:
+            ticket.batch = max(1.0, (known.changed(-1, now_s) - ticket.area) / ticket.took_s)
+        attempt = ticket.attempt
+        del self._tickets[call_id]
+        self._workflows.leave(ticket.call)
+        if failed is not None:
+            self._shell.post(CallFailed(call_id=call_id, attempt=attempt, reason=failed, retryable=False))
+            return
+        self._shell.post(
+            CallFinished(
+                call_id=call_id,
+                attempt=attempt,
+                prompt_tokens=ticket.call.prompt_tokens,
+                cached_tokens=0,
+                work_done=0.0,  # what it came to is heard later, by `worked`; a pace is learnt there
+            )
+        )
+
+    def worked(self, ticket: Ticket, work: float | None) -> None:
+        """What the request came to, once it is known.
+
+        None where its answer does not tell: then its time stands for its work, at the pace of the replica, and the
+        pace is learnt from the work that was expected.
+        """
+        if ticket.work is not None or ticket.took_s is None or ticket.replica_id is None:
+            return
+        known = self._known.get(ticket.replica_id)
+        if known is None and work is None:
+            return
+        seen = ticket.forecast.mean if work is None else work
+        ticket.work = self._implied(ticket, known) if work is None and known is not None else seen
+        self._forecaster.observe(ticket.call, ticket.encoding, ticket.work)
+        if known is not None:
+            prompt_tokens = float(ticket.call.prompt_tokens)
+            known.pace.observe(ticket.took_s, work=seen, prompt_tokens=prompt_tokens, batch=ticket.batch)
+            self._learnt(known)
+
+    def cancelled(self, ticket: Ticket) -> None:
+        """Nobody wants the answer any more, or the request never left."""
+        if self._tickets.get(ticket.call.call_id) is ticket:
+            del self._tickets[ticket.call.call_id]
+            ticket.over, ticket.chosen = True, None
+            if ticket.replica_id is not None and (known := self._known.get(ticket.replica_id)) is not None:
+                known.changed(-1, self._clock.now_s())
+            self._workflows.leave(ticket.call)
+            self._shell.post(CallCancelled(call_id=ticket.call.call_id))
+
+    def unclaimed(self, ticket: Ticket, attempt: int) -> None:
+        """Give the place back if the request never went to the replica that it was given."""
+        if ticket.attempt == attempt and not ticket.accepted and ticket.chosen is None:
+            self.cancelled(ticket)
+
+    def counted(self, replica_id: str, running: int) -> None:
+        """The replica itself has just said how many calls it has, of all routers."""
+        self._signal(replica_id, running, 0, 0.0)
+
+    def heard(self, signal: ReplicaSignal) -> None:
+        """A replica pushed its state. It counts as of its arrival, since clocks differ; an older one does not count."""
+        known = self._known.get(signal.replica_id)
+        if known is None or signal.at_s <= known.said_at_s:
+            return
+        known.said_at_s = signal.at_s
+        self._signal(signal.replica_id, signal.running, signal.waiting, signal.kv_usage)
+        if signal.profile is not None:
+            known.told, known.told_calls = signal.profile, signal.calls
+            self._learnt(known)
+
+    def close(self) -> None:
+        """Drop all timers, and write what is not written."""
+        self._shell.close()
+        self._workflows.close()
+        if self._decisions is not None:
+            self._decisions.close()
+
+    def _begin(self, ticket: Ticket) -> None:
+        """A fresh attempt at a request: it has no replica, or lost the one that it had."""
+        if ticket.over:  # an answer was lost after the replica had taken the request: for the agent a call of its own
+            ticket.call = msgspec.structs.replace(ticket.call, call_id=new_id("call"))
+            ticket.over, ticket.accepted, ticket.took_s = False, False, None
+        ticket.attempt, ticket.replica_id = 0, None
+        self._tickets[ticket.call.call_id] = ticket
+        self._workflows.enter(ticket.call)
+        self._shell.post(CallReady(call=ticket.call, forecast=ticket.forecast))
+
+    def _moved(self, ticket: Ticket, reason: FailureReason, *, retryable: bool) -> None:
+        """The replica did not take the request; the agent is asked for another."""
+        if (known := self._known.get(ticket.replica_id or "")) is not None:
+            known.changed(-1, self._clock.now_s())
+        ticket.replica_id = None
+        self._shell.post(
+            CallFailed(call_id=ticket.call.call_id, attempt=ticket.attempt, reason=reason, retryable=retryable)
+        )
+
+    def _dispatch(self, action: Dispatch) -> None:
+        ticket = self._tickets.get(action.call_id)
+        if ticket is None or ticket.chosen is None or ticket.chosen.done():
+            return
+        now_s = self._clock.now_s()
+        ticket.attempt, ticket.replica_id, ticket.sent_at_s = action.attempt, action.replica_id, now_s
+        known = self._known[action.replica_id]
+        ticket.area = known.changed(+1, now_s)
+        ticket.chosen.set_result(action.replica_id)
+        ticket.chosen = None
+        asyncio.get_running_loop().call_later(_CLAIM_S, self.unclaimed, ticket, action.attempt)
+
+    def _cancel(self, action: Cancel) -> None:
+        """Serve stops what it has sent by itself."""
+
+    def _refuse(self, action: Refuse) -> None:
+        ticket = self._tickets.pop(action.call_id, None)
+        if ticket is not None and ticket.chosen is not None and not ticket.chosen.done():
+            self._workflows.leave(ticket.call)
+            ticket.over = True
+            ticket.chosen.set_exception(NoReplica(f"{action.reason}: {action.detail}"))
+            ticket.chosen = None
+
+    def _implied(self, ticket: Ticket, known: KnownReplica) -> float:
+        """The work that a call of this time was, at the pace that the replica has shown."""
+        profile = known.replica.profile
+        fixed_s = profile.call_base_s + profile.prefill_token_s * ticket.call.prompt_tokens
+        return max(
+            1.0, ((ticket.took_s or 0.0) - fixed_s) / (profile.step_base_s + profile.decode_seq_s * ticket.batch)
+        )
+
+    def _signal(self, replica_id: str, running: int, waiting: int, kv_usage: float) -> None:
+        if replica_id in self._known:
+            self._shell.post(
+                SignalReported(
+                    replica_id=replica_id,
+                    running=running,
+                    waiting=waiting,
+                    kv_usage=kv_usage,
+                    measured_at_s=self._clock.now_s(),
+                )
+            )
+
+    def _learnt(self, known: KnownReplica) -> None:
+        """Tell the agent how fast the replica is, and what is thought of those of which nobody knows yet."""
+        if known.calls < _ENOUGH:
+            return
+        self._describe(known, known.profile())
+        if unknown := [one for one in self._known.values() if one.calls < _ENOUGH]:
+            best = self._fastest() or self._first
+            for one in unknown:
+                self._describe(one, best)
+
+    def _fastest(self) -> EngineProfile | None:
+        """The profile of the fastest replica that is known: one that is not is tried as if it were as fast."""
+        known = [one.profile() for one in self._known.values() if one.calls >= _ENOUGH]
+        return min(known, key=lambda profile: profile.step_base_s + profile.decode_seq_s, default=None)
+
+    def _describe(self, known: KnownReplica, profile: EngineProfile) -> None:
+        profile = msgspec.structs.replace(profile, model=self.deployment, max_batch=known.replica.profile.max_batch)
+        self._tell_profile(known, profile)
+
+    def _tell_profile(self, known: KnownReplica, profile: EngineProfile) -> None:
+        if differs(known.replica.profile, profile):
+            known.replica = msgspec.structs.replace(known.replica, profile=profile)
+            self._shell.post(ReplicaChanged(replica=known.replica, state="ready"))
+
+    def _tell_workflow(self, message: Message, at_s: float) -> None:
+        """An end counts as of the last answer, which is a while ago; nothing that must be done follows from it."""
+        if isinstance(message, WorkflowEnded):
+            self._switchboard.deliver(message, at_s)
+        else:
+            self._shell.post(message)
+
+    def _observe(self, message: Message, now_s: float) -> None:
+        if isinstance(message, DecisionMade) and self._decisions is not None:
+            self._decisions.write(message.decision)
+        elif isinstance(message, DemandReported):
+            with suppress(Exception):
+                self._on_report(message)
+
+
+def outcomes(error: object) -> FailureReason | None:
+    """What the end of a request says of its replica; None for an answer."""
+    if not isinstance(error, BaseException):
+        return None
+    name = type(error).__name__
+    names: Mapping[str, FailureReason] = {"ActorDiedError": "replica_gone", "ActorUnavailableError": "connection_lost"}
+    return names.get(name, "rejected")

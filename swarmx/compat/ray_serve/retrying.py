@@ -1,0 +1,211 @@
+"""Answers that are asked for again where their replica was lost, and the key that names a request over its attempts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.serve.request_router import PendingRequest, ReplicaResult, RunningReplica
+
+from swarmx.compat.ray_serve.answered import work_of
+
+_T = TypeVar("_T")
+_WAIT_S = 0.05
+_MOST_WAIT_S = 2.0
+LOST = (ActorDiedError, ActorUnavailableError)
+
+
+def idempotency_key() -> str:
+    """Inside a replica: what names the request that is being served, the same for all attempts at it.
+
+    Empty outside of a request. A deployment whose method must not have an effect twice looks this up first.
+    """
+    context = ray.serve.context._get_serve_request_context()
+    return f"{context.request_id}:{context._internal_request_id}" if context.request_id else ""
+
+
+async def retrying(call: Callable[[], Any], *, retries: int = 2) -> Any:
+    """Await `call()`, a request of a deployment handle, and repeat it where its replica is lost under it.
+
+    For callers whose deployment has another router, or methods that the router may not repeat. `call` has to make a
+    new request each time: `await retrying(lambda: handle.remote(prompt))`.
+    """
+    for attempt in range(retries + 1):
+        try:
+            return await call()
+        except LOST:
+            if attempt == retries:
+                raise
+            await asyncio.sleep(min(_MOST_WAIT_S, _WAIT_S * 2.0**attempt))
+    raise AssertionError("unreachable")
+
+
+class WatchedReplica(RunningReplica):  # type: ignore[misc]  # Ray has no types
+    """A replica whose answers are `WatchedResult`s; `router` is who sends again."""
+
+    def __init__(self, replica_info: Any, router: Any) -> None:
+        super().__init__(replica_info)
+        self._swarmx_router = router
+
+    def try_send_request(self, pr: PendingRequest, with_rejection: bool) -> ReplicaResult:
+        """As Serve does; a request that is sent again gets its plain result."""
+        result = super().try_send_request(pr, with_rejection)
+        if getattr(pr, "_swarmx_resent", False) or not with_rejection:
+            return result
+        options = self._swarmx_router._options
+        left = options.retries if pr.metadata.call_method in options.retry_methods else 0
+        return WatchedResult(result, pr, self, self._swarmx_router, left)
+
+
+class WatchedResult(ReplicaResult):  # type: ignore[misc]
+    """The answer of a request: its work is told to whoever watches, and a lost replica's request is sent again.
+
+    Up to `left` times, and of a stream only while nothing of it has come. Where the answer is handed on as a reference,
+    it is neither seen nor asked for again.
+    """
+
+    def __init__(self, result: ReplicaResult, pr: PendingRequest, replica: Any, router: Any, left: int) -> None:
+        self._result = result
+        self._pr = pr
+        self._replica = replica
+        self._router = router
+        self._left = left
+        self._items = 0
+        self._tell: Callable[[float | None], None] | None = None
+
+    def watch(self, tell: Callable[[float | None], None]) -> None:
+        """Have the work of the answer told, once it is known."""
+        self._tell = tell
+
+    async def get_rejection_response(self) -> Any:
+        return await self._result.get_rejection_response()
+
+    def get(self, timeout_s: float | None) -> Any:
+        while True:
+            try:
+                return self._seen(self._result.get(timeout_s))
+            except LOST as error:
+                if not self._may_repeat(error):
+                    raise
+                again = asyncio.run_coroutine_threadsafe(self._again(), self._router._event_loop)
+                self._result, self._replica = again.result(timeout_s)
+
+    async def get_async(self) -> Any:
+        while True:
+            try:
+                return self._seen(await self._result.get_async())
+            except LOST as error:
+                if not self._may_repeat(error):
+                    raise
+                await self._repeat()
+
+    def __next__(self) -> Any:
+        while True:
+            try:
+                return self._item(self._result.__next__())
+            except StopIteration:
+                self._ended()
+                raise
+            except LOST as error:
+                if self._items or not self._may_repeat(error):
+                    raise
+                again = asyncio.run_coroutine_threadsafe(self._again(), self._router._event_loop)
+                self._result, self._replica = again.result()
+
+    async def __anext__(self) -> Any:
+        while True:
+            try:
+                return self._item(await self._result.__anext__())
+            except StopAsyncIteration:
+                self._ended()
+                raise
+            except LOST as error:
+                if self._items or not self._may_repeat(error):
+                    raise
+                await self._repeat()
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    def add_done_callback(self, callback: Callable[..., Any]) -> None:
+        self._result.add_done_callback(callback)
+
+    def cancel(self) -> None:
+        self._left = 0
+        self._result.cancel()
+
+    def to_object_ref(self) -> Any:
+        return self._result.to_object_ref()
+
+    async def to_object_ref_async(self) -> Any:
+        return await self._result.to_object_ref_async()
+
+    def to_object_ref_gen(self) -> Any:
+        return self._result.to_object_ref_gen()
+
+    def _seen(self, answer: _T) -> _T:
+        self._told(work_of(answer))
+        return answer
+
+    def _item(self, item: _T) -> _T:
+        self._items += 1
+        return item
+
+    def _ended(self) -> None:
+        """A stream came to its end: as many tokens as parts."""
+        self._told(float(self._items) if self._items else None)
+
+    def _told(self, work: float | None) -> None:
+        tell, self._tell = self._tell, None
+        if tell is not None:
+            tell(work)
+
+    def _may_repeat(self, error: Exception) -> bool:
+        """Whether it was this replica that was lost, and there is an attempt left."""
+        lost = getattr(error, "actor_id", None)
+        mine = self._replica.actor_id.hex()
+        if self._left <= 0 or (isinstance(lost, str) and lost != mine):
+            return False
+        self._left -= 1
+        self._tell = None
+        return True
+
+    async def _repeat(self) -> None:
+        """On the loop of the router, whichever loop the caller is on."""
+        again = asyncio.run_coroutine_threadsafe(self._again(), self._router._event_loop)
+        self._result, self._replica = await asyncio.wrap_future(again)
+
+    async def _again(self) -> tuple[ReplicaResult, Any]:
+        """The same request, with the same ids, at whichever replica the router chooses now."""
+        router, pr = self._router, self._pr
+        pr._swarmx_resent = True
+        if isinstance(pr.args, tuple):
+            pr.args = list(pr.args)
+        while True:
+            replica = await router._choose_replica_for_request(pr, is_retry=True)
+            result = None
+            try:
+                result = replica.try_send_request(pr, with_rejection=True)
+                router.on_send_request(replica.replica_id)
+                reply = await result.get_rejection_response()
+            except ActorDiedError:
+                router.on_replica_actor_died(replica.replica_id)
+                continue
+            except ActorUnavailableError:
+                router.on_replica_actor_unavailable(replica.replica_id)
+                await asyncio.sleep(_WAIT_S)
+                continue
+            router.on_new_queue_len_info(replica.replica_id, reply.num_ongoing_requests)
+            if not reply.accepted:
+                result.cancel()
+                continue
+            router.on_request_routed(pr, replica.replica_id, result)
+            result.add_done_callback(
+                lambda _, name=replica.replica_id: router._event_loop.call_soon_threadsafe(
+                    router.decrement_queue_len_cache, name
+                )
+            )
+            return result, replica

@@ -1,0 +1,1 @@
+"""The same stores in PostgreSQL, for several gateways that share their workflows."""

@@ -1,0 +1,40 @@
+"""Where a server keeps what outlives it: its folder, and the database of its workflows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
+from swarmx.replica_config import Section
+
+
+class StateSection(Section):
+    """Where SwarmX keeps what outlives it."""
+
+    dir: Path = Field(Path(".swarmx"), description="Folder of the database, the keys and the journals (mode 0700).")
+    database: str = Field(
+        "",
+        description="A PostgreSQL database, postgresql://user@host:port/name, that several servers may share; none: "
+        "a SQLite file in the folder. Its password belongs into $PGPASSWORD or ~/.pgpass.",
+    )
+    lease_s: float = Field(
+        10.0,
+        ge=1.0,
+        le=600.0,
+        description="With a shared database: how long a server that is silent keeps its workflows.",
+    )
+    journal: bool = Field(True, description="Write every message of the agents to a journal, for `swarmx replay`.")
+
+    @field_validator("database")
+    @classmethod
+    def _no_secret(cls, value: str) -> str:
+        if not value:
+            return value
+        parts = urlsplit(value)
+        if parts.scheme not in ("postgresql", "postgres"):
+            raise ValueError("state.database: expected postgresql://user@host:port/name, or nothing for SQLite.")
+        if parts.password is not None or "password=" in parts.query:
+            raise ValueError("state.database: leave the password out; put it into $PGPASSWORD or ~/.pgpass.")
+        return value

@@ -1,0 +1,250 @@
+"""Servers that die, hang, forget and stutter, clients that come and go: a job ends once, whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from swarmx.compat.comfyui.jobs import Job
+from swarmx.compat.comfyui.store import JobStore
+from tests.compat.comfyui.fake import FakeComfy, graph, serving
+from tests.compat.comfyui.fronts import Client, eventually, front, until_end
+
+pytestmark = pytest.mark.process
+
+
+def _server_of(entry: dict) -> str:  # type: ignore[type-arg]
+    return str(entry["swarmx"]["server"])
+
+
+async def _started_on(fakes: tuple[FakeComfy, ...], prompt_id: str) -> FakeComfy:
+    return await eventually(lambda: _with(fakes, prompt_id))  # type: ignore[no-any-return]
+
+
+async def _with(fakes: tuple[FakeComfy, ...], prompt_id: str) -> FakeComfy | None:
+    return next((fake for fake in fakes if prompt_id in fake.received), None)
+
+
+async def test_a_job_of_a_server_that_dies_runs_elsewhere_once(tmp_path: Path) -> None:
+    fakes = (FakeComfy(step_s=0.02), FakeComfy(step_s=0.02))
+    async with serving(*fakes), front(tmp_path, *fakes) as client, client.socket() as socket:
+        _, answer = await client.submit(graph(steps=30))
+        first = await _started_on(fakes, answer["prompt_id"])
+        await first.die()
+        events = await until_end(socket, answer["prompt_id"])
+        entry = await client.history(answer["prompt_id"])
+        other = fakes[1] if first is fakes[0] else fakes[0]
+        await first.start()
+    assert entry["status"]["status_str"] == "success"
+    assert entry["swarmx"]["attempts"] == 2
+    assert other.received == [answer["prompt_id"]]
+    assert [kind for kind, _ in events].count("execution_success") == 1
+    assert sum(kind == "executing" and data["node"] is None for kind, data in events) == 1
+
+
+async def test_a_job_that_kills_every_server_is_given_up_after_the_attempts_it_may_have(tmp_path: Path) -> None:
+    fakes = (FakeComfy(step_s=0.02), FakeComfy(step_s=0.02), FakeComfy())
+    async with serving(*fakes), front(tmp_path, *fakes) as client, client.socket() as socket:
+        _, answer = await client.submit(graph(steps=50))
+        for _ in range(2):
+            live = tuple(fake for fake in fakes if not fake.dead)
+            await (await _started_on(live, answer["prompt_id"])).die()
+        events = await until_end(socket, answer["prompt_id"])
+        entry = await client.history(answer["prompt_id"])
+    assert entry["status"]["status_str"] == "error"
+    told = next(data for kind, data in events if kind == "execution_error")
+    assert told["exception_type"] == "swarmx.ServerLost"
+    assert sum(answer["prompt_id"] in fake.received for fake in fakes) == 2
+
+
+async def test_a_job_of_a_server_that_hangs_runs_elsewhere_and_is_stopped_there_later(tmp_path: Path) -> None:
+    fakes = (FakeComfy(step_s=0.02), FakeComfy(step_s=0.02))
+    async with serving(*fakes), front(tmp_path, *fakes) as client:
+        _, answer = await client.submit(graph(steps=500))
+        prompt_id = answer["prompt_id"]
+        first = await _started_on(fakes, prompt_id)
+        other = fakes[1] if first is fakes[0] else fakes[0]
+        other.step_s = 0.0
+        first.hangs = first.mute = True
+        entry = await client.ended(prompt_id)
+        first.hangs = first.mute = False
+
+        async def stopped() -> bool:
+            async with client.session.get(f"{first.url}/queue") as response:
+                return not (await response.json())["queue_running"]
+
+        await eventually(stopped)
+        again = await client.history(prompt_id)
+    assert entry["status"]["status_str"] == "success"
+    assert _server_of(entry) == ("s2" if other is fakes[1] else "s1")
+    assert again == entry
+
+
+async def test_a_job_that_makes_no_progress_is_stopped_and_run_elsewhere(tmp_path: Path) -> None:
+    fakes = (FakeComfy(step_s=0.01), FakeComfy(step_s=0.01))
+    async with serving(*fakes), front(tmp_path, *fakes, stall_s=0.5) as client:
+        for fake in fakes:
+            fake.stuck = True
+        _, answer = await client.submit(graph(steps=3))
+        first = await _started_on(fakes, answer["prompt_id"])
+        for fake in fakes:
+            fake.stuck = fake is first
+        entry = await client.ended(answer["prompt_id"])
+    assert entry["status"]["status_str"] == "success"
+    assert entry["swarmx"]["attempts"] == 2
+
+
+async def test_half_a_websocket_frame_loses_events_and_nothing_else(tmp_path: Path) -> None:
+    fake = FakeComfy(step_s=0.02)
+    async with serving(fake), front(tmp_path, fake) as client:
+        fake.half_frame = True
+        _, events, entry = await client.run(graph(steps=20))
+    assert not fake.half_frame
+    assert entry["status"]["status_str"] == "success"
+    assert entry["swarmx"]["attempts"] == 1
+    assert events[-1][1]["node"] is None
+
+
+async def test_a_server_without_events_is_polled(tmp_path: Path) -> None:
+    fake = FakeComfy(step_s=0.002)
+    fake.mute = True
+    async with serving(fake), front(tmp_path, fake) as client:
+        _, _, entry = await client.run(graph())
+    assert entry["status"]["status_str"] == "success"
+
+
+async def test_a_server_that_restarts_has_forgotten_its_job_which_runs_again(tmp_path: Path) -> None:
+    fake = FakeComfy(step_s=0.02)
+    async with serving(fake), front(tmp_path, fake, refused_after_s=30.0, lost_after_s=30.0) as client:
+        _, answer = await client.submit(graph(steps=30))
+        await _started_on((fake,), answer["prompt_id"])
+        await fake.die()
+        fake.step_s = 0.0
+        await fake.start(fake.port)
+        entry = await client.ended(answer["prompt_id"])
+    assert entry["status"]["status_str"] == "success"
+    assert entry["swarmx"]["attempts"] == 2
+
+
+async def test_jobs_survive_the_front_those_that_ran_are_found_again(tmp_path: Path) -> None:
+    fake = FakeComfy(step_s=0.02)
+    async with serving(fake):
+        async with front(tmp_path, fake) as client:
+            ids = [(await client.submit(graph(seed, steps=20)))[1]["prompt_id"] for seed in range(3)]
+            await _started_on((fake,), ids[0])
+        async with front(tmp_path, fake) as client:
+            entries = [await client.ended(prompt_id) for prompt_id in ids]
+    assert [entry["status"]["status_str"] for entry in entries] == ["success"] * 3
+    assert sorted(fake.received) == sorted(ids), "each ran once"
+
+
+async def test_a_job_that_ended_while_the_front_was_down_is_not_run_again(tmp_path: Path) -> None:
+    fake = FakeComfy(step_s=0.01)
+    async with serving(fake):
+        async with front(tmp_path, fake) as client:
+            _, answer = await client.submit(graph(steps=20))
+            await _started_on((fake,), answer["prompt_id"])
+        async with aiohttp.ClientSession() as session:
+            await Client(fake.url, session).ended(answer["prompt_id"])
+        async with front(tmp_path, fake) as client:
+            entry = await client.ended(answer["prompt_id"])
+    assert entry["status"]["status_str"] == "success"
+    assert fake.received == [answer["prompt_id"]]
+
+
+async def test_a_client_that_comes_back_under_its_id_hears_the_rest(tmp_path: Path) -> None:
+    fake = FakeComfy(step_s=0.02)
+    async with serving(fake), front(tmp_path, fake) as client:
+        old = await client.socket()
+        _, answer = await client.submit(graph(steps=40))
+        await _started_on((fake,), answer["prompt_id"])
+        async with client.socket() as new:
+            await old.close()
+            events = await until_end(new, answer["prompt_id"])
+    kinds = [kind for kind, _ in events]
+    assert "progress" in kinds
+    assert "executed" in kinds
+
+
+async def test_a_client_that_goes_away_gets_its_pictures_later(tmp_path: Path) -> None:
+    fake = FakeComfy(step_s=0.01)
+    async with serving(fake), front(tmp_path, fake) as client:
+        async with client.socket():
+            _, answer = await client.submit(graph(steps=10))
+        entry = await client.ended(answer["prompt_id"])
+    assert entry["outputs"]["9"]["images"]
+
+
+async def test_a_graph_sent_twice_under_one_id_is_one_job(tmp_path: Path) -> None:
+    fake = FakeComfy(step_s=0.01)
+    async with serving(fake), front(tmp_path, fake) as client:
+        prompt_id = str(uuid.uuid4())
+        answers = await asyncio.gather(*(client.submit(graph(), prompt_id=prompt_id) for _ in range(5)))
+        await client.ended(prompt_id)
+        again = await client.submit(graph(), prompt_id=prompt_id)
+        other = await client.submit(graph(2), prompt_id=prompt_id)
+    assert [status for status, _ in answers] == [200] * 5
+    assert again[0] == 200
+    assert (other[0], other[1]["error"]["type"]) == (400, "invalid_prompt_id")
+    assert fake.received == [prompt_id]
+
+
+async def test_with_no_server_up_a_job_is_not_taken_or_waits_for_one(tmp_path: Path) -> None:
+    fake = FakeComfy()
+    async with serving(fake), front(tmp_path, fake) as client:
+        await fake.die()
+        await eventually(lambda: _is_down(client))
+        status, answer = await client.submit(graph())
+        await fake.start(fake.port)
+        entry = await client.ended(answer["prompt_id"])
+    assert status == 200, "what the server can run is known"
+    assert entry["status"]["status_str"] == "success"
+    async with front(tmp_path / "other", fake, wait=False) as client:
+        status, answer = await client.submit(graph())
+    assert (status, answer["error"]["type"]) == (503, "no_server")
+
+
+async def _is_down(client: Client) -> bool:
+    return (await client.ask("GET", "/readyz"))[0] == 503
+
+
+async def test_ten_thousand_jobs_wait_through_a_restart_and_the_next_one_is_refused(tmp_path: Path) -> None:
+    store = JobStore(tmp_path)
+    await store.open()
+    await asyncio.gather(*(store.accept(_small(seq)) for seq in range(1, 10_001)))
+    await store.close()
+    fake = FakeComfy(step_s=0.01)
+    tenants = {"default": {"max_waiting": 9_990}}
+    async with serving(fake), front(tmp_path, fake, tenants=tenants, lost_after_s=60.0, timeout_s=30.0) as client:
+        await eventually(lambda: _with((fake,), _small(1).prompt_id))
+        status, refused = await client.submit(graph(steps=1))
+        async with client.session.post(f"{client.url}/prompt", json={"prompt": graph()}) as response:
+            retry = response.headers["Retry-After"]
+        await client.ended(_small(2).prompt_id)
+        await client.ask("POST", "/queue", {"clear": True})
+        _, after = await client.ask("GET", "/prompt")
+    assert (status, refused["error"]["type"]) == (429, "queue_full")
+    assert int(retry) >= 1
+    assert fake.received[:2] == [_small(1).prompt_id, _small(2).prompt_id]
+    assert after["exec_info"]["queue_remaining"] <= 1
+
+
+def _small(seq: int) -> Job:
+    return Job(
+        prompt_id=str(uuid.UUID(int=seq)),
+        tenant="default",
+        client_id=None,
+        number=float(seq),
+        seq=seq,
+        priority=0,
+        graph=graph(seq, steps=10),
+        extra={},
+        targets=None,
+        outputs=("9",),
+        files=frozenset(),
+        created_s=float(seq),
+    )

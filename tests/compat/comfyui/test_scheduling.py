@@ -1,0 +1,179 @@
+"""Who goes where next: residency, speed, order, shares; with forecasts that are told, not learnt."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from swarmx.compat.comfyui.forecasts import EvaluationForecaster, JobFacts, ServerState
+from swarmx.compat.comfyui.jobs import Job
+from swarmx.compat.comfyui.scheduling import Placement, Scheduler, Waiting
+from swarmx.core.forecast import Forecast, from_samples
+from tests.compat.comfyui.fake import graph
+
+_NUMBERS = itertools.count(1)
+BOTH = frozenset({"a", "b"})
+
+
+class Told:
+    """Seconds by server, and what a load takes."""
+
+    def __init__(self, seconds: dict[str, float], *, load_s: float = 0.0) -> None:
+        self.seconds, self.load_s = seconds, load_s
+
+    def forecast(self, facts: JobFacts, server: ServerState) -> Forecast:
+        mean = self.seconds.get(server.name, 1.0) + self.load_s * len(server.to_load(facts))
+        return from_samples([0.9 * mean, mean, 1.1 * mean], unit="s")
+
+    def ended(self, facts: JobFacts, server: ServerState, seconds: float) -> None:
+        pass
+
+
+def waiting(
+    *, tenant: str = "t", model: str = "tiny.safetensors", able: frozenset[str] = BOTH, priority: int = 0
+) -> Waiting:
+    seq = next(_NUMBERS)
+    job = Job(
+        prompt_id=f"job{seq}",
+        tenant=tenant,
+        client_id=None,
+        number=float(seq),
+        seq=seq,
+        priority=priority,
+        graph=graph(seq, model=model),
+        extra={},
+        targets=None,
+        outputs=("9",),
+        files=frozenset(),
+        created_s=0.0,
+    )
+    return Waiting(job=job, able=able, since_s=0.0)
+
+
+def scheduler(forecaster: Told, *, policy: str = "marginal", weights: dict[str, float] | None = None) -> Scheduler:
+    made = Scheduler(forecaster, policy=policy, weights=weights)
+    for name in ("a", "b"):
+        made.server(name, up=True)
+    return made
+
+
+def run(made: Scheduler, now_s: float = 0.0) -> Placement | None:
+    """The next placement, begun."""
+    placed = made.next(now_s)
+    if placed is not None:
+        made.started(placed.server, placed.waiting, placed.forecast, now_s)
+    return placed
+
+
+def test_an_idle_faster_server_is_chosen() -> None:
+    made = scheduler(Told({"a": 5.0, "b": 1.0}))
+    made.add(waiting())
+    placed = run(made)
+    assert placed is not None
+    assert placed.server == "b"
+
+
+def test_a_server_that_holds_the_model_is_worth_more_than_a_faster_one_that_has_to_load_it() -> None:
+    made = scheduler(Told({"a": 1.2, "b": 1.0}, load_s=10.0))
+    first = waiting(able=frozenset({"a"}))
+    made.add(first)
+    assert run(made) is not None
+    made.ended("a", seconds=11.2)
+    made.add(waiting())
+    placed = run(made, 20.0)
+    assert placed is not None
+    assert placed.server == "a"
+    assert placed.decision.candidates.terms_s["prefill_s"][1] == pytest.approx(9.8, rel=0.01)
+
+
+def test_a_job_waits_for_a_fast_busy_server_rather_than_take_a_slow_idle_one() -> None:
+    made = scheduler(Told({"a": 100.0, "b": 1.0}))
+    made.add(waiting())
+    assert run(made) is not None
+    made.add(waiting())
+    assert run(made, 0.5) is None
+    made.ended("b", seconds=1.0)
+    placed = run(made, 1.0)
+    assert placed is not None
+    assert placed.server == "b"
+
+
+def test_a_job_that_only_a_busy_server_can_run_holds_up_nobody() -> None:
+    made = scheduler(Told({}))
+    only_a = frozenset({"a"})
+    made.add(waiting(able=only_a))
+    run(made)
+    for _ in range(20):
+        made.add(waiting(able=only_a))
+    last = waiting(able=frozenset({"b"}))
+    made.add(last)
+    placed = run(made)
+    assert placed is not None
+    assert placed.waiting is last
+
+
+def test_tenants_get_service_by_weight() -> None:
+    made = scheduler(Told({}), weights={"big": 3.0}, policy="least_work")
+    for _ in range(40):
+        made.add(waiting(tenant="big"))
+        made.add(waiting(tenant="small"))
+    served = []
+    for second in range(20):
+        placed = run(made, float(second))
+        assert placed is not None
+        served.append(placed.waiting.job.tenant)
+        made.ended(placed.server, seconds=1.0)
+    assert served.count("big") == 15
+
+
+def test_a_server_that_lost_the_job_is_asked_last() -> None:
+    made = scheduler(Told({"a": 1.0, "b": 50.0}))
+    again = waiting()
+    again.tried, again.attempt = frozenset({"a"}), 1
+    made.add(again)
+    placed = run(made)
+    assert placed is not None
+    assert (placed.server, placed.decision.note, placed.decision.attempt) == ("b", "retry", 2)
+
+
+@pytest.mark.parametrize("policy", ["marginal", "least_work", "round_robin", "swarmx_paper", "least_outstanding"])
+def test_every_job_is_placed_once_under_any_policy(policy: str) -> None:
+    made = scheduler(Told({"a": 1.0, "b": 2.0}), policy=policy)
+    jobs = [waiting() for _ in range(30)]
+    for each in jobs:
+        made.add(each)
+    placed, now_s = [], 0.0
+    while len(made):
+        now_s += 0.5
+        while (found := run(made, now_s)) is not None:
+            placed.append(found.waiting.job.prompt_id)
+        for name, running in list(made.running.items()):
+            if now_s - running.since_s >= 1.0:
+                made.ended(name, seconds=1.0)
+    assert sorted(placed) == sorted(each.job.prompt_id for each in jobs)
+
+
+def test_the_forecaster_learns_what_a_server_takes_and_what_it_has() -> None:
+    forecaster, server = EvaluationForecaster(), ServerState(name="a")
+    small, large = (JobFacts.of(graph(1, steps=steps, side=256), ("9",)) for steps in (4, 40))
+    assert large.work == pytest.approx(10 * small.work)
+    cold = forecaster.forecast(small, server)
+    server.ran(small)
+    fresh = [JobFacts.of(graph(seed, steps=10, side=256), ("9",)) for seed in range(2, 30)]
+    for facts in fresh:
+        forecaster.ended(facts, server, 2.0)
+        server.ran(facts)
+    warm = forecaster.forecast(JobFacts.of(graph(99, steps=10, side=256), ("9",)), server)
+    assert warm.quantile(0.5) == pytest.approx(2.0, rel=0.2)
+    assert warm.quantile(0.9) < 3.0
+    assert cold.quantile(0.5) > forecaster.forecast(small, server).quantile(0.5)
+    assert forecaster.forecast(fresh[-1], server).quantile(0.5) < 1.0, "all its nodes are computed already"
+
+
+def test_order_and_guidance_count_as_evaluations() -> None:
+    euler, heun = (JobFacts.of(graph(1, sampler=name), ("9",)) for name in ("euler", "heun"))
+    plain = graph(1)
+    plain["3"]["inputs"]["cfg"] = 1.0
+    assert heun.work == pytest.approx(2 * euler.work)
+    assert JobFacts.of(plain, ("9",)).work == pytest.approx(euler.work / 2)

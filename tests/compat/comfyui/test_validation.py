@@ -1,0 +1,124 @@
+"""Graphs are judged without a server; what only a server can know is left to it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swarmx.compat.comfyui.graph import cycle_in, models_in, signatures, upstream_first
+from swarmx.compat.comfyui.nodes import NodeBook, merged, read_spec
+from swarmx.compat.comfyui.validation import Accepted, Rejected, validate
+from tests.compat.comfyui.fake import graph, object_info
+
+SPECS = {name: read_spec(name, info) for name, info in object_info(["tiny.safetensors"], custom=True).items()}
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+def test_a_sound_graph_is_accepted_with_its_outputs() -> None:
+    found = validate(graph(), SPECS)
+    assert found == Accepted(outputs=("9",))
+
+
+def test_an_output_that_cannot_be_made_does_not_keep_others_from_it() -> None:
+    both = graph()
+    both["10"] = {"class_type": "SaveImage", "inputs": {"images": ["8", 0]}}
+    found = validate(both, SPECS)
+    assert isinstance(found, Accepted)
+    assert found.outputs == ("9",)
+    assert found.node_errors["10"]["dependent_outputs"] == ["10"]
+
+
+def test_a_cycle_is_found_and_named() -> None:
+    loop = graph()
+    loop["8"]["inputs"]["samples"] = ["3", 0]
+    loop["3"]["inputs"]["latent_image"] = ["3", 0]
+    found = validate(loop, SPECS)
+    assert isinstance(found, Rejected)
+    assert found.node_errors["3"]["errors"][0]["type"] == "dependency_cycle"
+
+
+def test_a_chain_as_long_as_a_request_is_no_problem() -> None:
+    chain: dict[str, Any] = {"0": {"class_type": "EmptyImage", "inputs": graph()["5"]["inputs"] | {"color": 0}}}
+    for i in range(1, 10_000):
+        chain[str(i)] = {"class_type": "ImageUpscaleWithModel", "inputs": {"image": [str(i - 1), 0]}}
+    chain["end"] = {"class_type": "PreviewImage", "inputs": {"images": ["9999", 0]}}
+    assert isinstance(validate(chain, SPECS), Rejected)
+    assert len(signatures(chain, ["end"])) == 10_001
+
+
+def test_values_are_converted_as_servers_do() -> None:
+    loose = graph()
+    loose["5"]["inputs"]["width"] = "128"
+    loose["6"]["inputs"]["text"] = 5
+    assert isinstance(validate(loose, SPECS), Accepted)
+    assert loose["5"]["inputs"]["width"] == 128
+    assert loose["6"]["inputs"]["text"] == "5"
+
+
+def test_only_a_custom_node_may_take_what_its_description_does_not_allow() -> None:
+    custom = {
+        "1": {"class_type": "Picky", "inputs": {"value": 99}},
+        "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+    }
+    found = validate(custom, SPECS)
+    assert isinstance(found, Accepted)
+    assert found.doubtful
+
+
+@given(changes=st.dictionaries(st.sampled_from(["3", "4", "5", "8", "9"]), _json, max_size=3), targets=_json)
+@settings(max_examples=150, deadline=None)
+def test_no_graph_at_all_raises(changes: dict[str, Any], targets: Any) -> None:
+    odd: dict[str, Any] = copy.deepcopy(graph()) | changes
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            odd[key] = {"class_type": "KSampler", "inputs": value}
+    found = validate(odd, SPECS, targets=targets)
+    assert isinstance(found, Accepted | Rejected)
+    if isinstance(found, Rejected):
+        assert set(found.body) == {"error", "node_errors"}
+
+
+def test_sources_come_before_what_they_feed() -> None:
+    order = upstream_first(graph(), ["9"])
+    assert set(order) == set(graph())
+    assert order.index("4") < order.index("6") < order.index("3") < order.index("8") < order.index("9")
+    assert cycle_in(graph(), ["9"]) == []
+
+
+def test_the_same_seed_computes_the_same_and_another_one_only_part_of_it() -> None:
+    first, same, other = (signatures(graph(seed), ["9"]) for seed in (1, 1, 2))
+    assert first == same
+    assert {node for node in first if first[node] != other[node]} == {"3", "8", "9"}
+
+
+def test_the_union_offers_what_any_server_has_and_a_graph_goes_where_it_can_run() -> None:
+    book = NodeBook()
+    book.told("s1", object_info(["one.safetensors"]))
+    book.told("s2", object_info(["two.safetensors"], custom=True))
+    options = book.specs["CheckpointLoaderSimple"].inputs["ckpt_name"].options
+    assert options == ("one.safetensors", "two.safetensors")
+    assert book.able(graph(model="two.safetensors"), graph(), frozenset()) == {"s2"}
+    assert book.able(graph(model="none.safetensors"), graph(), frozenset()) == frozenset()
+    assert "Picky" in book.union
+    assert models_in(graph(model="two.safetensors")) == {"two.safetensors"}
+
+
+def test_of_two_ranges_the_wider_one_counts_and_an_input_that_one_lacks_is_optional() -> None:
+    one = {"input": {"required": {"x": ["INT", {"min": 0, "max": 5}], "y": ["INT", {}]}}}
+    two = {"input": {"required": {"x": ["INT", {"min": 2, "max": 9}]}}}
+    found = merged(one, two)["input"]
+    assert found == {"required": {"x": ["INT", {"min": 0, "max": 9}]}, "optional": {"y": ["INT", {}]}}
+
+
+@pytest.mark.parametrize("info", [{}, {"input": None}, {"input": {"required": {"x": 3}}}, {"output": "IMAGE"}])
+def test_a_description_that_is_odd_is_read_as_far_as_it_goes(info: dict[str, Any]) -> None:
+    assert read_spec("Odd", info).outputs == ()

@@ -1,0 +1,251 @@
+"""The desk between Serve's requests and the router agent; no Ray in it."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from swarmx.compat.ray_serve.asked import call_from
+from swarmx.compat.ray_serve.decision_log import DecisionLog
+from swarmx.compat.ray_serve.desk import Desk, NoReplica, Seen, Ticket, outcomes
+from swarmx.compat.ray_serve.options import RouterOptions
+from swarmx.compat.ray_serve.signals import ReplicaSignal
+from swarmx.compat.ray_serve.why import main as why
+from swarmx.core.engine import EngineProfile
+from swarmx.core.messages import DemandReported, Message
+from swarmx.core.nouns import Decision
+from swarmx.core.ports import Forecaster
+from swarmx.neural.empirical import EmpiricalForecaster
+from swarmx.runtime.clock import WallClock
+
+
+def desk(*, most: int = 2, replicas: int = 2, decisions: DecisionLog | None = None, **options: object) -> Desk:
+    def plain(post: Callable[[Message], None]) -> Forecaster:
+        return EmpiricalForecaster()
+
+    made = Desk("app/model", RouterOptions(**options), clock=WallClock(), forecaster=plain, decisions=decisions)  # type: ignore[arg-type]
+    made.replicas([Seen(replica_id=f"r{n}", max_ongoing=most) for n in range(replicas)])
+    return made
+
+
+def ticket(of: Desk, prompt: str = "hello", workflow: str = "w") -> Ticket:
+    call, text = call_from(
+        (prompt,),
+        {},
+        deployment=of.deployment,
+        method="__call__",
+        workflow_id=workflow,
+        workflow_kind="/",
+        session="",
+    )
+    return of.ticket(call, text)
+
+
+async def serve(of: Desk, one: Ticket) -> str:
+    found = await of.place(one)
+    of.accepted(one)
+    return found
+
+
+async def test_a_request_goes_to_a_replica_and_its_slot_is_free_again_at_its_end() -> None:
+    at = desk(replicas=1)
+    one = ticket(at)
+    assert await serve(at, one) == "r0"
+    assert at.in_flight("r0") == 1
+    at.ended(one)
+    assert at.in_flight("r0") == 0
+    at.close()
+
+
+async def test_a_request_waits_while_every_replica_is_full_and_goes_on_when_one_has_room() -> None:
+    at = desk(most=1, replicas=1)
+    first, second = ticket(at), ticket(at)
+    await serve(at, first)
+    waiting = asyncio.ensure_future(at.place(second))
+    await asyncio.sleep(0)
+    assert at.waiting == 1
+    at.ended(first)
+    assert await waiting == "r0"
+    at.close()
+
+
+async def test_a_replica_that_did_not_take_a_request_is_not_asked_again_while_another_is_there() -> None:
+    at = desk(most=2, replicas=2)
+    one = ticket(at)
+    first = await at.place(one)
+    second = await at.place(one, running=2)
+    assert second != first
+    assert at.in_flight(first) == 0
+    at.close()
+
+
+async def test_a_full_replica_is_not_chosen_on_the_word_of_the_replica_itself() -> None:
+    at = desk(most=2, replicas=1)
+    at.counted("r0", 2)
+    waiting = asyncio.ensure_future(at.place(ticket(at)))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    at.counted("r0", 1)
+    assert await waiting == "r0"
+    at.close()
+
+
+async def test_a_lost_replica_ends_what_it_had_and_gets_nothing_more() -> None:
+    at = desk(replicas=2)
+    one = ticket(at)
+    lost = await serve(at, one)
+    at.lost(lost)
+    assert one.over
+    assert all([await serve(at, ticket(at)) != lost for _ in range(2)])
+    at.close()
+
+
+async def test_a_request_whose_answer_was_lost_is_placed_once_more() -> None:
+    at = desk(replicas=2)
+    one = ticket(at)
+    lost = await serve(at, one)
+    at.ended(one, failed="replica_gone")
+    at.lost(lost)
+    assert await at.place(one) != lost
+    at.close()
+
+
+async def test_a_cancelled_request_leaves_its_place_to_others() -> None:
+    at = desk(most=1, replicas=1)
+    first, second, third = ticket(at), ticket(at), ticket(at)
+    await serve(at, first)
+    waiting = asyncio.ensure_future(at.place(second))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    at.cancelled(first)
+    assert await at.place(third) == "r0"
+    assert at.in_flight("r0") == 1
+    at.close()
+
+
+async def test_a_place_that_nobody_claimed_is_given_back() -> None:
+    at = desk(most=1, replicas=1)
+    one = ticket(at)
+    await at.place(one)
+    at.unclaimed(one, one.attempt)
+    assert at.in_flight("r0") == 0
+    at.close()
+
+
+async def test_what_a_pushed_signal_says_of_the_speed_decides() -> None:
+    at = desk(most=8, replicas=2)
+    slow = EngineProfile(model="m", device="ray", step_base_s=1.0)
+    fast = EngineProfile(model="m", device="ray", step_base_s=0.001)
+    for replica_id, profile in (("r0", slow), ("r1", fast)):
+        at.heard(
+            ReplicaSignal(
+                deployment=at.deployment, replica_id=replica_id, at_s=1.0, running=0, profile=profile, calls=9
+            )
+        )
+    assert {await serve(at, ticket(at)) for _ in range(4)} == {"r1"}
+    at.close()
+
+
+async def test_an_older_signal_than_the_last_does_not_count() -> None:
+    at = desk(most=2, replicas=1)
+    at.heard(ReplicaSignal(deployment=at.deployment, replica_id="r0", at_s=2.0, running=0))
+    at.heard(ReplicaSignal(deployment=at.deployment, replica_id="r0", at_s=1.0, running=2))
+    assert await serve(at, ticket(at)) == "r0"
+    at.close()
+
+
+async def test_a_pace_is_learnt_from_what_requests_took() -> None:
+    at = desk(most=8, replicas=2)
+    for _ in range(12):
+        one = ticket(at)
+        found = await serve(at, one)
+        at.ended(one)
+        one.took_s = 5.0 if found == "r0" else 0.1  # as if it had
+        at.worked(one, 100.0)
+    assert [await serve(at, ticket(at)) for _ in range(3)] == ["r1"] * 3
+    at.close()
+
+
+async def test_every_decision_is_in_the_log_with_its_reasons(tmp_path: Path) -> None:
+    path = tmp_path / "kept" / "decisions.jsonl"
+    at = desk(decisions=DecisionLog(path=path))
+    one = ticket(at, "count to ten")
+    found = await serve(at, one)
+    at.close()
+    [decision] = [msgspec.json.decode(line, type=Decision) for line in path.read_bytes().splitlines()]
+    assert decision.replica_id == found
+    assert decision.candidates.cost_s is not None
+    assert b"count to ten" not in path.read_bytes()
+    assert path.stat().st_mode & 0o077 == 0
+
+
+async def test_without_any_replica_a_request_waits_and_is_given_up_at_last() -> None:
+    at = desk(replicas=0, call_timeout_s=0.05)
+    with pytest.raises(NoReplica):
+        await at.place(ticket(at))
+    at.close()
+
+
+async def test_demand_is_reported_for_the_scaler() -> None:
+    heard: list[DemandReported] = []
+    at = desk()
+    at._on_report = heard.append
+    at._observe(demand(), 0.0)
+    assert heard == [demand()]
+    at.close()
+
+
+def demand() -> DemandReported:
+    return DemandReported(
+        model="app/model",
+        window_s=1.0,
+        arrived=1,
+        arrived_work=1.0,
+        finished=0,
+        in_flight=1,
+        waiting=0,
+        work_left=1.0,
+        work_per_call=1.0,
+        horizons_s=(1.0,),
+        upcoming_mean=(0.0,),
+        upcoming_p90=(0.0,),
+        fresh_mean=(1.0,),
+    )
+
+
+def test_only_errors_of_the_replica_speak_against_it() -> None:
+    assert outcomes(None) is None
+    assert outcomes("an answer") is None
+    assert outcomes(type("ActorDiedError", (Exception,), {})()) == "replica_gone"
+    assert outcomes(ValueError()) == "rejected"
+
+
+async def test_a_file_of_decisions_tells_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "decisions.jsonl"
+    at = desk(decisions=DecisionLog(path=path))
+    one = ticket(at)
+    await serve(at, one)
+    at.close()
+    assert why([str(path)]) == 0
+    assert f"Attempt 1 of {one.call.call_id}" in capsys.readouterr().out
+    assert why([str(path), "another"]) == 1
+    assert why([str(tmp_path / "missing")]) == 2
+
+
+async def test_what_waits_when_a_replica_is_lost_goes_to_another(caplog: pytest.LogCaptureFixture) -> None:
+    at = desk(most=1, replicas=2)
+    first, second = ticket(at), ticket(at)
+    lost, kept = await serve(at, first), await serve(at, second)
+    waiting = asyncio.ensure_future(at.place(ticket(at)))
+    await asyncio.sleep(0)
+    at.lost(lost)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    at.ended(second)
+    assert await waiting == kept
+    assert not caplog.records
+    at.close()
