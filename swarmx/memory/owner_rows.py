@@ -47,6 +47,14 @@ def take(connection: sqlite3.Connection, workflow_id: str, epoch: int) -> Workfl
     return None if row is None else record_of(row)
 
 
+def owned(connection: sqlite3.Connection, epoch: int) -> list[str]:
+    """The unfinished declared workflows of this epoch."""
+    rows = connection.execute(
+        f"SELECT workflow_id FROM workflows WHERE {OPEN} AND mode = 'declared' AND owner = ?", (epoch,)
+    )
+    return [workflow_id for (workflow_id,) in rows]
+
+
 def waiting(connection: sqlite3.Connection, epoch: int) -> list[str]:
     """The workflows of this epoch that have inputs which no event has taken."""
     rows = connection.execute(

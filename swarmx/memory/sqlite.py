@@ -172,6 +172,10 @@ class SqliteStore:
         """Take one workflow from whoever has it; None if it is unknown, has ended, or is its client's own."""
         return await self.write(lambda connection: owner_rows.take(connection, workflow_id, epoch))
 
+    async def owned(self, epoch: int) -> list[str]:
+        """The unfinished workflows that this epoch has to run."""
+        return await self.read(lambda connection: owner_rows.owned(connection, epoch))
+
     async def waiting(self, epoch: int) -> list[str]:
         """The workflows of this epoch to which something was posted that has not become an event yet."""
         return await self.read(lambda connection: owner_rows.waiting(connection, epoch))

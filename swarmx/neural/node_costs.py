@@ -7,10 +7,11 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from operator import mul
 
 import numpy as np
 
-from swarmx.core.forecast import LEVELS, Forecast
+from swarmx.core.forecast import LEVELS, Forecast, Source
 from swarmx.neural.heads.comfy_nodes import NodeWork
 
 MOST_KEYS = 4096
@@ -26,6 +27,7 @@ _SAMPLER_S, _PIXELS_S, _OTHER_S, _LOAD_S = 0.4, 0.3, 0.02, 3.0
 
 _NORMAL = (-1.6449, -1.2816, -0.6745, 0.0, 0.6745, 1.2816, 1.6449, 2.3263)
 """Quantiles of the standard normal distribution at LEVELS."""
+_USUAL = tuple(_USUAL_SPREAD * score for score in _NORMAL)
 
 
 @dataclass(slots=True)
@@ -36,7 +38,7 @@ class _Line:
     gram: np.ndarray
     right: np.ndarray
     count: int = 0
-    costs: np.ndarray | None = None
+    costs: tuple[float, ...] | None = None
 
     def add(self, amounts: np.ndarray, seconds: float) -> None:
         weighted = amounts / max(seconds, _LEAST_S)
@@ -47,10 +49,10 @@ class _Line:
         self.count += 1
         self.costs = None
 
-    def seconds(self, amounts: np.ndarray) -> float:
+    def seconds(self, amounts: Sequence[float]) -> float:
         if self.costs is None:
-            self.costs = _not_negative(self.gram, self.right)
-        return float(amounts @ self.costs)
+            self.costs = tuple(_not_negative(self.gram, self.right).tolist())
+        return _seconds(self.costs, amounts)
 
 
 @dataclass(slots=True)
@@ -61,6 +63,7 @@ class _Server:
     seen: int = 0
     own: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
     errors: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    spread: Sequence[float] | None = None
 
 
 class NodeCosts:
@@ -92,12 +95,14 @@ class NodeCosts:
         self._lines[key] = line
         if len(self._lines) > MOST_KEYS:
             self._lines.popitem(last=False)
-        line.add(_with_constant(work), seconds * math.exp(-known.factor))
+        line.add(np.array((1.0, *work.amounts)), seconds * math.exp(-known.factor))
 
     def observe_graph(self, server: str, expected_s: float, seconds: float) -> None:
         """A graph that should have taken `expected_s` took `seconds`."""
         if 0.0 < expected_s <= _MOST_S and 0.0 < seconds <= _MOST_S:
-            self._server(server).errors.append(math.log(seconds / expected_s))
+            known = self._server(server)
+            known.errors.append(math.log(seconds / expected_s))
+            known.spread = None
 
     def seconds(self, server: str, work: NodeWork) -> float:
         """What a node should take on a server."""
@@ -111,26 +116,23 @@ class NodeCosts:
         """Seconds of all these nodes, one after the other, on a server; leave out what it has cached."""
         expected_s = min(max(sum(self.seconds(server, work) for work in works), _LEAST_S / 10), _MOST_S)
         known = self._servers.get(server)
-        errors = np.array(known.errors if known is not None else (), dtype=np.float64)
-        spread = self._spread(errors)
-        quantiles = tuple(expected_s * math.exp(float(value)) for value in spread)
-        return Forecast(
-            levels=LEVELS, quantiles=quantiles, unit="s", source="empirical" if len(errors) else "prior",
-            version="node-costs",
-        )  # fmt: skip
+        quantiles = tuple(expected_s * math.exp(value) for value in self._spread(known))
+        source: Source = "empirical" if known is not None and known.errors else "prior"
+        return Forecast(levels=LEVELS, quantiles=quantiles, unit="s", source=source, version="node-costs")
 
-    def _spread(self, errors: np.ndarray) -> Sequence[float]:
+    def _spread(self, known: _Server | None) -> Sequence[float]:
         """Quantiles [LEVELS] of log errors: those seen, mixed with a wide guess that counts as a few graphs."""
-        prior = np.array(_NORMAL) * _USUAL_SPREAD
-        if not len(errors):
-            return list(prior)
-        share = len(errors) / (len(errors) + _USUAL_COUNT)
-        mixed = share * np.quantile(errors, LEVELS) + (1.0 - share) * prior
-        return list(np.maximum.accumulate(mixed))
+        if known is None or not known.errors:
+            return _USUAL
+        if known.spread is None:
+            share = len(known.errors) / (len(known.errors) + _USUAL_COUNT)
+            mixed = share * np.quantile(known.errors, LEVELS) + (1.0 - share) * np.array(_USUAL)
+            known.spread = np.maximum.accumulate(mixed).tolist()
+        return known.spread
 
     def _common_s(self, work: NodeWork) -> float:
         line = self._lines.get((work.class_type, work.model))
-        return (line or _new_line(work)).seconds(_with_constant(work))
+        return _seconds(_guess(work), work.amounts) if line is None else line.seconds(work.amounts)
 
     def _server(self, name: str) -> _Server:
         known = self._servers.setdefault(name, _Server())
@@ -140,18 +142,23 @@ class NodeCosts:
         return known
 
 
-def _with_constant(work: NodeWork) -> np.ndarray:
-    return np.array((1.0, *work.amounts), dtype=np.float64)
+def _seconds(costs: Sequence[float], amounts: Sequence[float]) -> float:
+    """The first cost is the constant."""
+    return costs[0] + sum(map(mul, costs[1:], amounts))
+
+
+def _guess(work: NodeWork) -> tuple[float, ...]:
+    """The costs of a node that never ran."""
+    if len(work.amounts) == 3:
+        return _OTHER_S, _OTHER_S, _SAMPLER_S, _SAMPLER_S / 4
+    if work.amounts:
+        return _OTHER_S, *[_PIXELS_S] * len(work.amounts)
+    return (_LOAD_S if work.model else _OTHER_S,)
 
 
 def _new_line(work: NodeWork) -> _Line:
     """One that knows a guess, which the first run outweighs."""
-    if len(work.amounts) == 3:
-        guess = np.array((_OTHER_S, _OTHER_S, _SAMPLER_S, _SAMPLER_S / 4))
-    elif work.amounts:
-        guess = np.array((_OTHER_S, *[_PIXELS_S] * len(work.amounts)))
-    else:
-        guess = np.array((_LOAD_S if work.model else _OTHER_S,))
+    guess = np.array(_guess(work))
     gram = np.diag(_GUESS / guess**2)
     return _Line(gram=gram, right=gram @ guess)
 

@@ -84,6 +84,8 @@ class Owner:
                     await self._on_beat()
                 except StoreError as error:
                     log.warning("the workflows of others could not be looked at: %s", error)
+                except Exception:
+                    log.exception("the workflows of others could not be looked at")  # the epoch must be kept
 
     async def _renewed(self, epoch: int) -> bool:
         asked_s = asyncio.get_running_loop().time()

@@ -69,7 +69,7 @@ class Surroundings:
 class WorkflowRun:
     """A workflow of this process, at event `seq`. Only its own task, `drive`, changes it.
 
-    `poke` has it look for inputs that were posted to it. Whoever drives it sets `ended` once it has ended, or was let
+    `poke` has it look for inputs that were posted to it, and whether it still is the one who runs it. Whoever drives it sets `ended` once it has ended, or was let
     go.
     """
 
@@ -85,7 +85,7 @@ class WorkflowRun:
         self._alarm: asyncio.TimerHandle | None = None
 
     def poke(self) -> None:
-        """Something was posted to the workflow."""
+        """Something was posted to the workflow, or somebody else may have it by now."""
         self._posted = True
         self._inbox.put_nowait(None)
 
@@ -214,15 +214,18 @@ class WorkflowRun:
         return events
 
     async def _inputs(self) -> list[Input]:
-        """What was posted. A store that cannot read now is asked again at the alarm."""
+        """What was posted. A store that cannot read now is asked again at the alarm. Raises _LostPlace."""
         if not self._posted:
             return []
         try:
             found = await self._around.store.inputs(self.record.workflow_id)
+            record = await self._around.store.workflow(self.record.workflow_id, tenant=None)
         except StoreError as error:
             log.warning("what was posted to workflow %s cannot be read yet: %s", self.record.workflow_id, error)
             asyncio.get_running_loop().call_later(_RETRY_S[0], self._inbox.put_nowait, None)
             return []
+        if record is None or (record.owner, record.seq) != (self.record.owner, self._seq):
+            raise _LostPlace
         self._posted = False
         return found
 

@@ -75,6 +75,7 @@ class WorkflowRunner:
         self._exclusive = exclusive
         self._live: dict[str, WorkflowRun] = {}
         self._driving: dict[str, asyncio.Task[None]] = {}
+        self._accepting: set[str] = set()
         self._left_alone: set[str] = set()
         self._records: list[CallRecord] = []
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -247,7 +248,7 @@ class WorkflowRunner:
         return describe_run(record, await self._store.events(workflow_id))
 
     def posted(self, workflow_id: str) -> None:
-        """Another process may have posted something to the workflow; who runs it looks."""
+        """Another process may have posted something to the workflow, or taken it; who runs it looks."""
         if (live := self._live.get(workflow_id)) is not None:
             live.poke()
 
@@ -306,10 +307,14 @@ class WorkflowRunner:
             owned = msgspec.structs.replace(record, owner=await self._owner.epoch())
             bodies = [encode_event(event) for event in events]
             failpoints.hit("runner.accept")
-            accepted = await self._store.accept(owned, bodies, idempotency=idempotency)
-            failpoints.hit("runner.accepted")
-            if not accepted.replayed:
-                self._begin(WorkflowRun(self._around, owned, run, seq=len(bodies)), again=False)
+            self._accepting.add(record.workflow_id)
+            try:
+                accepted = await self._store.accept(owned, bodies, idempotency=idempotency)
+                failpoints.hit("runner.accepted")
+                if not accepted.replayed:
+                    self._begin(WorkflowRun(self._around, owned, run, seq=len(bodies)), again=False)
+            finally:
+                self._accepting.discard(record.workflow_id)
             return accepted
 
         return await asyncio.shield(self._spawn(store_and_begin()))
@@ -365,17 +370,26 @@ class WorkflowRunner:
 
     def _let_go(self) -> None:
         """Stop all work without writing: another process may have taken it over."""
-        for task in self._driving.values():
-            task.cancel()
+        while self._driving:
+            self._driving.popitem()[1].cancel()
         self._live.clear()  # its own successor here need not wait for that
-        self._driving.clear()
 
     async def _look_around(self) -> None:
-        """Among several processes: see what was posted to this one's workflows, and take over those of the dead."""
-        if not self._closed:
-            for workflow_id in await self._store.waiting(await self._owner.epoch()):
-                self.posted(workflow_id)
-            await self.recover()
+        """Among several processes: see what was posted to this one's workflows, and take over those of the dead.
+
+        A kill by another leaves a workflow that is run and not owned; an accept that nobody heard of, the opposite.
+        """
+        if self._closed:
+            return
+        running, epoch = set(self._live), await self._owner.epoch()
+        owned, waiting = set(await self._store.owned(epoch)), await self._store.waiting(epoch)
+        for workflow_id in {*waiting, *(running - owned)}:
+            self.posted(workflow_id)
+        for workflow_id in owned - self._live.keys() - self._accepting - self._left_alone:
+            record = await self._store.workflow(workflow_id, tenant=None)
+            if record is not None and record.owner == epoch and record.state not in TERMINAL:  # still
+                await self._pick_up(record)
+        await self.recover()
 
     def _keep(self, records: Sequence[CallRecord]) -> None:
         if records:

@@ -119,6 +119,17 @@ async def test_claims_are_bounded_and_take_the_oldest_first_but_no_transparent_o
     assert claimed == [["wf4", "wf3", "wf2"], ["wf1", "wf0"], []]
 
 
+async def test_the_workflows_of_an_epoch_are_those_that_it_has_to_run(store: WorkflowStore) -> None:
+    epoch = await accepted(store)
+    await store.accept(workflow("ended", owner=epoch), [])
+    await store.commit(change(epoch, 0, b"end", state="finished", workflow_id="ended"))
+    await store.accept(workflow("t", mode="transparent", owner=epoch), [])
+    other = await store.enlist("other", ttl_s=100.0, exclusive=False)
+    assert (await store.owned(epoch), await store.owned(other)) == (["wf"], [])
+    await store.take("wf", other)
+    assert (await store.owned(epoch), await store.owned(other)) == ([], ["wf"])
+
+
 async def test_of_many_claims_at_once_each_workflow_has_one_winner(store: WorkflowStore) -> None:
     for i in range(20):
         await store.accept(workflow(f"wf{i}"), [])

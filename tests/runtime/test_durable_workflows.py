@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +13,16 @@ import pytest
 
 from swarmx.core.errors import KeyReused, StoreError, WorkflowError
 from swarmx.core.failures import Cause, Failure
-from swarmx.core.records import Commit, Committed, Idempotency, Input, ModelRequest, ModelResult, WorkflowRecord
+from swarmx.core.records import (
+    Accepted,
+    Commit,
+    Committed,
+    Idempotency,
+    Input,
+    ModelRequest,
+    ModelResult,
+    WorkflowRecord,
+)
 from swarmx.memory.sqlite import SqliteStore
 from swarmx.runtime.workflows import WorkflowRunner
 from swarmx.workflows.events import CancelRequested, NodeRetried, NodeStarted, decode_event
@@ -234,6 +243,77 @@ async def test_a_kill_ends_a_workflow_that_another_process_runs(store: SqliteSto
     other = start(EchoModel(), exclusive=False)
     assert (await other.kill(workflow_id, "a")).state == "cancelled"
     assert await terminal_events(store, workflow_id) == ["Cancelled"]
+
+
+async def test_a_kill_by_another_process_lets_the_calls_of_the_owner_go(store: SqliteStore, start: Start) -> None:
+    model = EchoModel(hung=frozenset({"only"}))
+    owner = start(model, exclusive=False, lease_s=0.03)
+    workflow_id = await owner.submit(parse_workflow(ONE), {}, "a")
+    await model.hanging.wait()
+    await start(EchoModel(), exclusive=False).kill(workflow_id, "a")
+    async with asyncio.timeout(5.0):
+        assert (await owner.wait(workflow_id, "a")).state == "cancelled"
+        while not model.cancelled:
+            await asyncio.sleep(0.001)
+    assert owner.running == 0
+    assert await terminal_events(store, workflow_id) == ["Cancelled"]
+
+
+class Deaf(SqliteStore):
+    """A store that has accepted the first workflow, and whose answer got lost."""
+
+    heard = False
+
+    async def accept(
+        self, workflow: WorkflowRecord, events: Sequence[bytes], *, idempotency: Idempotency | None = None
+    ) -> Accepted:
+        accepted = await super().accept(workflow, events, idempotency=idempotency)
+        if not self.heard:
+            self.heard = True
+            raise StoreError("it is not known whether this write was stored")
+        return accepted
+
+
+async def test_what_was_accepted_without_anybody_hearing_of_it_runs(
+    start: Start, store: SqliteStore, tmp_path: Path
+) -> None:
+    deaf = Deaf(tmp_path / "swarmx.db")
+    await deaf.open()
+    runner = start(EchoModel(), store=deaf, exclusive=False, lease_s=0.03)
+    with pytest.raises(StoreError, match="not known"):
+        await runner.submit(parse_workflow(ONE), {}, "a")
+    (record,) = await store.unfinished()
+    async with asyncio.timeout(5.0):
+        while (await runner.wait(record.workflow_id, "a")).state != "finished":
+            await asyncio.sleep(0.001)
+    assert await terminal_events(store, record.workflow_id) == ["Finished"]
+    await runner.close()
+    await deaf.close()
+
+
+class Broken(SqliteStore):
+    """A store with a defect."""
+
+    looks = 0
+
+    async def waiting(self, epoch: int) -> list[str]:
+        self.looks += 1
+        raise KeyError(epoch)
+
+
+async def test_a_defect_in_a_look_around_does_not_end_the_heartbeats(
+    start: Start, store: SqliteStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = Broken(tmp_path / "swarmx.db")
+    await broken.open()
+    runner = start(EchoModel(), store=broken, exclusive=False, lease_s=0.03)
+    await runner.recover()
+    async with asyncio.timeout(5.0):
+        while broken.looks < 3:
+            await asyncio.sleep(0.001)
+    assert "could not be looked at" in caplog.text
+    await runner.close()
+    await broken.close()
 
 
 async def test_a_fork_runs_from_its_node_on_and_names_where_it_came_from(store: SqliteStore, start: Start) -> None:

@@ -15,7 +15,7 @@ from swarmx.compat.comfyui.answers import BadRequest, refusal
 from swarmx.compat.comfyui.auth import KEY, guard, require
 from swarmx.compat.comfyui.files import PREFIX, Files
 from swarmx.compat.comfyui.files_api import FileRoutes
-from swarmx.compat.comfyui.forecasts import EvaluationForecaster, JobForecaster
+from swarmx.compat.comfyui.forecasts import JobForecaster, NodeForecaster
 from swarmx.compat.comfyui.front import JobRoutes
 from swarmx.compat.comfyui.info_api import InfoRoutes
 from swarmx.compat.comfyui.nodes import NodeBook
@@ -61,7 +61,7 @@ async def running(
         files = Files(store, servers)
         await files.open()
         scheduler = Scheduler(
-            forecaster or EvaluationForecaster(),
+            forecaster or NodeForecaster(),
             policy=settings.policy,
             parameters=settings.parameters,
             weights={name: tenant.weight for name, tenant in settings.tenants.items()},

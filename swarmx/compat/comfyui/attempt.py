@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -43,16 +43,29 @@ class Attempt:
     _end_heard: bool = False
     _heard_s: float = 0.0
     _progress_s: float = 0.0
+    _begin_heard: bool = False
+    _at_s: float = 0.0
+    _took_s: dict[str, float] = field(default_factory=dict)
     _stirred: asyncio.Event = field(default_factory=asyncio.Event)
 
     def heard(self, kind: str, data: dict[str, Any]) -> None:
         """An event of the job came."""
-        self._heard_s = self._progress_s = self.clock()
+        now_s = self._heard_s = self._progress_s = self.clock()
+        self._begin_heard |= kind == "execution_start"
         if kind == "executing":
+            if self.node is not None:  # what a node was expanded into is shown as that node
+                shown = str(self.node.get("display_node") or self.node["node"])
+                self._took_s[shown] = self._took_s.get(shown, 0.0) + now_s - self._at_s
+            self._at_s = now_s
             self.node = data if data.get("node") is not None else None
         if kind == "executing" and data.get("node") is None:  # success is told before history is written, this after
             self._end_heard = True
             self._stirred.set()
+
+    def node_seconds(self, *, whole: bool) -> Mapping[str, float]:
+        """What the nodes took that have ended, by id; empty where some may have been missed. With `whole`, only once
+        the last one has ended."""
+        return self._took_s if self._begin_heard and (self._end_heard or not whole) else {}
 
     def stir(self) -> None:
         """Look at once: something has changed."""

@@ -328,7 +328,7 @@ class JobRunner:
         """The server is free for the next job."""
         self._runs.pop(server, None)
         self._server_of.pop(run.job.prompt_id, None)
-        self._scheduler.ended(server, seconds=seconds)
+        self._scheduler.ended(server, seconds=seconds, nodes=run.attempt.node_seconds(whole=seconds is not None))
         if lost:
             self._scheduler.states[server].forget()
             self._files.restarted(server)

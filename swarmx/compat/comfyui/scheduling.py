@@ -175,16 +175,21 @@ class Scheduler:
 
     def started(self, server: str, waiting: Waiting, forecast: Forecast, now_s: float) -> None:
         """The job runs at the server from now on."""
-        state = self.states[server]
-        before = ServerState(name=server, resident=state.resident.copy(), cached=state.cached)
+        before = self.states[server].copy()
         self.running[server] = Running(waiting=waiting, forecast=forecast, since_s=now_s, before=before)
 
-    def ended(self, server: str, *, seconds: float | None) -> None:
-        """The server is free again. `seconds` is what the job took, None when it did not come to its end."""
+    def ended(self, server: str, *, seconds: float | None, nodes: Mapping[str, float] | None = None) -> None:
+        """The server is free again. `seconds` is what the job took, None when it did not come to its end; `nodes` what
+        those of its nodes took that did, as far as the server told."""
         running = self.running.pop(server, None)
-        if running is not None and seconds is not None:
-            self._forecaster.ended(running.waiting.facts, running.before, seconds)
-            self.states[server].ran(running.waiting.facts)
+        if running is None:
+            return
+        facts, heard = running.waiting.facts, nodes or {}
+        if seconds is not None:
+            self._forecaster.ended(facts, running.before, seconds, heard)
+            self.states[server].ran(facts)
+        elif heard:
+            self.states[server].ran(facts, heard.keys())
 
     def forecast(self, facts: JobFacts, state: ServerState) -> Forecast:
         """How long a job takes on a server in this state."""

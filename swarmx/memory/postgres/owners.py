@@ -57,13 +57,23 @@ async def claim(connection: asyncpg.Connection, epoch: int, limit: int) -> list[
 
 
 async def take(connection: asyncpg.Connection, workflow_id: str, epoch: int) -> WorkflowRecord | None:
-    """The workflow, from whoever has it; None for one that has ended or is its client's own."""
+    """The workflow, from whoever has it, who is told; None for one that has ended or is its client's own."""
     row = await connection.fetchrow(
         f"UPDATE workflows SET owner = $2 WHERE workflow_id = $1 AND {OPEN} AND mode = 'declared' RETURNING {COLUMNS}",
         workflow_id,
         epoch,
     )
+    if row is not None:
+        await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, workflow_id)
     return None if row is None else record_of(row)
+
+
+async def owned(connection: asyncpg.Connection, epoch: int) -> list[str]:
+    """The unfinished declared workflows of this epoch."""
+    found = await connection.fetch(
+        f"SELECT workflow_id FROM workflows WHERE {OPEN} AND mode = 'declared' AND owner = $1", epoch
+    )
+    return [row[0] for row in found]
 
 
 async def waiting(connection: asyncpg.Connection, epoch: int) -> list[str]:

@@ -41,8 +41,9 @@ class PostgresStore:
     """The Store port on a PostgreSQL database, `postgresql://user@host:port/name`, which several processes may share.
 
     A write returns once the database says that it is durable. The clock of leases is the database's. `on_posted` hears
-    the ids of workflows to which something was posted, by whichever process; it may miss some. No statement takes
-    longer than `timeout_s`; a lost connection is made anew for up to `patience_s`. Also implements the Ownership port.
+    the ids of workflows to which something was posted, or which were taken, by whichever process; it may miss some. No
+    statement takes longer than `timeout_s`; a lost connection is made anew for up to `patience_s`. Also implements the
+    Ownership port.
     """
 
     def __init__(
@@ -180,6 +181,10 @@ class PostgresStore:
     async def take(self, workflow_id: str, epoch: int) -> WorkflowRecord | None:
         """Take one workflow from whoever has it; None if it is unknown, has ended, or is its client's own."""
         return await self.write(lambda connection: owners.take(connection, workflow_id, epoch))
+
+    async def owned(self, epoch: int) -> list[str]:
+        """The unfinished workflows that this epoch has to run."""
+        return await self.read(lambda connection: owners.owned(connection, epoch))
 
     async def waiting(self, epoch: int) -> list[str]:
         """The workflows of this epoch to which something was posted that has not become an event yet."""

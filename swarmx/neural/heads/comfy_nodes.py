@@ -8,11 +8,11 @@ from collections.abc import Mapping
 
 import msgspec
 
-from swarmx.neural.heads.comfy_graph import MAX_NODES, follow, is_link, nodes_of, target, weight_names
+from swarmx.neural.heads.comfy_graph import follow, is_link, nodes_of, target, weight_names
 
 _MEGAPIXEL = 1024.0 * 1024.0
 _MAX_SIDE, _MAX_BATCH, _MAX_STEPS, _MAX_FACTOR = 65_536.0, 4096.0, 10_000.0, 64.0
-_MAX_WALK = 500
+_LEAST_WALK, _MAX_WALK, _WALKS = 16, 500, 50_000  # links that are followed from a node, and from all of a graph
 
 # Evaluations of the network that a step of a sampler takes; all others take one (k-diffusion's sampling functions).
 _ORDERS = {
@@ -102,7 +102,7 @@ def _unguided(key: str, nodes: Mapping[str, tuple[str, Mapping[str, object]]]) -
 def _size(key: str, nodes: Mapping[str, tuple[str, Mapping[str, object]]]) -> tuple[float, float]:
     """Megapixels of one picture, and pictures or frames, at the output of a node; 1 each where nothing says."""
     factor, current, seen = 1.0, key, set[str]()
-    while current not in seen and len(seen) < _MAX_WALK:
+    while current not in seen and len(seen) < _walk(nodes):
         seen.add(current)
         inputs = nodes[current][1]
         width, height = (follow(inputs.get(side), nodes, most=_MAX_SIDE) for side in ("width", "height"))
@@ -134,10 +134,16 @@ def _upstream(key: str, nodes: Mapping[str, tuple[str, Mapping[str, object]]]) -
     """The node and what feeds it, nearest first, each once."""
     found, queue = [key], deque([key])
     seen = {key}
-    while queue and len(found) < min(_MAX_WALK, MAX_NODES):
+    most = _walk(nodes)
+    while queue and len(found) < most:
         for value in nodes[queue.popleft()][1].values():
             if is_link(value) and (near := target(value)) in nodes and near not in seen:
                 seen.add(near)
                 found.append(near)
                 queue.append(near)
     return found
+
+
+def _walk(nodes: Mapping[str, tuple[str, Mapping[str, object]]]) -> int:
+    """How many nodes may be seen from one: a graph of thousands must not take seconds to read."""
+    return max(_LEAST_WALK, min(_MAX_WALK, _WALKS // max(1, len(nodes))))

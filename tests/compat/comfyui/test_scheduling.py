@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import pytest
 
-from swarmx.compat.comfyui.forecasts import EvaluationForecaster, JobFacts, ServerState
+from swarmx.compat.comfyui.forecasts import JobFacts, NodeForecaster, ServerState
 from swarmx.compat.comfyui.jobs import Job
 from swarmx.compat.comfyui.scheduling import Placement, Scheduler, Waiting
 from swarmx.core.forecast import Forecast, from_samples
@@ -26,7 +27,7 @@ class Told:
         mean = self.seconds.get(server.name, 1.0) + self.load_s * len(server.to_load(facts))
         return from_samples([0.9 * mean, mean, 1.1 * mean], unit="s")
 
-    def ended(self, facts: JobFacts, server: ServerState, seconds: float) -> None:
+    def ended(self, facts: JobFacts, server: ServerState, seconds: float, nodes: Mapping[str, float]) -> None:
         pass
 
 
@@ -152,28 +153,3 @@ def test_every_job_is_placed_once_under_any_policy(policy: str) -> None:
             if now_s - running.since_s >= 1.0:
                 made.ended(name, seconds=1.0)
     assert sorted(placed) == sorted(each.job.prompt_id for each in jobs)
-
-
-def test_the_forecaster_learns_what_a_server_takes_and_what_it_has() -> None:
-    forecaster, server = EvaluationForecaster(), ServerState(name="a")
-    small, large = (JobFacts.of(graph(1, steps=steps, side=256), ("9",)) for steps in (4, 40))
-    assert large.work == pytest.approx(10 * small.work)
-    cold = forecaster.forecast(small, server)
-    server.ran(small)
-    fresh = [JobFacts.of(graph(seed, steps=10, side=256), ("9",)) for seed in range(2, 30)]
-    for facts in fresh:
-        forecaster.ended(facts, server, 2.0)
-        server.ran(facts)
-    warm = forecaster.forecast(JobFacts.of(graph(99, steps=10, side=256), ("9",)), server)
-    assert warm.quantile(0.5) == pytest.approx(2.0, rel=0.2)
-    assert warm.quantile(0.9) < 3.0
-    assert cold.quantile(0.5) > forecaster.forecast(small, server).quantile(0.5)
-    assert forecaster.forecast(fresh[-1], server).quantile(0.5) < 1.0, "all its nodes are computed already"
-
-
-def test_order_and_guidance_count_as_evaluations() -> None:
-    euler, heun = (JobFacts.of(graph(1, sampler=name), ("9",)) for name in ("euler", "heun"))
-    plain = graph(1)
-    plain["3"]["inputs"]["cfg"] = 1.0
-    assert heun.work == pytest.approx(2 * euler.work)
-    assert JobFacts.of(plain, ("9",)).work == pytest.approx(euler.work / 2)

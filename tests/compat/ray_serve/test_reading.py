@@ -51,7 +51,7 @@ def read(*args: Any, **kwargs: Any) -> tuple[Call, PromptText]:
         ["tell me a story"],
         {"anything": "tell me a story"},
     ],
-    ids=repr,
+    ids=lambda shape: type(shape).__name__,
 )
 def test_the_prompt_is_found_in_arguments_of_many_shapes(asked: Any) -> None:
     call, prompt = read(asked)
