@@ -179,7 +179,7 @@ async def _follow(ctx: click.Context, workflow_id: str, after: int, told: Callab
 @click.pass_context
 def show_workflow(ctx: click.Context, workflow_id: str) -> None:
     """Show one workflow: its nodes, calls and outputs."""
-    row = ask(ctx, lambda api: api.get(f"/api/v1/workflows/{workflow_id}"))
+    row = ask(ctx, lambda api: api.get(_path(workflow_id)))
     show(ctx, row, lambda console: print_workflow(console, row))
 
 
@@ -188,8 +188,7 @@ def show_workflow(ctx: click.Context, workflow_id: str) -> None:
 @click.pass_context
 def cancel(ctx: click.Context, workflow_id: str) -> None:
     """Cancel a workflow, down to the engines that work on it."""
-    path, patience = f"/api/v1/workflows/{workflow_id}/cancel", {"prefer": "wait=30"}
-    row = ask(ctx, lambda api: api.post(path, headers=patience))
+    row = ask(ctx, lambda api: api.post(f"{_path(workflow_id)}/cancel", headers={"prefer": "wait=30"}))
     show(ctx, row, lambda console: print_workflow(console, row))
 
 

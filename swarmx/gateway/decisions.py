@@ -9,6 +9,8 @@ from fastapi import APIRouter, Request
 from msgspec.structs import replace
 from starlette.responses import Response
 
+from swarmx.agents.explain import explain
+from swarmx.agents.kept_view import view_of
 from swarmx.core.nouns import Decision
 from swarmx.gateway.context import Context
 from swarmx.gateway.openapi import answers, refuses
@@ -41,10 +43,11 @@ def router(context: Context) -> APIRouter:
         key.require("submit")
         found = _decisions(await request.body())
         note = f"told by the key {key.name!r}"
+        mine = []
         for decision in found:  # whatever a router says of tenants, what it tells belongs to that of its key
             told = f"{decision.note}; {note}" if decision.note else note
-            mine = replace(decision, call=replace(decision.call, tenant=key.tenant), note=told)
-            await asyncio.shield(context.store.record_decision(mine))
+            mine.append(replace(decision, call=replace(decision.call, tenant=key.tenant), note=told))
+        await asyncio.gather(*map(context.store.record_decision, mine))
         return json_answer({"kept": len(found)}, 202)
 
     return routes
@@ -59,8 +62,22 @@ def _decisions(body: bytes) -> list[Decision]:
     for number, line in enumerate(lines, start=1):
         try:
             decision = _DECODER.decode(line)
-            decision.candidates.replica_ids.index(decision.replica_id)
-        except (msgspec.MsgspecError, ValueError) as error:
+            _check(decision)
+        except (msgspec.MsgspecError, ValueError, IndexError, OverflowError) as error:
             raise BadRequest(f"line {number} is no decision: {error}.") from None
         found.append(decision)
     return found
+
+
+def _check(decision: Decision) -> None:
+    """What is kept can be explained whenever somebody asks. Raises ValueError, IndexError, OverflowError."""
+    seen = decision.candidates
+    columns = [seen.in_flight, seen.remaining_work, seen.context_tokens, seen.signal_age_s, *seen.terms_s.values()]
+    if seen.cost_s is not None:
+        columns.append(seen.cost_s)
+    if any(len(column) != len(seen.replica_ids) for column in columns):
+        raise ValueError("not every column of its candidates has one value for each")
+    if "\0" in decision.call.call_id:
+        raise ValueError("its call_id has the character NUL")
+    explain(decision)
+    view_of(seen)

@@ -31,7 +31,7 @@ class _Page:
 
 
 class ProgramLog:
-    """The only writer of these workflows. Beginning and end are on disk when told so; a crash loses what waits."""
+    """Mostly the only writer of these workflows. Their beginnings and ends are durable; a crash loses what waits."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
@@ -46,6 +46,18 @@ class ProgramLog:
     def resume(self, record: WorkflowRecord) -> None:
         """Go on with one that is in the store."""
         self._pages[record.workflow_id] = _Page(seq=record.seq)
+
+    async def catch_up(self, workflow_id: str) -> bool:
+        """Go on behind what another server has written; False: it wrote nothing. Raises StoreError."""
+        page = self._pages.get(workflow_id)
+        if page is None or page.waiting or page.writing.locked():
+            return False
+        async with page.writing:
+            found = await self._store.workflow(workflow_id, tenant=None)
+            if found is None or found.state in TERMINAL or found.seq == page.seq:
+                return False
+            page.seq = found.seq
+            return True
 
     def note(self, workflow_id: str, event: ProgramEvent) -> None:
         """Keep the event; of an unknown workflow it is dropped."""

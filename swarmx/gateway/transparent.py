@@ -237,7 +237,7 @@ class TransparentWorkflows:
                 await self._log.flush()
                 oldest_s = self._clock.now_s() - self._idle_s
                 for state in list(self._open.values()):
-                    if state.last_s < oldest_s or state.cancelled:
+                    if state.cancelled or (state.last_s < oldest_s and not await self._goes_on_elsewhere(state)):
                         await self._finish(state)
         finally:
             await self._log.flush()
@@ -323,6 +323,17 @@ class TransparentWorkflows:
                 return
             self._forget(state)
             self._announcer.ended(state.record, "cancelled" if why == "cancelled" else "finished", state.answered_s)
+
+    async def _goes_on_elsewhere(self, state: _Open) -> bool:
+        """Whether another server has written to it since this one did, as to one that this one took up at its start."""
+        try:
+            moved = await self._log.catch_up(state.record.workflow_id)
+        except StoreError as error:
+            log.warning("whether the workflow %s is silent is not known: %s", state.record.workflow_id, error)
+            return True
+        if moved:
+            state.last_s = self._clock.now_s()
+        return moved
 
     def _forget(self, state: _Open) -> None:
         state.ended = True

@@ -89,8 +89,10 @@ class SqliteStore:
         return await self.read(lambda connection: workflow_rows.of_key(connection, tenant, idempotency, self._clock()))
 
     async def keep_key(self, tenant: str, idempotency: Idempotency, workflow_id: str) -> None:
-        """Remember that the request with this key was carried out, on this workflow."""
-        await self.write(lambda connection: workflow_rows.keep_key(connection, tenant, idempotency, workflow_id))
+        """Remember that the request with this key was carried out, on this workflow; the first one stays."""
+        await self.write(
+            lambda connection: workflow_rows.keep_key(connection, tenant, idempotency, workflow_id, self._clock())
+        )
 
     async def commit(self, change: Commit) -> Committed:
         """Write everything in the change, or say why nothing was. Raises NotFound."""

@@ -57,7 +57,7 @@ def accept(
     _insert_events(connection, row.workflow_id, row.tenant, 0, row.created_at_s, events)
     if idempotency is not None:
         failpoints.hit("rows.key")
-        keep_key(connection, row.tenant, idempotency, row.workflow_id)
+        keep_key(connection, row.tenant, idempotency, row.workflow_id, workflow.created_at_s)
     return Accepted(workflow_id=row.workflow_id)
 
 
@@ -74,10 +74,15 @@ def of_key(connection: sqlite3.Connection, tenant: str, idempotency: Idempotency
     return cast(str, row[0])
 
 
-def keep_key(connection: sqlite3.Connection, tenant: str, idempotency: Idempotency, workflow_id: str) -> None:
-    """Remember what the key brought; it may be there already, expired."""
+def keep_key(
+    connection: sqlite3.Connection, tenant: str, idempotency: Idempotency, workflow_id: str, now_s: float
+) -> None:
+    """Remember what the key brought, unless it brought something else meanwhile; it may be there already, expired."""
     connection.execute(
-        "INSERT OR REPLACE INTO idempotency VALUES (?,?,?,?,?,?)",
+        "DELETE FROM idempotency WHERE tenant = ? AND key = ? AND expires_at_s <= ?", (tenant, idempotency.key, now_s)
+    )
+    connection.execute(
+        "INSERT INTO idempotency VALUES (?,?,?,?,?,?) ON CONFLICT (tenant, key) DO NOTHING",
         (tenant, idempotency.key, idempotency.fingerprint, workflow_id, idempotency.expires_at_s, SCHEMA_VERSION),
     )
 

@@ -144,7 +144,7 @@ class NodeCosts:
 
 def _seconds(costs: Sequence[float], amounts: Sequence[float]) -> float:
     """The first cost is the constant."""
-    return costs[0] + sum(map(mul, costs[1:], amounts))
+    return costs[0] + sum(map(mul, costs[1:], amounts), 0.0)
 
 
 def _guess(work: NodeWork) -> tuple[float, ...]:
@@ -166,8 +166,11 @@ def _new_line(work: NodeWork) -> _Line:
 def _not_negative(gram: np.ndarray, right: np.ndarray) -> np.ndarray:
     """argmin x' gram x / 2 - right' x with x >= 0, by trying all sets of entries that may be above zero: few are."""
     size = len(right)
+    best: np.ndarray = np.linalg.solve(gram + 1e-12 * np.trace(gram) * np.eye(size), right)
+    if (best >= 0.0).all():
+        return best
     best, best_value = np.zeros(size), 0.0
-    for count in range(size, 0, -1):
+    for count in range(size - 1, 0, -1):
         for chosen in combinations(range(size), count):
             index = np.array(chosen)
             part = gram[np.ix_(index, index)]

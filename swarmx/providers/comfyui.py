@@ -16,6 +16,7 @@ import secrets
 import sys
 import time
 import uuid
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 _POLL_S = 0.2
 _MOST_IMAGES, _MOST_STEPS = 16, 10_000
 _GIVEN_UP_AFTER = 25  # polls in a row without an answer
+_LOOKS = 3  # at which a job has to be nowhere: it moves between two of them
 
 
 class Template:
@@ -147,12 +149,16 @@ class ImageReplica:
         }
 
     async def _end(self, prompt_id: str) -> dict[str, Any]:
-        failures = 0
+        """What became of the job. Raises KeyError for one that the server has forgotten."""
+        failures = nowhere = 0
         while True:
             try:
                 _, found = await self._ask("GET", f"/history/{prompt_id}")
                 if prompt_id in (found or {}):
                     return found[prompt_id]  # type: ignore[no-any-return]
+                nowhere = 0 if await self._is_queued(prompt_id) else nowhere + 1
+                if nowhere >= _LOOKS:
+                    raise KeyError(f"the job {prompt_id} is not there any more")
                 failures = 0
             except (aiohttp.ClientError, OSError, TimeoutError):
                 failures += 1
@@ -170,7 +176,16 @@ class ImageReplica:
         """Nobody waits for the job any more."""
         with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
             await self._ask("POST", "/queue", {"delete": [prompt_id]})
-            await self._ask("POST", "/interrupt", {"prompt_id": prompt_id})
+            if await self._is_queued(prompt_id):  # older servers interrupt whatever runs
+                await self._ask("POST", "/interrupt", {"prompt_id": prompt_id})
+
+    async def _is_queued(self, prompt_id: str) -> bool:
+        """Whether the job runs or waits."""
+        status, found = await self._ask("GET", "/queue")
+        if status != 200 or not isinstance(found, dict):
+            raise OSError(f"the queue was answered with status {status}")
+        rows = [*(found.get("queue_running") or ()), *(found.get("queue_pending") or ())]
+        return any(prompt_id in row[:2] for row in rows)
 
     async def _ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         async with self._http.request(method, self._url + path, json=body, headers=self._headers) as response:
@@ -219,11 +234,20 @@ def main(url: str, graph: Path, model: str, port: int, exit_with_parent: bool) -
     asyncio.run(_serve(replica, port, exit_with_parent=exit_with_parent))
 
 
-async def _serve(replica: ImageReplica, port: int, *, exit_with_parent: bool) -> None:
-    runner, stop = web.AppRunner(replica.app(), access_log=None), asyncio.Event()
+@contextlib.asynccontextmanager
+async def served(replica: ImageReplica, port: int = 0) -> AsyncIterator[int]:
+    """The replica on loopback; gives its port. A request whose caller hangs up ends, and its job with it."""
+    runner = web.AppRunner(replica.app(), access_log=None, handler_cancellation=True)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    click.echo(json.dumps({"port": runner.addresses[0][1]}))
+    try:
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+async def _serve(replica: ImageReplica, port: int, *, exit_with_parent: bool) -> None:
+    stop = asyncio.Event()
 
     def read() -> None:
         if not os.read(sys.stdin.fileno(), 4096):
@@ -232,10 +256,9 @@ async def _serve(replica: ImageReplica, port: int, *, exit_with_parent: bool) ->
 
     if exit_with_parent:
         asyncio.get_running_loop().add_reader(sys.stdin.fileno(), read)
-    try:
+    async with served(replica, port) as found:
+        click.echo(json.dumps({"port": found}))
         await stop.wait()
-    finally:
-        await runner.cleanup()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ class Owner:
     """One epoch at a time. An `exclusive` owner knows that no other process uses the store, and ends all others.
 
     `on_lost` is called when the epoch is over without having been retired: others may run its workflows by now.
-    `on_beat` is called, where others use the store too, after each heartbeat: it is time to look what they left.
+    `on_beat` is called, where others use the store too, after each heartbeat: it is time to look what they left. While
+    that takes its time heartbeats go on, and it is not called again.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Owner:
         self._enlisting = asyncio.Lock()
         self._epoch: int | None = None
         self._beating: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._enlisted = False
         self._renewed_s = 0.0
 
@@ -59,9 +61,10 @@ class Owner:
 
     async def stop(self) -> None:
         """No more heartbeats: the epoch runs out unless it is retired."""
-        if self._beating is not None:
-            self._beating.cancel()
-            await asyncio.gather(self._beating, return_exceptions=True)
+        for task in (self._beating, self._looking):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     async def retire(self) -> None:
         """End the epoch, so that others need not wait for it."""
@@ -79,13 +82,16 @@ class Owner:
                 log.error("epoch %d is over: its workflows are let go, another process may run them", self._epoch)
                 self._epoch = None
                 self._on_lost()
-            if not self._exclusive:
-                try:
-                    await self._on_beat()
-                except StoreError as error:
-                    log.warning("the workflows of others could not be looked at: %s", error)
-                except Exception:
-                    log.exception("the workflows of others could not be looked at")  # the epoch must be kept
+            if not self._exclusive and (self._looking is None or self._looking.done()):
+                self._looking = asyncio.get_running_loop().create_task(self._look())
+
+    async def _look(self) -> None:
+        try:
+            await self._on_beat()
+        except StoreError as error:
+            log.warning("the workflows of others could not be looked at: %s", error)
+        except Exception:
+            log.exception("the workflows of others could not be looked at")
 
     async def _renewed(self, epoch: int) -> bool:
         asked_s = asyncio.get_running_loop().time()

@@ -69,8 +69,8 @@ class Surroundings:
 class WorkflowRun:
     """A workflow of this process, at event `seq`. Only its own task, `drive`, changes it.
 
-    `poke` has it look for inputs that were posted to it, and whether it still is the one who runs it. Whoever drives it sets `ended` once it has ended, or was let
-    go.
+    `poke` has it look for inputs that were posted to it, and whether it still is the one who runs it. Whoever drives it
+    sets `ended` once it has ended, or was let go.
     """
 
     def __init__(self, around: Surroundings, record: WorkflowRecord, run: Run, *, seq: int) -> None:

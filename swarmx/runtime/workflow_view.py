@@ -135,8 +135,8 @@ def _node(run: Run, node: NodeRun, times: dict[str, dict[str, Any]], submitted_a
 
 
 def _ready_at_s(run: Run, node: NodeRun, times: dict[str, dict[str, Any]], submitted_at_s: float) -> float | None:
-    """When the last thing that the node waited for was there."""
-    if node.state == "waiting":
+    """When the last thing that the node waited for was there; None for one that waits, or was given up before that."""
+    if node.scope.waiting[node.step.id]:
         return None
     opened_at_s = submitted_at_s
     if node.scope.owner is not None:

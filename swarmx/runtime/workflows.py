@@ -425,6 +425,6 @@ class WorkflowRunner:
 def _check_declared(record: WorkflowRecord) -> None:
     if record.mode != "declared":
         raise WorkflowError(
-            f"the workflow {record.workflow_id} is its client's own; only declared ones can be cancelled, "
-            "killed or forked"
+            f"the workflow {record.workflow_id} is its client's own: it is cancelled at the server that its client "
+            "talks to, and never killed or forked"
         )

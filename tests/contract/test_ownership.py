@@ -182,6 +182,18 @@ async def test_a_key_brings_its_first_workflow_until_it_expires(store: WorkflowS
     assert (late.workflow_id, late.replayed) == ("w4", False)
 
 
+async def test_a_key_that_two_requests_came_with_at_once_stays_that_of_the_first(store: WorkflowStore) -> None:
+    key = Idempotency(key="k", fingerprint="f", expires_at_s=1e10)
+    await store.accept(workflow("w1"), [b"e"], idempotency=key)
+    await store.accept(workflow("w2"), [b"e"])
+    await store.keep_key("a", msgspec.structs.replace(key, fingerprint="g"), "w2")
+    assert await store.of_key("a", key) == "w1"
+    old = Idempotency(key="old", fingerprint="f", expires_at_s=1.0)
+    await store.keep_key("a", old, "w1")
+    await store.keep_key("a", msgspec.structs.replace(old, expires_at_s=1e10), "w2")
+    assert await store.of_key("a", old) == "w2", "an expired key is as good as a new one"
+
+
 async def test_a_database_of_schema_2_with_running_workflows_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "swarmx.db"
     with sqlite3.connect(path) as old:

@@ -2,13 +2,15 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from swarmx.agents.kept_view import FIXED, MOVING
 from swarmx.compat.ray_serve.decision_log import DecisionLog
 from swarmx.core.forecast import point
-from swarmx.core.nouns import Candidates, Decision
+from swarmx.core.nouns import Candidates, Decision, KeptView
 from tests.compat.ray_serve.test_desk import desk, ticket
 from tests.e2e.fleet import Http, Server
 from tests.gateway.whole import Whole, whole
@@ -65,6 +67,27 @@ async def test_what_was_sent_is_explained_here_and_belongs_to_the_tenant_of_its_
 async def test_what_is_no_decision_is_refused_and_nothing_of_it_kept(world: Whole, body: bytes) -> None:
     refused = await world.client("client").post("/api/v1/decisions", content=body)
     assert refused.status_code == 400
+    assert await world.context.store.decisions("c", tenant=None) == []
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"in_flight": ()},
+        {"signal_age_s": (None, None)},
+        {"cost_s": ()},
+        {"terms_s": {"queue_s": ()}},
+        {"view": KeptView(chosen=bytes(4), moving=bytes(4 * len(MOVING)), fixed=bytes(4 * len(FIXED)), which=b"x")},
+    ],
+    ids=str,
+)
+async def test_what_could_not_be_explained_is_refused(world: Whole, changed: dict[str, Any]) -> None:
+    sent = decision("c")
+    broken = msgspec.structs.replace(sent, candidates=msgspec.structs.replace(sent.candidates, **changed))
+    body = msgspec.json.encode(sent) + b"\n" + msgspec.json.encode(broken)
+    refused = await world.client("client").post("/api/v1/decisions", content=body)
+    assert refused.status_code == 400
+    assert "line 2 is no decision" in refused.text
     assert await world.context.store.decisions("c", tenant=None) == []
 
 

@@ -210,6 +210,27 @@ async def test_a_restart_takes_open_workflows_up_again(store: ShakyStore, clock:
     assert await state(store) == "finished"
 
 
+async def test_what_another_server_goes_on_with_is_not_ended_by_one_that_took_it_up(
+    store: ShakyStore, clock: Clock
+) -> None:
+    there, here = (TransparentWorkflows(store, clock, idle_s=0.1) for _ in range(2))
+    busy = await there.touch(a("busy"), "red")
+    await there.touch(a("quiet"), "red")
+    await here.recover()
+    there.seen(busy, msgspec.structs.replace(a_call("c1"), workflow_id="red:busy"), tools_offered=0)
+    await there.outline("red:busy")  # writes it down
+    clock.at_s += 60.0
+    watcher = asyncio.create_task(here.run())
+    try:
+        await until(lambda: state(store, "red:quiet"), "finished")
+        assert await state(store, "red:busy") == "running"
+        clock.at_s += 60.0
+        await until(lambda: state(store, "red:busy"), "finished")
+    finally:
+        watcher.cancel()
+        await asyncio.wait({watcher})
+
+
 async def test_a_workflow_that_could_not_be_stored_can_be_begun_again(
     store: ShakyStore, open_ones: TransparentWorkflows
 ) -> None:

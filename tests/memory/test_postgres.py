@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from swarmx.core import failpoints
-from swarmx.core.errors import StoreError
+from swarmx.core.errors import NotFound, StoreError
 from swarmx.core.records import Idempotency
 from swarmx.memory.postgres.connection import place_of
 from swarmx.memory.postgres.store import PostgresStore
@@ -149,6 +149,28 @@ async def test_of_two_processes_that_accept_the_same_key_at_once_one_brings_the_
     assert len(await stores[0].unfinished()) == 1
     for store in stores:
         await store.close()
+
+
+async def test_a_name_with_the_character_nul_is_nobodys(store: PostgresStore) -> None:
+    await store.accept(workflow(), [b"e"])
+    for asked in (store.workflow("w\0f", tenant="a"), store.post("w\0f", b"x", dedup="d", tenant="a")):
+        with pytest.raises(NotFound, match="NUL"):
+            await asked
+    assert await store.post("wf", b"x", dedup="d", tenant="a")
+
+
+async def test_the_owner_of_a_workflow_hears_that_another_process_took_it(store: PostgresStore, url: str) -> None:
+    heard: list[str] = []
+    owner = PostgresStore(url, on_posted=heard.append)
+    await owner.open()
+    await store.accept(workflow(), [])
+
+    async def take() -> list[str]:
+        assert await store.take("wf", 7) is not None
+        return heard
+
+    assert set(await until(take, bool)) == {"wf"}, "what is said before anybody listens is lost; the poll finds it"
+    await owner.close()
 
 
 async def test_what_another_process_posts_is_heard(store: PostgresStore, url: str) -> None:

@@ -316,6 +316,32 @@ async def test_a_defect_in_a_look_around_does_not_end_the_heartbeats(
     await broken.close()
 
 
+class Crowded(SqliteStore):
+    """A store in which others have left more than can be looked at between two heartbeats."""
+
+    beats = 0
+
+    async def waiting(self, epoch: int) -> list[str]:
+        await asyncio.Event().wait()
+        return []
+
+    async def heartbeat(self, epoch: int, *, ttl_s: float) -> bool:
+        self.beats += 1
+        return await super().heartbeat(epoch, ttl_s=ttl_s)
+
+
+async def test_a_look_around_that_takes_long_does_not_hold_up_the_heartbeats(start: Start, tmp_path: Path) -> None:
+    crowded = Crowded(tmp_path / "crowded.db")
+    await crowded.open()
+    runner = start(EchoModel(), store=crowded, exclusive=False, lease_s=0.03)
+    await runner.recover()
+    async with asyncio.timeout(5.0):
+        while crowded.beats < 3:
+            await asyncio.sleep(0.001)
+    await runner.close()
+    await crowded.close()
+
+
 async def test_a_fork_runs_from_its_node_on_and_names_where_it_came_from(store: SqliteStore, start: Start) -> None:
     runner = start(EchoModel())
     old = await runner.submit(parse_workflow(CHAIN), {"topic": "bees"}, "a")

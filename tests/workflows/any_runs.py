@@ -84,8 +84,8 @@ def _node(
         case "llm" | "image":
             return {"kind": kind, "model": "m", "prompt": f"do {read}"}
         case "agent":
-            steps = rng.randint(1, 3)
-            return {"kind": kind, "model": "m", "prompt": read, "tools": ["weather"], "max_steps": steps}
+            tools = {"tools": ["weather"], "workflows": workflows[: rng.randint(0, 2)]}
+            return {"kind": kind, "model": "m", "prompt": read, "max_steps": rng.randint(1, 3), **tools}
         case "remote":
             return {"kind": "tool", "tool": rng.choice(["weather", "pay"]), "args": {"city": f"at {read}"}}
         case "function":
@@ -114,8 +114,9 @@ def answer(run: Run, path: str) -> Any:
     node = run.nodes[path].step.node
     if isinstance(node, TurnNode):
         asks = not node.last and path.endswith(".1")
-        uses = [{"id": "u", "name": "weather", "arguments": '{"city": "here"}'}] if asks else []
-        return {"text": "" if asks else f"{path} says", "uses": uses, "usage": {}}
+        uses = [{"id": "u", "name": "weather", "arguments": '{"city": "here"}'}]
+        uses += [{"id": name, "name": name, "arguments": '{"given": "this"}'} for name in node.agent.workflows]
+        return {"text": "" if asks else f"{path} says", "uses": uses if asks else [], "usage": {}}
     return {"text": f"{path} said", "json": None, "usage": {}}
 
 

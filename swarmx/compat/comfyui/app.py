@@ -88,8 +88,13 @@ async def running(
         relay = runner.relay = Relay(
             status=jobs.status, current=runner.current, max_upload_bytes=settings.max_upload_bytes
         )
-        stack.push_async_callback(relay.close)
         app = web.Application(middlewares=[_answered, guard(keys)], client_max_size=settings.max_upload_bytes)
+
+        async def hang_up(app: web.Application) -> None:
+            """Before the server waits for its clients: websockets do not end by themselves."""
+            await relay.close()
+
+        app.on_shutdown.append(hang_up)
         routes = [
             *jobs.routes(),
             *FileRoutes(files=files, store=store, servers=servers, max_upload_bytes=settings.max_upload_bytes).routes(),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from swarmx.compat.comfyui.server import ComfyServer, ServerAway
 from swarmx.compat.comfyui.settings import FrontSettings
 
-LossReason = Literal["unreachable", "refused", "forgotten", "stalled", "files"]
+LossReason = Literal["unreachable", "refused", "forgotten", "stalled", "files", "cancelled"]
 _SOON_S = 0.02
 _LOOKS = 2  # how often a job has to be nowhere before it is taken to be lost: it moves between two looks
 

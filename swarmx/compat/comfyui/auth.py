@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
@@ -34,20 +33,22 @@ def token_of(request: web.Request) -> str | None:
         return header
     try:
         _, _, password = base64.b64decode(rest, validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:
         raise Unauthorized("the Basic credentials cannot be read. Use the token as the password.") from None
     return f"Bearer {password}"
 
 
 def from_elsewhere(request: web.Request, *, open_front: bool) -> bool:
     """Whether a page of another site makes the browser ask; an open front also wants to be called by a local name."""
-    host = urlsplit(f"//{request.host}")
-    if open_front and not is_loopback(host.hostname or ""):
-        return True
     origin = request.headers.get("Origin")
     if request.headers.get("Sec-Fetch-Site") == "cross-site":
         return True
-    return origin is not None and urlsplit(origin).netloc != request.host
+    try:
+        if open_front and not is_loopback(urlsplit(f"//{request.host}").hostname or ""):
+            return True
+        return origin is not None and urlsplit(origin).netloc != request.host
+    except ValueError:  # neither is an address
+        return True
 
 
 def guard(keys: Keyring | None) -> Middleware:

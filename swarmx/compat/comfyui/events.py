@@ -49,6 +49,8 @@ class Listener:
                         self._hear(message)
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 log.debug("no events from %s: %r", self._server.name, error)
+            except Exception:  # what a server says must not end the listening to all of them
+                log.exception("an event of %s could not be told", self._server.name)
             finally:
                 self.connected = False
             await asyncio.sleep(_RETRY_S)

@@ -37,6 +37,7 @@ class Files:
         self._store = store
         self._servers = servers
         self._uploads: dict[tuple[str, str, str], Upload] = {}  # by tenant, folder and path
+        self._keeping = asyncio.Lock()  # two uploads of one name at a time: the second gets a number
         self._copied: dict[str, set[str]] = {}
         self._fresh: dict[tuple[str, str, str, str], None] = {}  # outputs of jobs that still run, by tenant
 
@@ -57,15 +58,16 @@ class Files:
         digest = await asyncio.to_thread(digest_of, data)
         stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix
         count, wanted = 0, name
-        while True:
-            upload = Upload(tenant=tenant, folder=folder, subfolder=subfolder, name=wanted, sha256=digest)
-            known = self._uploads.get((tenant, folder, upload.path))
-            if known is None or overwrite or known.sha256 == digest:
-                break
-            count += 1
-            wanted = f"{stem} ({count}){suffix}"
-        await self._store.keep_upload(upload, data)
-        self._uploads[tenant, folder, upload.path] = upload
+        async with self._keeping:
+            while True:
+                upload = Upload(tenant=tenant, folder=folder, subfolder=subfolder, name=wanted, sha256=digest)
+                known = self._uploads.get((tenant, folder, upload.path))
+                if known is None or overwrite or known.sha256 == digest:
+                    break
+                count += 1
+                wanted = f"{stem} ({count}){suffix}"
+            await self._store.keep_upload(upload, data)
+            self._uploads[tenant, folder, upload.path] = upload
         return upload
 
     def names(self, tenant: str) -> NamesOf:
@@ -102,7 +104,7 @@ class Files:
         if owner is None:
             return True
         subfolder, _, name = path.rpartition("/")
-        return await self.may_see(tenant, "output" if folder == "input" else folder, subfolder, name)
+        return await self.may_see(tenant, _made_in(folder), subfolder, name)
 
     def restarted(self, server: str) -> None:
         """The server may have lost its copies."""
@@ -116,22 +118,40 @@ class Files:
             path, folder = file_name(value)
             owner = self.owner_of(path)
             if owner is not None and owner[0] == server.name:
-                changes[node_id, name] = f"{owner[1]} [{'output' if folder == 'input' else folder}]"
-            elif owner is not None:
-                data = await self._fetch(self._servers[owner[0]], owner[1], "output" if folder == "input" else folder)
-                changes[node_id, name] = await self._copy(server, digest_of(data), path, data)
-            else:
-                upload = self.find(job.tenant, folder, path)
-                if upload is None:
-                    continue  # it was deleted: the server says so in its own words
-                data = await asyncio.to_thread(self._store.content(upload.sha256).read_bytes)
-                changes[node_id, name] = await self._copy(server, upload.sha256, path, data)
+                changes[node_id, name] = f"{owner[1]} [{_made_in(folder)}]"
+                continue
+            data = await self._content(job.tenant, folder, path)
+            if data is not None:  # else it was deleted: the server says so in its own words
+                changes[node_id, name] = await self._copy(server, path, data)
         return with_inputs(job.graph, changes)
 
-    async def _copy(self, server: ComfyServer, digest: str, path: str, data: bytes) -> str:
+    async def masked(self, tenant: str, folder: str, path: str, mask: bytes, server: ComfyServer) -> bytes:
+        """A picture of the tenant with the transparency of another one, as the server paints it.
+
+        Raises BadName where there is no such picture, or the server cannot read one of them; ServerAway.
+        """
+        seen = await self.may_load(tenant, f"{path} [{folder}]")
+        picture = await self._content(tenant, folder, path) if seen else None
+        if picture is None:
+            raise BadName(f"there is no picture {path[:200]!r} to paint the mask into")
+        name = f"{PREFIX}{digest_of(picture + mask)[:32]}.png"
+        painted = await server.masked(await self._copy(server, path, picture), mask, name)
+        if painted is None:
+            raise BadName(f"the server cannot paint the mask into {path[:200]!r}")
+        return painted
+
+    async def _content(self, tenant: str, folder: str, path: str) -> bytes | None:
+        """What is in an output of a server, or an upload; None where that is not there. Raises ServerAway."""
+        owner = self.owner_of(path)
+        if owner is not None:
+            return await self._fetch(self._servers[owner[0]], owner[1], _made_in(folder))
+        upload = self.find(tenant, folder, path)
+        return None if upload is None else await asyncio.to_thread(self._store.content(upload.sha256).read_bytes)
+
+    async def _copy(self, server: ComfyServer, path: str, data: bytes) -> str:
         """Put the content onto the server under a name that is the same for the same content."""
         suffix = PurePosixPath(path).suffix
-        name = f"{PREFIX}{digest[:32]}{suffix if _SUFFIX.fullmatch(suffix) else ''}"
+        name = f"{PREFIX}{(await asyncio.to_thread(digest_of, data))[:32]}{suffix if _SUFFIX.fullmatch(suffix) else ''}"
         copied = self._copied.setdefault(server.name, set())
         if name not in copied:
             await server.upload(name, data)
@@ -187,6 +207,11 @@ def files_in(output: Any) -> Iterator[tuple[str, str, str]]:
     elif isinstance(output, list):
         for value in output:
             yield from files_in(value)
+
+
+def _made_in(folder: str) -> str:
+    """Where an output lies that a graph names; by its bare name it is one of the output folder."""
+    return "output" if folder == "input" else folder
 
 
 def _subfolder(raw: str) -> str:

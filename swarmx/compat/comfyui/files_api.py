@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import mimetypes
+import re
 
+import msgspec
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from swarmx.compat.comfyui.auth import KEY, require
 from swarmx.compat.comfyui.files import BadName, Files
+from swarmx.compat.comfyui.graph import file_name
 from swarmx.compat.comfyui.server import ServerAway
 from swarmx.compat.comfyui.servers import Servers
 from swarmx.compat.comfyui.store import JobStore
 
 _PASSED_ON = ("Range", "If-Range", "If-None-Match", "If-Modified-Since")
 _PASSED_BACK = ("Content-Type", "Content-Length", "Content-Range", "Accept-Ranges", "Content-Disposition", "ETag")
-_WOULD_RUN = {"text/html", "text/javascript", "text/css", "application/xhtml+xml", "image/svg+xml", "application/xml"}
-_LONGEST_FIELD = 4096
+_SHOWN = re.compile(r"(image|audio|video|model)/(?!svg)[a-z0-9.+-]+|text/plain|application/json")
+_GUARDS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
+_LONGEST_FIELD, _MOST_FIELDS = 4096, 16
 
 
 class FileRoutes:
@@ -38,11 +43,28 @@ class FileRoutes:
     async def upload(self, request: web.Request) -> web.Response:
         key = require(request, "submit")
         fields, name, data = await self._form(request)
-        if name is None:
-            raise web.HTTPBadRequest(text="the form has no file in its field `image`")
+        return await self._kept(key.tenant, fields, name, data)
+
+    async def mask(self, request: web.Request) -> web.Response:
+        """A server's own code paints the mask into the picture `original_ref`; the outcome is kept as an upload."""
+        key = require(request, "submit")
+        fields, name, data = await self._form(request)
+        up = next((server for server in self._servers if self._servers.is_up(server)), None)
+        if up is None:
+            raise web.HTTPServiceUnavailable(text="no server is up to paint the mask")
+        try:
+            folder, path = _reference(fields.get("original_ref", ""))
+            painted = await self._files.masked(key.tenant, folder, path, data, self._servers[up])
+        except BadName as bad:
+            raise web.HTTPBadRequest(text=str(bad)) from None
+        except ServerAway as away:
+            raise web.HTTPBadGateway(text=f"the mask could not be painted: {away}") from None
+        return await self._kept(key.tenant, fields, name, painted)
+
+    async def _kept(self, tenant: str, fields: dict[str, str], name: str, data: bytes) -> web.Response:
         try:
             upload = await self._files.keep(
-                key.tenant,
+                tenant,
                 fields.get("type") or "input",
                 fields.get("subfolder", ""),
                 name,
@@ -52,11 +74,6 @@ class FileRoutes:
         except BadName as bad:
             raise web.HTTPBadRequest(text=str(bad)) from None
         return web.json_response({"name": upload.name, "subfolder": upload.subfolder, "type": upload.folder})
-
-    async def mask(self, request: web.Request) -> web.Response:
-        """Masks are painted into pictures by the servers' own code, which the front does not have."""
-        require(request, "submit")
-        raise web.HTTPNotImplemented(text="upload the picture with its mask as one file, with /upload/image")
 
     async def view(self, request: web.Request) -> web.StreamResponse:
         require(request, "read")
@@ -79,7 +96,7 @@ class FileRoutes:
         if upload is None:
             raise web.HTTPNotFound
         kind = mimetypes.guess_type(upload.name)[0] or "application/octet-stream"
-        headers = {"Content-Type": _harmless(kind), "X-Content-Type-Options": "nosniff"}
+        headers = {"Content-Type": _harmless(kind), **_GUARDS}
         return web.FileResponse(self._store.content(upload.sha256), headers=headers)
 
     async def _relay(self, request: web.Request, server: str, query: dict[str, str]) -> web.StreamResponse:
@@ -92,7 +109,7 @@ class FileRoutes:
                     if name in found.headers:
                         response.headers[name] = found.headers[name]
                 response.headers["Content-Type"] = _harmless(found.headers.get("Content-Type", ""))
-                response.headers["X-Content-Type-Options"] = "nosniff"
+                response.headers.update(_GUARDS)
                 await response.prepare(request)
                 async for chunk in found.content.iter_chunked(1 << 16):
                     await response.write(chunk)
@@ -103,7 +120,7 @@ class FileRoutes:
                 raise ConnectionResetError(str(away)) from None  # what was sent cannot be taken back
             raise web.HTTPBadGateway(text=f"the server that has the file does not answer: {server}") from None
 
-    async def _form(self, request: web.Request) -> tuple[dict[str, str], str | None, bytes]:
+    async def _form(self, request: web.Request) -> tuple[dict[str, str], str, bytes]:
         """The text fields, and the name and content of the file. Raises HTTPBadRequest, HTTPRequestEntityTooLarge."""
         fields: dict[str, str] = {}
         name, data = None, bytearray()
@@ -112,6 +129,8 @@ class FileRoutes:
             while (part := await reader.next()) is not None:
                 if not isinstance(part, BodyPartReader):
                     raise ValueError("a form in a form")
+                if len(fields) >= _MOST_FIELDS:
+                    raise ValueError(f"more than {_MOST_FIELDS} fields")
                 limit = self._max_upload_bytes if part.name == "image" else _LONGEST_FIELD
                 body = bytearray()
                 while chunk := await part.read_chunk(1 << 16):
@@ -122,12 +141,33 @@ class FileRoutes:
                     name, data = part.filename, body
                 elif part.name:
                     fields[part.name] = body.decode(errors="replace")
-        except (ValueError, AssertionError, RuntimeError, asyncio.IncompleteReadError) as error:
+        except (ValueError, AssertionError, RuntimeError, asyncio.IncompleteReadError, HttpProcessingError) as error:
             raise web.HTTPBadRequest(text=f"this is not a form with a file: {error}") from None
+        if name is None:
+            raise web.HTTPBadRequest(text="the form has no file in its field `image`")
         return fields, name, bytes(data)
 
 
 def _harmless(content_type: str) -> str:
-    """A browser saves what it would otherwise run."""
+    """A browser saves what it might otherwise run."""
     kind = content_type.partition(";")[0].strip().lower()
-    return "application/octet-stream" if kind in _WOULD_RUN or not kind else content_type
+    return content_type if _SHOWN.fullmatch(kind) else "application/octet-stream"
+
+
+def _reference(raw: str) -> tuple[str, str]:
+    """Folder and path of the picture that a mask is for. Raises BadName."""
+    try:
+        wanted = msgspec.json.decode(raw, type=_Reference)
+    except msgspec.MsgspecError as error:
+        raise BadName(f"original_ref names no picture: {error}") from None
+    name, folder = file_name(wanted.filename)
+    return (
+        folder if name != wanted.filename else wanted.type,
+        f"{wanted.subfolder}/{name}" if wanted.subfolder else name,
+    )
+
+
+class _Reference(msgspec.Struct):
+    filename: str
+    subfolder: str = ""
+    type: str = "output"

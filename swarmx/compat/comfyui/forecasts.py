@@ -49,14 +49,11 @@ class JobFacts:
     def of(cls, graph: Graph, outputs: tuple[str, ...]) -> JobFacts:
         """Read a valid graph."""
         names, works = signatures(graph, outputs), node_works(graph)
-        nodes = {
-            node_id: NodeFacts(
-                work=works.get(node_id) or NodeWork(node=node_id, class_type=graph[node_id]["class_type"][:100].lower()),
-                signature=name,
-                loads=models_in({node_id: graph[node_id]}),
-            )
-            for node_id, name in names.items()
-        }
+        nodes = {}
+        for node_id, name in names.items():
+            node = graph[node_id]
+            work = works.get(node_id) or NodeWork(node=node_id, class_type=node["class_type"][:100].lower())
+            nodes[node_id] = NodeFacts(work=work, signature=name, loads=models_in({node_id: node}))
         return cls(
             key=graph_key(graph),
             nodes=nodes,
@@ -67,11 +64,15 @@ class JobFacts:
 
 @dataclass(slots=True, kw_only=True)
 class ServerState:
-    """What the front knows of a server's memory: the models that it ran last, and what its last job computed."""
+    """What the front knows of a server's memory: the models that it ran last, and what its last job computed.
+
+    `changes` counts how often that has changed.
+    """
 
     name: str
     resident: OrderedDict[str, None] = field(default_factory=OrderedDict)
     cached: frozenset[str] = frozenset()
+    changes: int = 0
 
     def ran(self, facts: JobFacts, ended: AbstractSet[str] | None = None) -> None:
         """The server has done a job, or of one that was stopped the nodes that `ended`.
@@ -85,10 +86,12 @@ class ServerState:
             self.resident.move_to_end(model)
         while len(self.resident) > max(_RESIDENT, len(models)):
             self.resident.popitem(last=False)
+        self.changes += 1
         self.cached = facts.signatures & (self.cached | {node.signature for node in done})
 
     def forget(self) -> None:
         """The server has started anew, or was told to free its memory."""
+        self.changes += 1
         self.resident.clear()
         self.cached = frozenset()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,7 @@ class JobRoutes:
         self._files = files
         self._clock = clock
         self._seq = seq
+        self._accepting: Counter[str] = Counter()  # jobs on their way into the store, by tenant
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -102,7 +104,11 @@ class JobRoutes:
         full = self._full(key)
         if full is not None:
             return full
-        known = await self._store.accept(job)
+        self._accepting[key.tenant] += 1
+        try:
+            known = await self._store.accept(job)
+        finally:
+            self._accepting[key.tenant] -= 1
         if known is not None:
             return self._again(key, job, known)
         refused = await self._runner.accept(job, able, doubtful=verdict.doubtful)
@@ -166,11 +172,12 @@ class JobRoutes:
 
     def _full(self, key: Key) -> web.Response | None:
         """429 where too many jobs wait, with the time in which some of them should be done."""
-        own, most = self._scheduler.waits(key.tenant), self._settings.tenant(key.tenant).max_waiting
-        if len(self._scheduler) < self._settings.max_waiting and own < most:
+        own = self._scheduler.waits(key.tenant) + self._accepting[key.tenant]
+        most, total = self._settings.tenant(key.tenant).max_waiting, len(self._scheduler) + self._accepting.total()
+        if total < self._settings.max_waiting and own < most:
             return None
         wait_s = self._scheduler.expected_wait_s(self._clock()) / max(1, len(self._scheduler))
-        details = f"{own} jobs of the tenant wait, {most} may; {len(self._scheduler)} in all"
+        details = f"{own} jobs of the tenant wait, {most} may; {total} in all"
         return refusal(
             429,
             error("queue_full", "too many jobs wait; try again later", details),

@@ -45,8 +45,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     def row(self) -> list[Any]:
         """As `/queue` and `/history` show it: without secrets."""
-        extra = {key: value for key, value in self.extra.items() if key not in _SECRETS}
-        return [self.number, self.prompt_id, self.graph, extra, list(self.outputs)]
+        return [self.number, self.prompt_id, self.graph, self.shared_extra, list(self.outputs)]
+
+    @property
+    def shared_extra(self) -> dict[str, Any]:
+        """`extra` without secrets."""
+        return {key: value for key, value in self.extra.items() if key not in _SECRETS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

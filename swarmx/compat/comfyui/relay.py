@@ -15,6 +15,7 @@ from swarmx.compat.comfyui.events import event_of, without_metadata
 
 MAX_BEHIND = 2000  # messages that a client may be behind before it is hung up on
 _MAX_PREVIEWS_BEHIND = 8
+_PATIENCE_S = 1.0  # with a client that is to hang up
 FEATURES: dict[str, Any] = {"supports_preview_metadata": True}
 
 
@@ -24,6 +25,7 @@ class _Socket:
     def __init__(self, socket: web.WebSocketResponse) -> None:
         self.socket = socket
         self.metadata = False
+        self.left_behind = False
         self._behind: asyncio.Queue[str | bytes] = asyncio.Queue(MAX_BEHIND)
 
     def send(self, message: str | bytes) -> bool:
@@ -61,6 +63,7 @@ class Relay:
         self._current = current
         self._features = FEATURES | {"max_upload_size": max_upload_bytes}
         self._sessions: dict[tuple[str, str], set[_Socket]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         self._stale = False
 
     @property
@@ -113,11 +116,9 @@ class Relay:
             asyncio.get_running_loop().call_soon(self._tell)
 
     async def close(self) -> None:
-        for sockets in list(self._sessions.values()):
-            for socket in list(sockets):
-                with contextlib.suppress(ConnectionError, TimeoutError):
-                    async with asyncio.timeout(1.0):
-                        await socket.socket.close(code=1001)
+        """Hang up on everybody."""
+        sockets = [socket for sockets in self._sessions.values() for socket in sockets]
+        await asyncio.gather(*(_closed(socket, 1001) for socket in sockets))
 
     def _tell(self) -> None:
         self._stale = False
@@ -134,9 +135,17 @@ class Relay:
             socket.send(_text("feature_flags", self._features))
 
     def _put(self, socket: _Socket, message: str | bytes) -> None:
-        if not socket.send(message):
-            transport = socket.socket
-            asyncio.get_running_loop().create_task(transport.close(code=1013), name="comfyui client")
+        if not socket.left_behind and not socket.send(message):
+            socket.left_behind = True
+            task = asyncio.get_running_loop().create_task(_closed(socket, 1013), name="comfyui client")
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+
+async def _closed(socket: _Socket, code: int) -> None:
+    with contextlib.suppress(ConnectionError, TimeoutError):
+        async with asyncio.timeout(_PATIENCE_S):
+            await socket.socket.close(code=code)
 
 
 def _text(kind: str, data: dict[str, Any]) -> str:

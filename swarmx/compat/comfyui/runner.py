@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, assert_never
 
 from swarmx.compat.comfyui.attempt import Attempt, Done, Lost
@@ -19,6 +20,7 @@ from swarmx.compat.comfyui.server import ServerAway
 from swarmx.compat.comfyui.servers import Servers
 from swarmx.compat.comfyui.settings import FrontSettings
 from swarmx.compat.comfyui.store import JobStore, StoredJob
+from swarmx.core.errors import StoreError
 
 log = logging.getLogger(__name__)
 
@@ -137,14 +139,14 @@ class JobRunner:
             server = self._server_of.get(prompt_id)
             if server is not None and running and tenant in (None, self._runs[server].job.tenant):
                 self._runs[server].cancelled = True
-                self._spawn(self._interrupt(self._runs[server]))
+                self._spawn(self._interrupt(self._runs[server], server))
                 stopped.append(prompt_id)
             job = self._scheduler.find(prompt_id)
             if job is not None and tenant in (None, job.tenant):
                 self._scheduler.remove(prompt_id)
                 waited.append(prompt_id)
         if waited:
-            await self._store.cancelled(waited, self._clock())
+            await self._kept(lambda: self._store.cancelled(waited, self._clock()))
             self.relay.queue_changed()
         return stopped + waited
 
@@ -152,7 +154,10 @@ class JobRunner:
         """Look again from time to time: a policy that waits for a server may change its mind."""
         while True:
             await asyncio.sleep(_TICK_S)
-            self._kick()
+            try:
+                self._kick()
+            except Exception:
+                log.exception("no job could be placed")
 
     async def close(self) -> None:
         """Leave the jobs to the next life: those that run go on at their servers."""
@@ -205,7 +210,8 @@ class JobRunner:
         try:
             if run.placement is not None:
                 run.waiting.attempt += 1
-                await self._store.started(job.prompt_id, server, run.started_s, run.placement.decision)
+                decision = run.placement.decision
+                await self._kept(lambda: self._store.started(job.prompt_id, server, run.started_s, decision))
                 outcome = await self._submit(run, server)
             else:
                 outcome = await run.attempt.follow()
@@ -220,7 +226,8 @@ class JobRunner:
                     assert_never(outcome)
         except Exception:
             log.exception("the job %s could not be followed at %s", job.prompt_id, server)
-            await self._lost(run, server, Lost(reason="forgotten", detail="an error of the front", may_run=True))
+            if self._runs.get(server) is run:  # else the server may have the next job by now
+                await self._lost(run, server, Lost(reason="forgotten", detail="an error of the front", may_run=True))
         finally:
             if not run.verdict.done():
                 run.verdict.set_result(None)
@@ -231,6 +238,8 @@ class JobRunner:
             graph = await self._files.localised(job, comfy)
         except ServerAway as away:
             return Lost(reason="files", detail=str(away), may_run=False)
+        if run.cancelled:
+            return Lost(reason="cancelled", detail="it was cancelled before the server had it", may_run=False)
         client_id = self._servers.client_id(server)
         try:
             status, body = await comfy.submit(
@@ -245,6 +254,8 @@ class JobRunner:
             return body
         if not run.verdict.done():
             run.verdict.set_result(None)
+        if run.cancelled:  # meanwhile: the server did not know the job when it was told to stop it
+            self._spawn(self._interrupt(run, server))
         return await run.attempt.follow()
 
     async def _done(self, run: _Run, server: str, entry: dict[str, Any]) -> None:
@@ -277,7 +288,7 @@ class JobRunner:
         log.warning("the job %s is lost at %s (%s): %s", job.prompt_id, server, lost.reason, lost.detail)
         if lost.may_run:
             self._servers.abandon(server, job.prompt_id)
-        self._leave(run, server, seconds=None, lost=True)
+        self._leave(run, server, seconds=None, lost=lost.reason != "cancelled")
         if run.cancelled:
             await self._end(job, "cancelled", b"", {})
             self._finale(job)
@@ -294,10 +305,11 @@ class JobRunner:
         self._leave(run, server, seconds=None)
         if run.awaited and not run.verdict.done():
             run.verdict.set_result(body)
-            await self._store.forget(job.prompt_id)
+            await self._kept(lambda: self._store.forget(job.prompt_id))
             self.relay.queue_changed()
             return
         waiting.tried |= {server}
+        self._files.restarted(server)  # it may miss a file
         self._servers.ask_again(server)
         if waiting.able - waiting.tried and not run.cancelled:
             await self._again(waiting)
@@ -305,9 +317,10 @@ class JobRunner:
             await self._give_up(job, refused_by_server(job, body))
 
     async def _again(self, waiting: Waiting) -> None:
-        await self._store.back(waiting.job.prompt_id)
         waiting.able = self._able(waiting.job)
-        self._scheduler.add(waiting)
+        self._scheduler.add(waiting)  # before anything is waited for, so that it can be cancelled at any time
+        with contextlib.suppress(StoreError):  # then a next life of the front looks for it at that server first
+            await self._store.back(waiting.job.prompt_id)
         self._kick()
         self.relay.queue_changed()
 
@@ -317,15 +330,19 @@ class JobRunner:
         self.relay.send(job.tenant, job.client_id, "execution_error", data)
         self._finale(job)
 
-    async def _interrupt(self, run: _Run) -> None:
-        try:
-            await run.attempt.server.stop(run.job.prompt_id)
-        except ServerAway as away:
-            log.warning("%s could not be told to stop a job: %s", run.attempt.server.name, away)
+    async def _interrupt(self, run: _Run, server: str) -> None:
+        """Have the server stop the job, once it listens."""
+        while self._runs.get(server) is run:
+            try:
+                await run.attempt.server.stop(run.job.prompt_id)
+                break
+            except ServerAway as away:
+                log.warning("%s could not be told to stop a job: %s", server, away)
+                await asyncio.sleep(self._settings.poll_s)
         run.attempt.stir()
 
     def _leave(self, run: _Run, server: str, *, seconds: float | None, lost: bool = False) -> None:
-        """The server is free for the next job."""
+        """The server is free for the next job. What is awaited after this may find that job there."""
         self._runs.pop(server, None)
         self._server_of.pop(run.job.prompt_id, None)
         self._scheduler.ended(server, seconds=seconds, nodes=run.attempt.node_seconds(whole=seconds is not None))
@@ -337,7 +354,18 @@ class JobRunner:
     async def _end(self, job: Job, state: State, history: bytes, outputs: dict[str, Any]) -> None:
         self._kick()  # the next job need not wait for the disk
         end = Ended(state=state, ended_s=self._clock(), history=history)
-        await self._store.ended(job.prompt_id, end, list(files_in(outputs)))
+        made = list(files_in(outputs))
+        await self._kept(lambda: self._store.ended(job.prompt_id, end, made))
+
+    async def _kept(self, write: Callable[[], Awaitable[Any]]) -> None:
+        """Until the store has it: a disk that is full for a while loses no job."""
+        while True:
+            try:
+                await write()
+                return
+            except StoreError as problem:
+                log.error("a job could not be written, which is tried again: %s", problem)
+                await asyncio.sleep(_TICK_S)
 
     def _finale(self, job: Job) -> None:
         self.relay.send(job.tenant, job.client_id, "executing", {"node": None, "prompt_id": job.prompt_id})

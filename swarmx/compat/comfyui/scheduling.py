@@ -7,9 +7,13 @@ load, nodes whose results it does not hold, a slower device) is the prompt that 
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from heapq import merge, nsmallest
+from itertools import islice
 
 import msgspec
 import numpy as np
@@ -26,6 +30,8 @@ from swarmx.core.forecast import Forecast
 from swarmx.core.nouns import Call, Candidates, Decision
 
 DEPTH = 8  # jobs that are asked about before the rest of a line waits for them
+WINDOW = 64  # jobs at the head of all lines that may go in another order than they came
+STRETCH = 2.0
 
 _PROFILE = EngineProfile(model="comfyui", device="server", step_base_s=1.0, max_batch=1)
 _FIXED = fixed_row(_PROFILE)
@@ -41,6 +47,7 @@ class Waiting:
     attempt: int = 0
     tried: frozenset[str] = frozenset()
     _facts: JobFacts | None = None
+    _forecasts: dict[str, tuple[int, Forecast]] = field(default_factory=dict)
 
     @property
     def facts(self) -> JobFacts:
@@ -85,7 +92,9 @@ class Scheduler:
     """The queue of a front, and what its servers are at. `weights` are the tenants' shares.
 
     Of the jobs that wait, those of a higher priority go first; then those of the tenant that had least service for its
-    weight; then lower numbers, as in ComfyUI's own queue.
+    weight; then those whose clients asked for it by a number, as in ComfyUI's own queue; then those that came early and
+    are short. At a `stretch` of 0 the first that came goes first; the more, the sooner short ones are done, and the
+    longer long ones may wait.
     """
 
     def __init__(
@@ -95,6 +104,7 @@ class Scheduler:
         policy: str = "marginal",
         parameters: Mapping[str, float] | None = None,
         weights: Mapping[str, float] | None = None,
+        stretch: float = STRETCH,
         seed: int = 0,
     ) -> None:
         self.objective = Objective(policy, parameters or {})
@@ -106,6 +116,7 @@ class Scheduler:
         self._lines: dict[tuple[frozenset[str], str], _Line] = {}
         self._of_tenant: dict[str, int] = {}
         self._shares = Shares(weights)
+        self._stretch = stretch
         self._last_chosen: dict[str, int] = {}
         self._decisions = 0
         self._rng = np.random.default_rng(seed)
@@ -117,7 +128,7 @@ class Scheduler:
         return prompt_id in self._waiting
 
     def waiting(self, tenant: str | None = None) -> Iterator[Job]:
-        """The jobs that wait, in the order in which they would go if any server could run any of them."""
+        """The jobs that wait, in the order of ComfyUI's own queue: about that in which they go."""
         found = (w for w in self._waiting.values() if tenant in (None, w.job.tenant))
         return (w.job for w in sorted(found, key=lambda w: (-w.job.priority, w.job.order)))
 
@@ -217,12 +228,39 @@ class Scheduler:
 
     def _heads(self) -> list[Waiting]:
         """Who is next of those that a free server may run."""
-        idle, heads = self.idle, list[Waiting]()
-        for (able, _), line in self._lines.items():
-            if able & idle:
-                heads += [self._waiting[prompt_id] for _, _, prompt_id in line.jobs[:DEPTH]]
-        heads.sort(key=lambda w: (-w.job.priority, self._shares.counter(w.job.tenant), w.job.order))
-        return heads[:DEPTH]
+        idle = self.idle
+        lines = [self._ranked(line, tenant) for (able, tenant), line in self._lines.items() if able & idle]
+        heads = [
+            (lower, counter, self._turn(self._waiting[prompt_id], idle), prompt_id)
+            for lower, counter, _, prompt_id in islice(merge(*lines), WINDOW)
+        ]
+        return [self._waiting[prompt_id] for *_, prompt_id in nsmallest(DEPTH, heads)]
+
+    def _ranked(self, line: _Line, tenant: str) -> Iterator[tuple[float, float, tuple[float, int], str]]:
+        """Priority and tenant come before the order of jobs; lower goes first."""
+        counter = self._shares.counter(tenant)
+        return ((lower, counter, order, prompt_id) for lower, order, prompt_id in line.jobs)
+
+    def _turn(self, waiting: Waiting, idle: AbstractSet[str]) -> tuple[float, float]:
+        """Where the job stands among others of its tenant and priority.
+
+        By number where its client gave one, before all that have none or behind them; else by when it came and
+        `stretch` times what it takes on the idle server where it takes least: short ones, and those that find their
+        model and results there, pass long ones that have not waited for long.
+        """
+        job = waiting.job
+        if job.number != job.seq:
+            return math.copysign(1.0, job.number - job.seq), job.number
+        return 0.0, waiting.since_s + self._stretch * min(self._on(waiting, name).mean for name in waiting.able & idle)
+
+    def _on(self, waiting: Waiting, server: str) -> Forecast:
+        """How long the job takes on the server, as was known when that changed last."""
+        state = self.states[server]
+        changes, forecast = waiting._forecasts.get(server, (-1, None))
+        if forecast is None or changes != state.changes:
+            forecast = self._forecaster.forecast(waiting.facts, state)
+            waiting._forecasts[server] = state.changes, forecast
+        return forecast
 
     def _place(self, waiting: Waiting, ahead: int, now_s: float) -> Placement | None:
         up = sorted(waiting.able & self._up)
@@ -231,7 +269,7 @@ class Scheduler:
             names = [name for name in names if name not in self.running]
         if not self.idle.intersection(names):
             return None
-        forecasts = [self._forecaster.forecast(waiting.facts, self.states[name]) for name in names]
+        forecasts = [self._on(waiting, name) for name in names]
         least = min(forecasts, key=lambda forecast: forecast.mean)
         view = self._view(names, [forecast.mean - least.mean for forecast in forecasts], now_s)
         call = _call(waiting)
@@ -278,7 +316,7 @@ class Scheduler:
 
     def _least(self, waiting: Waiting) -> Forecast:
         names = waiting.able or self.states.keys()
-        found = [self._forecaster.forecast(waiting.facts, self.states[name]) for name in names if name in self.states]
+        found = [self._on(waiting, name) for name in names if name in self.states]
         return min(found or [self._forecaster.forecast(waiting.facts, ServerState(name=""))], key=lambda f: f.mean)
 
     def _view(self, names: list[str], extra_s: Iterable[float], now_s: float) -> FleetView:

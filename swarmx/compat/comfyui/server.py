@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import msgspec
 from swarmx.compat.comfyui.graph import Graph
 
 _MAX_ANSWER_BYTES = 256 << 20
+_SLOW_BYTES_PER_S = 1e6
 
 
 class ServerAway(Exception):
@@ -72,17 +73,30 @@ class ComfyServer:
         if prompt_id in await self.queue():
             await self._ask("POST", "/interrupt", {"prompt_id": prompt_id})
 
+    async def forget(self, prompt_ids: Iterable[str]) -> None:
+        """Take ended jobs out of its history."""
+        await self._ask("POST", "/history", {"delete": list(prompt_ids)})
+
     async def free(self, wanted: Mapping[str, Any]) -> None:
         await self._ask("POST", "/free", dict(wanted))
 
     async def upload(self, name: str, data: bytes) -> None:
         """Put a file into its input folder, in the place of one of the same name."""
-        form = aiohttp.FormData()
-        form.add_field("image", data, filename=name, content_type="application/octet-stream")
-        form.add_field("overwrite", "true")
-        status, answer = await self._ask("POST", "/upload/image", form)
+        status, answer = await self._ask("POST", "/upload/image", _form(name, data), bytes_out=len(data))
         if status != 200 or not isinstance(answer, dict) or answer.get("name") != name:
             raise ServerAway(f"it took the file {name!r} with status {status}")
+
+    async def masked(self, picture: str, mask: bytes, name: str) -> bytes | None:
+        """A picture of its input folder with another one's transparency, called `name` there; None where it cannot."""
+        form = _form(name, mask)
+        form.add_field(
+            "original_ref", msgspec.json.encode({"filename": picture, "subfolder": "", "type": "input"}).decode()
+        )
+        status, _ = await self._ask("POST", "/upload/mask", form, bytes_out=len(mask))
+        if status != 200:
+            return None
+        async with self.view({"filename": name, "subfolder": "", "type": "input"}, {}) as response:
+            return await response.read() if response.status == 200 else None
 
     @asynccontextmanager
     async def view(self, query: Mapping[str, str], headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -112,26 +126,36 @@ class ComfyServer:
             raise ServerAway(f"{path} answered with status {status}")
         return answer
 
-    async def _ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+    async def _ask(self, method: str, path: str, body: object = None, *, bytes_out: int = 0) -> tuple[int, Any]:
+        """Status and JSON. A request of many bytes may take longer, at a slow line's pace."""
+        timeout = aiohttp.ClientTimeout(total=(self._timeout.total or 0.0) + bytes_out / _SLOW_BYTES_PER_S)
         form = body if isinstance(body, aiohttp.FormData) else None
         data = form if form is not None or body is None else msgspec.json.encode(body)
         headers = {"content-type": "application/json"} if data is not None and form is None else {}
         try:
             async with self._session.request(
-                method, self.url + path, data=data, headers=headers, timeout=self._timeout, allow_redirects=False
+                method, self.url + path, data=data, headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
-                raw = await response.content.read(_MAX_ANSWER_BYTES)
-                while not response.content.at_eof():
-                    raw += await response.content.read(_MAX_ANSWER_BYTES)
+                raw = bytearray()
+                async for chunk in response.content.iter_chunked(1 << 16):
+                    raw += chunk
                     if len(raw) > _MAX_ANSWER_BYTES:
                         raise ServerAway(f"{path} answered with more than {_MAX_ANSWER_BYTES} bytes")
-                return response.status, msgspec.json.decode(raw) if raw else None
+                told = raw and response.status in (200, 400)  # other answers may be any text
+                return response.status, msgspec.json.decode(raw) if told else None
         except aiohttp.ClientConnectorError as error:
             raise ServerAway(f"nothing listens at {self.url}: {error}", refused=True) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise ServerAway(f"{path} was not answered: {error!r}") from None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ServerAway(f"{path} was answered with what is not JSON: {error}") from None
+
+
+def _form(name: str, data: bytes) -> aiohttp.FormData:
+    form = aiohttp.FormData()
+    form.add_field("image", data, filename=name, content_type="application/octet-stream")
+    form.add_field("overwrite", "true")
+    return form
 
 
 def _object(answer: Any) -> dict[str, Any]:

@@ -130,9 +130,16 @@ class Servers(Mapping[str, ComfyServer]):
             self.on_change(name, told=told)
 
     async def _fence(self, name: str) -> None:
-        """Stop what runs there and was given to another server meanwhile."""
-        server = self._servers[name]
-        there = await server.queue()
-        for prompt_id in self._abandoned[name] & there:
+        """Stop what runs there and was given up meanwhile; nothing else may go there before that has ended.
+
+        Its history goes, too: another attempt at the same server would be taken to have ended so.
+        """
+        server, abandoned = self._servers[name], frozenset(self._abandoned[name])
+        still = abandoned & await server.queue()
+        for prompt_id in still:
             await server.stop(prompt_id)
-        self._abandoned[name].clear()
+        if still:
+            raise ServerAway("it is still at a job that it was told to stop")
+        if abandoned:
+            await server.forget(abandoned)
+            self._abandoned[name] -= abandoned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import msgspec
 from swarmx.compat.comfyui.jobs import Ended, Job, State
 from swarmx.core.errors import StoreError
 from swarmx.core.nouns import Decision
+from swarmx.gateway.keys import write_private
 from swarmx.memory.lane import Lane, explained
 
 T = TypeVar("T")
@@ -150,6 +152,7 @@ class JobStore:
                 "UPDATE job SET state = ?, ended_s = ?, history = ? WHERE prompt_id = ? AND ended_s IS NULL",
                 (end.state, end.ended_s, end.history, prompt_id),
             ).rowcount
+            _without_secrets(db, prompt_id)
             owner = "INSERT OR IGNORE INTO output SELECT tenant, ?, ?, ? FROM job WHERE prompt_id = ?"
             db.executemany(owner, [(*output, prompt_id) for output in outputs])
             self._ends += 1
@@ -165,6 +168,8 @@ class JobStore:
         def work(db: sqlite3.Connection) -> None:
             query = "UPDATE job SET state = 'cancelled', ended_s = ? WHERE prompt_id = ? AND ended_s IS NULL"
             db.executemany(query, [(at_s, prompt_id) for prompt_id in prompt_ids])
+            for prompt_id in prompt_ids:
+                _without_secrets(db, prompt_id)
 
         await self._do(work)
 
@@ -230,9 +235,10 @@ class JobStore:
         """Keep a file; another one of the same name and tenant is replaced. Its content is kept once."""
         path = self.content(upload.sha256)
         if not path.exists():
-            partial = path.with_suffix(f".{os.getpid()}.part")
-            partial.write_bytes(data)
-            os.replace(partial, path)
+            try:
+                await asyncio.to_thread(write_private, path, data)
+            except OSError as error:
+                raise StoreError(f"the upload cannot be kept: {error.strerror or error}; is the disk full?") from None
         row = (upload.tenant, upload.folder, upload.subfolder, upload.name, upload.sha256)
         await self._do(lambda db: db.execute("INSERT OR REPLACE INTO upload VALUES (?, ?, ?, ?, ?)", row) and None)
 
@@ -257,6 +263,7 @@ class JobStore:
         db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA secure_delete = ON")  # what is gone is not in the file any more
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
         if version > _VERSION:
             raise StoreError(f"{path} has schema {version}, this version knows {_VERSION}; use a newer SwarmX")
@@ -266,6 +273,15 @@ class JobStore:
 
 
 _SELECT = "SELECT body, state, server, attempts, started_s, ended_s, history FROM job"
+
+
+def _without_secrets(db: sqlite3.Connection, prompt_id: str) -> None:
+    """Keys for paid services are of no use to a job that has ended."""
+    found = db.execute("SELECT body FROM job WHERE prompt_id = ?", (prompt_id,)).fetchone()
+    job = None if found is None else msgspec.json.decode(found[0], type=Job)
+    if job is not None and job.extra != job.shared_extra:
+        body = msgspec.json.encode(msgspec.structs.replace(job, extra=job.shared_extra))
+        db.execute("UPDATE job SET body = ? WHERE prompt_id = ?", (body, prompt_id))
 
 
 def _prune(db: sqlite3.Connection, keep: int) -> None:

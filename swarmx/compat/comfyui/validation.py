@@ -6,18 +6,22 @@ a server: what only its own code knows (a custom node that judges its values its
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from swarmx.compat.comfyui.graph import Graph, cycle_in, file_name, link_of, upstream_first
+from swarmx.compat.comfyui.graph import Graph, cycle_in, file_name, link_of, sources, upstream_first
 from swarmx.compat.comfyui.nodes import InputSpec, NodeSpec
 
 MAX_NODES = 20_000
 _LONGEST_LIST = 20  # of options that an error repeats
 _LONGEST_VALUE = 500  # characters of a value in a message
+_MOST_OUTPUTS = 64  # whose errors are told
 
 Error = dict[str, Any]
+
+_ELSEWHERE = re.compile(r"\[(output|temp)\]\Z|^[/\\]|(^|[/\\])\.\.([/\\]|$)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +138,8 @@ def _node(graph: Graph, node_id: str, specs: Mapping[str, NodeSpec], uploads: Co
                 inputs[name] = value
                 if _is_file(wanted, value, uploads):
                     judged.files.append(name)
+                elif _is_elsewhere(wanted, value):
+                    problem = _no_such_file(wanted, value)
                 else:
                     problem, certain = _in_range(wanted, value) or _in_list(wanted, value), False
         if problem is not None and (certain or spec.core):
@@ -231,6 +237,24 @@ def _is_file(wanted: InputSpec, value: Any, uploads: Collection[str]) -> bool:
     return wanted.options is not None and isinstance(value, str) and file_name(value)[0] in uploads
 
 
+def _is_elsewhere(wanted: InputSpec, value: Any) -> bool:
+    """Whether the value, or one in it, leads a server to a file that it did not offer: maybe another tenant's."""
+    rest = [] if wanted.type == "STRING" else [value]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, dict | list):
+            rest += one.values() if isinstance(one, dict) else one
+        elif isinstance(one, str) and _ELSEWHERE.search(one) and one not in (wanted.options or ()):
+            return True
+    return False
+
+
+def _no_such_file(wanted: InputSpec, value: Any) -> Error:
+    details = f"{wanted.name}: {_short(value)}"
+    about: dict[str, Any] = {"input_name": wanted.name, "input_config": None, "received_value": value}
+    return error("value_not_in_list", "there is no such file of this client", details, **about)
+
+
 def _failed(graph: Graph, found: Mapping[str, list[Error]], outputs: Sequence[str]) -> Rejected:
     own = [e for node_id in outputs for e in found.get(node_id, ())]
     return Rejected(
@@ -243,15 +267,23 @@ def _failed(graph: Graph, found: Mapping[str, list[Error]], outputs: Sequence[st
     )
 
 
-def _by_node(graph: Graph, found: Mapping[str, list[Error]], outputs: Iterable[str]) -> dict[str, Error]:
-    """The errors that are above each of the outputs, with the outputs that they are in the way of."""
-    rows: dict[str, Error] = {}
-    for output in outputs:
-        for node_id in upstream_first(graph, [output]) if found else ():
-            if node_id in found:
-                row = {"errors": found[node_id], "dependent_outputs": [], "class_type": graph[node_id]["class_type"]}
-                rows.setdefault(node_id, row)["dependent_outputs"].append(output)
-    return rows
+def _by_node(graph: Graph, found: Mapping[str, list[Error]], outputs: Sequence[str]) -> dict[str, Error]:
+    """The errors that are above the first of the outputs, with the outputs that they are in the way of."""
+    told = outputs[:_MOST_OUTPUTS]
+    order = upstream_first(graph, told) if found else []
+    feeds = {output: 1 << number for number, output in enumerate(told)}  # a bit for each output that a node is above
+    for node_id in reversed(order):
+        for source in sources(graph, node_id):
+            feeds[source] = feeds.get(source, 0) | feeds[node_id]
+    return {
+        node_id: {
+            "errors": found[node_id],
+            "dependent_outputs": [output for number, output in enumerate(told) if feeds[node_id] >> number & 1],
+            "class_type": graph[node_id]["class_type"],
+        }
+        for node_id in order
+        if node_id in found
+    }
 
 
 def _links(node: Mapping[str, Any]) -> Iterable[tuple[str, int] | None]:

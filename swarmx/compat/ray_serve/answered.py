@@ -10,7 +10,15 @@ _TEXTS = ("text", "content", "output", "generated_text", "answer", "response")
 
 
 def work_of(answer: Any) -> float | None:
-    """Output tokens: what its `usage` says, or a fourth of its text; None where there is neither."""
+    """Output tokens: what its `usage` says, or a fourth of its text; None where there is neither. Never raises: an
+    answer may be of any type, and looking at it must not lose it."""
+    try:
+        return _work_of(answer)
+    except Exception:  # noqa: BLE001
+        return None
+
+
+def _work_of(answer: Any) -> float | None:
     usage = _field(answer, "usage")
     tokens = _field(usage, "completion_tokens") if usage is not None else None
     if isinstance(tokens, int | float) and not isinstance(tokens, bool) and tokens > 0:

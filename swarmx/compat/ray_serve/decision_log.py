@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.request
 from collections import deque
+from http.client import HTTPException
 from pathlib import Path
 
 import msgspec
@@ -75,7 +76,7 @@ class DecisionLog:
                         file.write(lines)
                 if self._url:
                     self._send(lines)
-            except OSError as error:
+            except (OSError, ValueError, HTTPException) as error:  # no disk, no network, no URL, no HTTP
                 self.lost += len(batch)
                 if not self._complained:
                     self._complained = True
@@ -83,9 +84,9 @@ class DecisionLog:
 
     def _send(self, lines: bytes) -> None:
         headers = {"Content-Type": "application/x-ndjson"}
-        if self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
         request = urllib.request.Request(f"{self._url}/api/v1/decisions", data=lines, headers=headers, method="POST")  # noqa: S310
+        if self._token:
+            request.add_unredirected_header("Authorization", f"Bearer {self._token}")
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310  # the operator's own URL
             pass
 

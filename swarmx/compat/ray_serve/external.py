@@ -2,7 +2,8 @@
 
     python -m swarmx.compat.ray_serve.external --app NAME --deployment NAME --max 8
 
-The application needs `external_scaler_enabled: true` in the config file, and no autoscaling of its own.
+The application needs `external_scaler_enabled: true` in the config file, and no autoscaling of its own. A cluster that
+wants a token gets the one in RAY_AUTH_TOKEN.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import time
 import urllib.error
 import urllib.request
@@ -52,10 +54,10 @@ class ServeRest:
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         headers = {"Content-Type": "application/json"}
-        if self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._url + path, data=data, headers=headers, method=method)  # noqa: S310
+        if self._token:
+            request.add_unredirected_header("Authorization", f"Bearer {self._token}")
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310  # checked above
                 return json.loads(response.read() or b"{}")
@@ -94,7 +96,7 @@ class ExternalScaler:
         """How many replicas Serve goes for after this step. Raises ReplicaError."""
         current, target = self._rest.running(self._app, self._deployment)
         wanted = self._planner.plan(
-            now_s, current=current, target=target, least=self._least, most=self._most, demand=self._demand()
+            now_s, current=current, target=target, least=self._least, most=self._most, demand=self._reports()
         )
         if wanted != target:
             self._rest.scale(self._app, self._deployment, wanted)
@@ -107,6 +109,13 @@ class ExternalScaler:
                 self._planner.terms,
             )
         return wanted
+
+    def _reports(self) -> Sequence[DemandReported]:
+        try:
+            return self._demand()
+        except Exception as error:  # noqa: BLE001  # the board of a cluster may be away for a while
+            log.warning("no reports of %s/%s for now: %r", self._app, self._deployment, error)
+            return []
 
 
 def reports_of(name: str) -> Callable[[], Sequence[DemandReported]]:
@@ -148,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name = f"{wanted.app}/{wanted.deployment}"
     options = PlannerOptions(parameters={"target_in_flight": wanted.calls_a_replica})
     scaler = ExternalScaler(
-        ServeRest(wanted.dashboard),
+        ServeRest(wanted.dashboard, os.environ.get("RAY_AUTH_TOKEN", "")),
         Planner(name, options),
         app=wanted.app,
         deployment=wanted.deployment,

@@ -93,8 +93,11 @@ class Pusher:
         """The call is over."""
         if served is None or self._beside is None:
             return
-        self._beside.end(served, work)
-        self._tell()
+        try:
+            self._beside.end(served, work)
+            self._tell()
+        except Exception as error:  # noqa: BLE001  # nor is it worth an answer
+            log.debug("SwarmX could not count the end of a call: %r", error)
 
     def _tell(self) -> None:
         if not self._due:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
+from collections import deque
 from typing import Any
 
 from ray.serve.autoscaling_policy import default_autoscaling_policy
@@ -30,10 +32,9 @@ class ScalePolicy:
         self._planner: Any = None
         self._absent = False
         self._complained = False
-        self._fresh: list[Any] = []
+        self._fresh: deque[Any] = deque(maxlen=64)
         self._reported_at_s = 0.0
         self._counted_at_s = 0.0
-        self._reading: threading.Thread | None = None
 
     def __call__(self, ctx: Any) -> tuple[float, dict[str, Any]]:
         if not self._absent:
@@ -53,10 +54,12 @@ class ScalePolicy:
             from swarmx.compat.ray_serve.planner import Planner, read_planner_options
 
             self._planner = Planner(name, read_planner_options(self._given))
-            self._reading = threading.Thread(target=self._read, args=(name,), name="swarmx demand", daemon=True)
-            self._reading.start()
+            reading = threading.Thread(
+                target=_read, args=(weakref.ref(self), name, self._fresh), name="swarmx demand", daemon=True
+            )
+            reading.start()
         now_s = ctx.current_time or time.time()
-        demand, self._fresh = self._fresh, []
+        demand = [self._fresh.popleft() for _ in range(len(self._fresh))]
         if not demand and now_s - max(self._counted_at_s, self._reported_at_s) >= _WINDOW_S:
             self._counted_at_s = now_s
             waiting = float(ctx.total_queued_requests or 0.0)
@@ -74,26 +77,27 @@ class ScalePolicy:
         )
         return wanted, {"swarmx": "scaler agent", **self._planner.terms}
 
-    def _read(self, name: str) -> None:
-        """On a thread: what routers have put on the board since the last time."""
-        import ray
-
-        from swarmx.compat.ray_serve.board import find_board
-        from swarmx.compat.ray_serve.signals import report_in
-
-        seen: dict[str, float] = {}
-        while True:
-            try:
-                for data in ray.get(find_board().reports.remote(name), timeout=5.0):
-                    report = report_in(data)
-                    if report.at_s > seen.get(report.router, 0.0):
-                        seen[report.router] = report.at_s
-                        self._fresh = [*self._fresh, report.demand][-64:]
-            except Exception as error:  # noqa: BLE001  # without reports, Serve's own counts do
-                logging.getLogger(_LOGGER).debug("no reports of %s for now: %r", name, error)
-            time.sleep(_READ_S)
-
     def _complain(self, error: Exception) -> None:
         if not self._complained:
             self._complained = True
             logging.getLogger(_LOGGER).warning("Serve's default_autoscaling_policy decides, SwarmX did not: %r", error)
+
+
+def _read(policy: weakref.ref[ScalePolicy], name: str, fresh: deque[Any]) -> None:
+    """On a thread, as long as there is the policy: what routers have put on the board since the last time."""
+    import ray
+
+    from swarmx.compat.ray_serve.board import find_board
+    from swarmx.compat.ray_serve.signals import report_in
+
+    seen: dict[str, float] = {}
+    while policy() is not None:
+        try:
+            for data in ray.get(find_board().reports.remote(name), timeout=5.0):
+                report = report_in(data)
+                if report.at_s > seen.get(report.router, 0.0):
+                    seen[report.router] = report.at_s
+                    fresh.append(report.demand)
+        except Exception as error:  # noqa: BLE001  # without reports, Serve's own counts do
+            logging.getLogger(_LOGGER).debug("no reports of %s for now: %r", name, error)
+        time.sleep(_READ_S)

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import asyncpg
 from asyncpg import exceptions as refused
 
-from swarmx.core.errors import StoreError
+from swarmx.core.errors import NotFound, StoreError
 
 _LOST = (
     OSError,
@@ -31,7 +31,6 @@ _HINTS: tuple[tuple[type[BaseException], str], ...] = (
         "it is a standby; name the primary, or all of them with ?target_session_attrs=primary",
     ),
     (refused.QueryCanceledError, "it took too long; look at pg_stat_activity for who holds a lock"),
-    (refused.UntranslatableCharacterError, "a text has a character that PostgreSQL does not keep, such as NUL"),
 )
 
 
@@ -57,7 +56,12 @@ def lost(connection: Any, error: BaseException) -> bool:
 
 
 def explained(error: BaseException, where: str) -> BaseException:
-    """PostgreSQL's errors as StoreError, with what to do; others as they are."""
+    """PostgreSQL's errors as StoreError, with what to do; others as they are.
+
+    It keeps no text with the character NUL: to ask for one is NotFound, as in a store that would keep it.
+    """
+    if isinstance(error, refused.CharacterNotInRepertoireError):
+        return NotFound("there is nothing with such a name: it has the character NUL")
     if not isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError | asyncpg.InternalClientError | OSError):
         return error
     code = getattr(error, "sqlstate", None) or type(error).__name__

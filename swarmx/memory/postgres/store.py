@@ -103,7 +103,7 @@ class PostgresStore:
         return await self.read(lambda connection: workflows.of_key(connection, tenant, idempotency, None))
 
     async def keep_key(self, tenant: str, idempotency: Idempotency, workflow_id: str) -> None:
-        """Remember that the request with this key was carried out, on this workflow."""
+        """Remember that the request with this key was carried out, on this workflow; the first one stays."""
         await self.write(lambda connection: workflows.keep_key(connection, tenant, idempotency, workflow_id))
 
     async def commit(self, change: Commit) -> Committed:

@@ -113,8 +113,9 @@ async def of_key(
 
 
 async def keep_key(connection: asyncpg.Connection, tenant: str, idempotency: Idempotency, workflow_id: str) -> None:
-    """Remember what the key brought; it may be there already, expired."""
-    await connection.execute(_KEEP_KEY, *_key_row(tenant, idempotency, workflow_id))
+    """Remember what the key brought, unless it brought something else meanwhile; it may be there already, expired."""
+    row = _key_row(tenant, idempotency, workflow_id)
+    await connection.execute(f"{_KEEP_KEY} WHERE known.expires_at_s <= {NOW_S}", *row)
 
 
 def _key_row(tenant: str, idempotency: Idempotency, workflow_id: str) -> tuple[object, ...]:

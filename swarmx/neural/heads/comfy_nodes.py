@@ -12,7 +12,7 @@ from swarmx.neural.heads.comfy_graph import follow, is_link, nodes_of, target, w
 
 _MEGAPIXEL = 1024.0 * 1024.0
 _MAX_SIDE, _MAX_BATCH, _MAX_STEPS, _MAX_FACTOR = 65_536.0, 4096.0, 10_000.0, 64.0
-_LEAST_WALK, _MAX_WALK, _WALKS = 16, 500, 50_000  # links that are followed from a node, and from all of a graph
+_LEAST_WALK, _MAX_WALK, _WALKS = 16, 500, 20_000
 
 # Evaluations of the network that a step of a sampler takes; all others take one (k-diffusion's sampling functions).
 _ORDERS = {

@@ -65,7 +65,7 @@ class HttpProvider:
         try:
             url = guard.read(call.arguments["url"])
             headers = self._all_headers(tool, call)
-            addresses = await guard.addresses(str(url.host))
+            addresses = await guard.addresses(str(url.raw_host))
             return await self._request(tool, guard, Pinned(addresses), url, call, headers)
         except Denied as denied:
             return ToolResult(error=f"{tool.name}: {denied}", cause="refused")

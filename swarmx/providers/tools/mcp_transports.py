@@ -78,7 +78,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send one request."""
-        host = request.url.host
+        host = request.url.raw_host.decode()  # as it is asked for, and not as it is shown
         try:
             addresses = await self._guard.addresses(host)
         except Denied as denied:

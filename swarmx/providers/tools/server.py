@@ -86,7 +86,7 @@ class ToolServer(Collector):
         return Response(
             msgspec.json.encode(result),
             media_type="application/json",
-            headers={"x-request-id": call.request_id.encode("ascii", "replace").decode()},
+            headers={"x-request-id": "".join(c if " " <= c <= "~" else "?" for c in call.request_id)},
         )
 
     def collect(self) -> Iterable[Metric]:

@@ -175,6 +175,7 @@ class FakeComfy:
             ("GET", "/queue", self._queue),
             ("POST", "/queue", self._post_queue),
             ("GET", "/history", self._all_history),
+            ("POST", "/history", self._post_history),
             ("GET", "/history/{id}", self._one_history),
             ("POST", "/interrupt", self._interrupt),
             ("POST", "/free", self._free),
@@ -186,6 +187,7 @@ class FakeComfy:
             ("GET", "/models", self._models),
             ("GET", "/models/{folder}", self._models),
             ("POST", "/upload/image", self._upload),
+            ("POST", "/upload/mask", self._mask),
             ("GET", "/view", self._view),
         ):
             for prefix in ("", "/api"):
@@ -279,6 +281,11 @@ class FakeComfy:
     async def _all_history(self, request: web.Request) -> web.Response:
         return web.json_response(self._history)
 
+    async def _post_history(self, request: web.Request) -> web.Response:
+        for prompt_id in (await request.json()).get("delete") or ():
+            self._history.pop(prompt_id, None)
+        return web.Response()
+
     async def _one_history(self, request: web.Request) -> web.Response:
         found = self._history.get(request.match_info["id"])
         return web.json_response({} if found is None else {request.match_info["id"]: found})
@@ -313,6 +320,15 @@ class FakeComfy:
         self.files["input", image.filename] = image.file.read()
         self.uploads.append(image.filename)
         return web.json_response({"name": image.filename, "subfolder": "", "type": "input"})
+
+    async def _mask(self, request: web.Request) -> web.Response:
+        form = await request.post()
+        mask: Any = form["image"]
+        original = json.loads(str(form["original_ref"]))
+        picture = self.files.get((original["type"], original["filename"]))
+        if picture is not None:
+            self.files["input", mask.filename] = picture + b" under " + mask.file.read()
+        return web.json_response({"name": mask.filename, "subfolder": "", "type": "input"})
 
     async def _view(self, request: web.Request) -> web.Response:
         data = self.files.get((request.query.get("type", "output"), request.query["filename"]))

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 
 from swarmx.compat.comfyui.app import listening, running
+from swarmx.compat.comfyui.forecasts import JobForecaster
 from swarmx.compat.comfyui.settings import FrontSettings
 from swarmx.gateway.keys import Keyring
 from tests.compat.comfyui.fake import FakeComfy
@@ -86,13 +87,18 @@ async def eventually(look: Callable[[], Any], *, within_s: float = 20.0) -> Any:
 
 @asynccontextmanager
 async def front(
-    folder: Path, *fakes: FakeComfy, keys: Keyring | None = None, wait: bool = True, **more: Any
+    folder: Path,
+    *fakes: FakeComfy,
+    keys: Keyring | None = None,
+    wait: bool = True,
+    forecaster: JobForecaster | None = None,
+    **more: Any,
 ) -> AsyncIterator[Client]:
     """A front over the fakes that are up, and a client of it."""
     servers = [{"name": f"s{i + 1}", "url": fake.url} for i, fake in enumerate(fakes)]
     settings = FrontSettings.model_validate({"servers": servers, "auth": keys is not None, **FAST, **more})
     async with (
-        running(settings, folder, keys=keys) as app,
+        running(settings, folder, keys=keys, forecaster=forecaster) as app,
         listening(app, "127.0.0.1", 0) as url,
         aiohttp.ClientSession() as session,
     ):

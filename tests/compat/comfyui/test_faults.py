@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import uuid
 from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from swarmx.compat.comfyui.jobs import Job
 from swarmx.compat.comfyui.store import JobStore
+from swarmx.core import failpoints
 from tests.compat.comfyui.fake import FakeComfy, graph, serving
 from tests.compat.comfyui.fronts import Client, eventually, front, until_end
 
@@ -96,6 +99,106 @@ async def test_a_job_that_makes_no_progress_is_stopped_and_run_elsewhere(tmp_pat
         entry = await client.ended(answer["prompt_id"])
     assert entry["status"]["status_str"] == "success"
     assert entry["swarmx"]["attempts"] == 2
+
+
+async def test_a_job_that_is_lost_at_the_only_server_runs_there_again_once_the_first_attempt_has_ended(
+    tmp_path: Path,
+) -> None:
+    fake = FakeComfy(step_s=0.01)
+    async with serving(fake), front(tmp_path, fake, stall_s=0.3) as client:
+        fake.stuck = True
+        _, answer = await client.submit(graph(steps=3))
+        await eventually(lambda: _asked(fake, "POST /interrupt"))
+        fake.stuck = False
+        entry = await client.ended(answer["prompt_id"])
+    assert entry["status"]["status_str"] == "success"
+    assert fake.received == [answer["prompt_id"]] * 2
+
+
+async def _asked(fake: FakeComfy, what: str) -> bool:
+    return what in fake.requests
+
+
+class _Gated(FakeComfy):
+    """Takes files and graphs when the gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__(step_s=0.02)
+        self.gate = asyncio.Event()
+
+    async def _upload(self, request: web.Request) -> web.Response:
+        await self.gate.wait()
+        return await super()._upload(request)
+
+    async def _prompt(self, request: web.Request) -> web.Response:
+        await self.gate.wait()
+        return await super()._prompt(request)
+
+
+@pytest.mark.parametrize("with_file", [True, False])
+async def test_a_job_that_is_cancelled_on_its_way_to_a_server_does_not_run(tmp_path: Path, with_file: bool) -> None:
+    fake = _Gated()
+    loads = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "cat.png"}},
+        "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+    }
+    async with serving(fake), front(tmp_path, fake, timeout_s=5.0) as client:
+        form = aiohttp.FormData()
+        form.add_field("image", b"cat", filename="cat.png")
+        await client.session.post(f"{client.url}/upload/image", data=form)
+        _, answer = await client.submit(loads if with_file else graph(steps=500))
+        await eventually(lambda: _asked(fake, "POST /upload/image" if with_file else "POST /prompt"))
+        cancelled = await client.ask("POST", f"/api/jobs/{answer['prompt_id']}/cancel")
+        fake.gate.set()
+
+        async def state() -> str:
+            _, job = await client.ask("GET", f"/api/jobs/{answer['prompt_id']}")
+            return "" if job["status"] == "in_progress" else str(job["status"])
+
+        ended = await eventually(state)
+    assert cancelled[1] == {"cancelled": True}
+    assert ended == "cancelled"
+    assert fake.received == ([] if with_file else [answer["prompt_id"]])
+
+
+async def test_the_end_of_a_job_outlasts_a_store_that_cannot_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, refused = FakeComfy(step_s=0.01), []
+
+    def full(point: str) -> None:
+        if point == "lane.commit":
+            refused.append(point)
+            raise sqlite3.OperationalError("the disk is full")
+
+    async with serving(fake), front(tmp_path, fake) as client:
+        _, answer = await client.submit(graph(steps=20))
+        await _started_on((fake,), answer["prompt_id"])
+        monkeypatch.setattr(failpoints, "hit", full)
+        await eventually(lambda: _refused(refused))
+        monkeypatch.undo()
+        entry = await client.ended(answer["prompt_id"])
+    assert entry["status"]["status_str"] == "success"
+    assert fake.received == [answer["prompt_id"]]
+
+
+async def _refused(writes: list[str]) -> bool:
+    return bool(writes)
+
+
+async def test_a_front_that_stops_hangs_up_on_its_clients(tmp_path: Path) -> None:
+    fake = FakeComfy()
+    async with serving(fake), aiohttp.ClientSession() as session:
+        async with front(tmp_path, fake) as client:
+            socket = await session.ws_connect(f"{client.url}/ws?clientId=x")
+            reading = asyncio.create_task(_to_its_end(socket))
+        assert await reading == aiohttp.WSCloseCode.GOING_AWAY
+
+
+async def _to_its_end(socket: aiohttp.ClientWebSocketResponse) -> int | None:
+    async for _ in socket:
+        pass
+    return socket.close_code
 
 
 async def test_half_a_websocket_frame_loses_events_and_nothing_else(tmp_path: Path) -> None:

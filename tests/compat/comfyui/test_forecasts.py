@@ -41,9 +41,7 @@ def teach(
 def mixed(count: int) -> list[JobFacts]:
     rng = np.random.default_rng(3)
     models = ("a.safetensors", "b.safetensors", "c.safetensors", "d.safetensors")
-    return [
-        facts_of(100 + n, steps=int(rng.integers(4, 50)), model=models[int(rng.integers(4))]) for n in range(count)
-    ]
+    return [facts_of(100 + n, steps=int(rng.integers(4, 50)), model=models[int(rng.integers(4))]) for n in range(count)]
 
 
 def test_a_graph_of_another_size_is_known_once_its_classes_ran() -> None:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import pytest
 
-from swarmx.compat.comfyui.forecasts import JobFacts, NodeForecaster, ServerState
+from swarmx.compat.comfyui.forecasts import JobFacts, JobForecaster, ServerState
 from swarmx.compat.comfyui.jobs import Job
 from swarmx.compat.comfyui.scheduling import Placement, Scheduler, Waiting
-from swarmx.core.forecast import Forecast, from_samples
+from swarmx.core.forecast import Forecast, from_samples, point
 from tests.compat.comfyui.fake import graph
 
 _NUMBERS = itertools.count(1)
@@ -31,28 +31,47 @@ class Told:
         pass
 
 
+class Stepwise:
+    """A second for each evaluation of the network, on any server."""
+
+    def forecast(self, facts: JobFacts, server: ServerState) -> Forecast:
+        return point(facts.nodes["3"].work.amounts[0], unit="s")
+
+    def ended(self, facts: JobFacts, server: ServerState, seconds: float, nodes: Mapping[str, float]) -> None:
+        pass
+
+
 def waiting(
-    *, tenant: str = "t", model: str = "tiny.safetensors", able: frozenset[str] = BOTH, priority: int = 0
+    *,
+    tenant: str = "t",
+    model: str = "tiny.safetensors",
+    able: frozenset[str] = BOTH,
+    priority: int = 0,
+    steps: int = 4,
+    number: float | None = None,
+    since_s: float = 0.0,
 ) -> Waiting:
     seq = next(_NUMBERS)
     job = Job(
         prompt_id=f"job{seq}",
         tenant=tenant,
         client_id=None,
-        number=float(seq),
+        number=float(seq) if number is None else number,
         seq=seq,
         priority=priority,
-        graph=graph(seq, model=model),
+        graph=graph(seq, model=model, steps=steps),
         extra={},
         targets=None,
         outputs=("9",),
         files=frozenset(),
-        created_s=0.0,
+        created_s=since_s,
     )
-    return Waiting(job=job, able=able, since_s=0.0)
+    return Waiting(job=job, able=able, since_s=since_s)
 
 
-def scheduler(forecaster: Told, *, policy: str = "marginal", weights: dict[str, float] | None = None) -> Scheduler:
+def scheduler(
+    forecaster: JobForecaster, *, policy: str = "marginal", weights: dict[str, float] | None = None
+) -> Scheduler:
     made = Scheduler(forecaster, policy=policy, weights=weights)
     for name in ("a", "b"):
         made.server(name, up=True)
@@ -153,3 +172,41 @@ def test_every_job_is_placed_once_under_any_policy(policy: str) -> None:
             if now_s - running.since_s >= 1.0:
                 made.ended(name, seconds=1.0)
     assert sorted(placed) == sorted(each.job.prompt_id for each in jobs)
+
+
+def order_of(made: Scheduler, jobs: list[Waiting]) -> list[Waiting]:
+    """The order in which one server gets them at the second 100, once all wait."""
+    for each in jobs:
+        made.add(each)
+    began = []
+    while (placed := run(made, 100.0)) is not None:
+        began.append(placed.waiting)
+        made.ended(placed.server, seconds=1.0)
+    return began
+
+
+def test_a_short_job_passes_a_long_one_that_came_a_little_earlier_but_not_one_that_has_waited() -> None:
+    early = waiting(steps=40, since_s=0.0)
+    long, short = waiting(steps=40, since_s=99.0), waiting(steps=2, since_s=100.0)
+    late = waiting(steps=40, since_s=100.0)
+    assert order_of(scheduler(Stepwise()), [early, long, short, late]) == [short, early, long, late]
+    waited = waiting(steps=40, since_s=-200.0)
+    assert order_of(scheduler(Stepwise()), [waited, waiting(steps=2, since_s=100.0)])[0] is waited
+
+
+def test_numbers_that_clients_give_are_kept_however_long_their_jobs_are() -> None:
+    plain, last = waiting(steps=2), waiting(steps=1, number=1e6)
+    second, first = waiting(steps=40, number=-1.0), waiting(steps=50, number=-2.0)
+    assert order_of(scheduler(Stepwise()), [last, plain, second, first]) == [first, second, plain, last]
+
+
+def test_a_forecast_is_made_anew_once_its_server_has_changed() -> None:
+    made = scheduler(Told({"a": 100.0, "b": 1.2}, load_s=10.0))
+    made.add(waiting())
+    made.add(waiting())
+    assert run(made) is not None
+    assert run(made, 1.0) is None, "it waits for the fast server, where it would have to load the model"
+    made.ended("b", seconds=11.2)
+    placed = run(made, 11.2)
+    assert placed is not None
+    assert placed.forecast.mean == pytest.approx(1.2, rel=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -62,6 +63,32 @@ def test_values_are_converted_as_servers_do() -> None:
     assert isinstance(validate(loose, SPECS), Accepted)
     assert loose["5"]["inputs"]["width"] == 128
     assert loose["6"]["inputs"]["text"] == "5"
+
+
+def test_errors_of_a_graph_with_very_many_outputs_are_told_for_the_first_of_them() -> None:
+    chain: dict[str, Any] = {"0": {"class_type": "EmptyImage", "inputs": {}}}
+    for i in range(1, 2_000):
+        chain[str(i)] = {"class_type": "ImageUpscaleWithModel", "inputs": {"image": [str(i - 1), 0]}}
+    for i in range(2_000):
+        chain[f"out{i}"] = {"class_type": "PreviewImage", "inputs": {"images": ["1999", 0]}}
+    found = validate(chain, SPECS)
+    assert isinstance(found, Rejected)
+    assert found.node_errors["0"]["dependent_outputs"][0] == "out0"
+    assert len(found.node_errors["0"]["dependent_outputs"]) < 100
+
+
+def test_a_value_may_not_lead_a_server_out_of_what_it_offers() -> None:
+    for value in ("x.png [output]", "x.png[temp]", "../x.png", "a\\..\\x.png", "/etc/x.png", {"image": ["x [temp]"]}):
+        loads = {
+            "1": {"class_type": "LoadImage", "inputs": {"image": value}},
+            "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+        }
+        open_ended = replace(SPECS["LoadImage"].inputs["image"], type="COMBO", options=None)
+        specs = {**SPECS, "LoadImage": replace(SPECS["LoadImage"], inputs={"image": open_ended}, core=False)}
+        assert isinstance(validate(loads, specs), Rejected), value
+    words = graph()
+    words["6"]["inputs"]["text"] = "../ what a prompt says is its own affair [output]"
+    assert isinstance(validate(words, SPECS), Accepted)
 
 
 def test_only_a_custom_node_may_take_what_its_description_does_not_allow() -> None:

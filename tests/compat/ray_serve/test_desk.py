@@ -183,6 +183,24 @@ async def test_every_decision_is_in_the_log_with_its_reasons(tmp_path: Path) -> 
     assert path.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize("url", ["no url", "http://127.0.0.1:1", "http://127.0.0.1:{port}"])
+async def test_decisions_are_kept_whatever_is_at_the_address_of_the_gateway(tmp_path: Path, url: str) -> None:
+    async def answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"this is no HTTP\r\n\r\n")
+        writer.close()
+
+    other = await asyncio.start_server(answered, "127.0.0.1", 0)
+    log = DecisionLog(path=tmp_path / "d.jsonl", url=url.format(port=other.sockets[0].getsockname()[1]))
+    at = desk(decisions=log)
+    for lost in (1, 2):
+        await serve(at, ticket(at))
+        while log.lost < lost:
+            await asyncio.sleep(0.01)
+    other.close()
+    at.close()
+    assert len((tmp_path / "d.jsonl").read_bytes().splitlines()) == 2
+
+
 async def test_without_any_replica_a_request_waits_and_is_given_up_at_last() -> None:
     at = desk(replicas=0, call_timeout_s=0.05)
     with pytest.raises(NoReplica):

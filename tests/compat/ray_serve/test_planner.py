@@ -11,6 +11,7 @@ import pytest
 from swarmx.compat.ray_serve.external import ExternalScaler, ServeRest
 from swarmx.compat.ray_serve.planner import Planner, PlannerOptions, read_planner_options
 from swarmx.core.errors import ConfigError, ReplicaError
+from swarmx.core.messages import DemandReported
 
 
 def planner(**options: Any) -> Planner:
@@ -107,6 +108,14 @@ def external(rest: ServeRest, calls: float, *, app: str = "app") -> ExternalScal
 def test_an_external_scaler_tells_serve_what_the_agent_wants(rest: ServeRest) -> None:
     assert external(rest, 6.0).step(0.0) == 3
     assert rest.running("app", "m") == (3, 3)
+
+
+def test_a_board_that_is_away_does_not_end_the_scaler(rest: ServeRest) -> None:
+    def away() -> list[DemandReported]:
+        raise RuntimeError("the actor died")
+
+    scaler = ExternalScaler(rest, planner(), app="app", deployment="m", least=2, most=4, demand=away)
+    assert scaler.step(0.0) == 2
 
 
 def test_what_serve_does_not_allow_or_know_is_said_so(rest: ServeRest) -> None:

@@ -1,6 +1,6 @@
 """What requests and answers of any shape tell."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -103,3 +103,20 @@ def test_the_work_is_what_usage_says_before_the_length_of_the_text() -> None:
     assert work_of({"text": "x" * 400}) == 100.0
     assert work_of("x" * 40) == 10.0
     assert work_of({"usage": None, "n": 3}) is None
+
+
+class Lazy(Mapping[str, Any]):
+    """An answer that cannot be looked at."""
+
+    def __getitem__(self, key: str) -> Any:
+        raise RuntimeError("not loaded")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def test_looking_at_an_answer_never_loses_it() -> None:
+    assert work_of(Lazy()) is None

@@ -338,6 +338,14 @@ async def test_a_name_is_resolved_once_and_never_again_however_it_changes(peer: 
     assert len(peer.requests) == 1
 
 
+async def test_a_name_in_other_letters_is_resolved_as_it_is_written(peer: Peer) -> None:
+    asked: list[str] = []
+    name = "xn--fa-hia.example"  # decoded and encoded again by an older rule, it would be another one
+    async with fetching(peer, names={name: ["127.0.0.1"]}, asked=asked) as fetch:
+        assert (await fetch("/", host=name)).output["body"] == "well"
+    assert asked == [name]
+
+
 async def test_a_name_that_leads_inside_is_refused_and_nothing_is_sent(peer: Peer) -> None:
     async with fetching(peer, networks=()) as fetch:
         for host in ("peer.example", "127.0.0.1"):

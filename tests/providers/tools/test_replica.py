@@ -136,6 +136,16 @@ async def test_nobody_calls_without_the_token_and_bodies_are_checked(tmp_path: P
         assert (await replica.post(call))[0] == 200
 
 
+async def test_the_id_of_a_request_adds_no_header_to_the_answer(tmp_path: Path) -> None:
+    async with serving(tmp_path, "") as replica:
+        body = {"tool": "t", "arguments": {}, "key": "k", "request_id": "r\r\nset-cookie: a=b", "tenant": "acme"}
+        url = f"http://127.0.0.1:{replica.port}/v1/tools/call"
+        async with replica.session.post(url, json=body, headers=replica.headers) as response:
+            assert response.status == 200
+            assert "set-cookie" not in response.headers
+            assert response.headers["x-request-id"] == "r??set-cookie: a=b"
+
+
 @needs_sandbox
 async def test_calls_beyond_the_slots_wait_and_beyond_the_queue_are_sent_away(tmp_path: Path) -> None:
     async with serving(tmp_path) as replica:

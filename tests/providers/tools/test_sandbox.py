@@ -329,8 +329,7 @@ async def test_two_jails_of_one_host_share_no_user() -> None:
     marker = uuid.uuid4().hex
     toolboxes = [await opened(shell()), await opened(shell())]
     calls = [asyncio.create_task(box.call(a_call("shell", s=f"sleep 600; : {marker}"))) for box in toolboxes * 2]
-    await until(lambda: len(sleepers(marker)) == 4)
-    assert len(set(sleepers(marker))) == 4
+    await until(lambda: len(set(sleepers(marker))) == 4)  # a shell that forks is seen twice for a moment
     assert 0 not in sleepers(marker)
     for call in calls:
         call.cancel()

@@ -48,6 +48,12 @@ def until_answered(url: str, process: subprocess.Popen[bytes], within_s: float =
     raise RuntimeError(f"nothing answered at {url} within {within_s:g} s")
 
 
+def for_comfyui() -> dict[str, str]:
+    """What the environment of ComfyUI's interpreter needs; see torchvision_on_cpu."""
+    folders = [str(Path(__file__).with_name("torchvision_on_cpu")), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
+
+
 def start_server(arguments: list[str], port: int, folder: Path, comfyui: Path) -> subprocess.Popen[bytes]:
     """A real server; the page that it would serve is an empty one."""
     page = folder / "page"
@@ -61,7 +67,7 @@ def start_server(arguments: list[str], port: int, folder: Path, comfyui: Path) -
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+            env={**os.environ, **for_comfyui(), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             preexec_fn=die_with_parent,
         )
 

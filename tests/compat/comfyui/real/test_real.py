@@ -18,7 +18,13 @@ import pytest
 
 from tests.compat.comfyui.fake import graph
 from tests.compat.comfyui.fronts import Client, eventually
-from tests.compat.comfyui.real.behind_front import free_port, start_front, start_server, until_answered
+from tests.compat.comfyui.real.behind_front import (
+    for_comfyui,
+    free_port,
+    start_front,
+    start_server,
+    until_answered,
+)
 from tests.compat.comfyui.record import talk
 
 ROOT = Path(__file__).parents[4]
@@ -126,7 +132,7 @@ def test_the_execution_tests_of_comfyui_pass_through_the_front(tmp_path: Path) -
     ended = subprocess.run(
         [os.environ["COMFYUI_PYTHON"], "-m", "pytest", "-q", *options, "tests/execution/test_execution.py"],
         cwd=str(COMFYUI),
-        env={**os.environ, "PATH": f"{shim.parent}:{os.environ['PATH']}"},
+        env={**os.environ, **for_comfyui(), "PATH": f"{shim.parent}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         timeout=900,
