@@ -84,7 +84,7 @@ class Server:
         return took
 
     def _load_s(self, names: frozenset[str]) -> float:
-        slow = self.speed**-0.5  # disks differ less than GPUs
+        slow = 1.0 / math.sqrt(self.speed)  # disks differ less than GPUs
         return slow * sum(_MODELS[name] * (_HELD_S if name in self.models else _COLD_S) for name in names)
 
 

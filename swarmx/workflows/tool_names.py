@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import Any
-
-from pydantic import BaseModel
+from collections.abc import Collection, Iterator, Mapping
 
 from swarmx.core.errors import WorkflowError
-from swarmx.workflows.nodes import AgentNode, ToolNode, WorkflowSpec
+from swarmx.workflows.nodes import AgentNode, BranchNode, LoopNode, MapNode, Node, ToolNode, WorkflowSpec
 from swarmx.workflows.values import nearest
 
 
@@ -30,20 +27,22 @@ def check_tools(spec: WorkflowSpec, known: Collection[str]) -> None:
             raise WorkflowError(f"there is no tool {name!r}{nearest(name, set(known))}; there are: {there_are}")
 
 
-def _named(part: Any) -> Iterator[str]:
-    match part:
-        case ToolNode(tool=str() as name):
-            yield name
-        case AgentNode(tools=names):
-            yield from names
-        case BaseModel():
-            for name in type(part).model_fields:
-                yield from _named(getattr(part, name))
-        case dict():
-            for child in part.values():
-                yield from _named(child)
-        case list() | tuple():
-            for child in part:
-                yield from _named(child)
-        case _:
-            pass
+def _named(spec: WorkflowSpec) -> Iterator[str]:
+    for nodes in (spec.nodes, *(inner.nodes for inner in spec.workflows.values())):
+        yield from _within(nodes)
+
+
+def _within(nodes: Mapping[str, Node]) -> Iterator[str]:
+    for node in nodes.values():
+        match node:
+            case ToolNode(tool=str() as name):
+                yield name
+            case AgentNode(tools=names):
+                yield from names
+            case MapNode() | LoopNode():
+                yield from _within(node.do)
+            case BranchNode():
+                for body in node.bodies:
+                    yield from _within(body.do)
+            case _:
+                pass
