@@ -21,12 +21,11 @@ class Ledger:
     reserved: dict[str, Spent] = field(default_factory=dict)
     _out: dict[str, Spent] = field(default_factory=dict)
 
-    def started(self, accounts: Sequence[str], most: Spent | None) -> None:
+    def started(self, accounts: Sequence[str], most: Spent) -> None:
         """A call is out; `accounts` are its node's path, those around it from the inside out, and ""."""
-        if most is not None:
-            self._out[accounts[0]] = most
-            for account in accounts:
-                self.reserved[account] = self.reserved.get(account, _NOTHING) + most
+        self._out[accounts[0]] = most
+        for account in accounts:
+            self.reserved[account] = self.reserved.get(account, _NOTHING) + most
 
     def ended(self, accounts: Sequence[str], spent: Spent | None) -> None:
         """The call is not out any more. One of which nothing is known counts as what was reserved for it."""

@@ -66,14 +66,16 @@ def plan(run: Run, now_s: float, tools: Mapping[str, ToolSpec] = NO_TOOLS) -> li
         return [Record(event=Cancelled())]
     if run.failure is not None:
         return [Record(event=Failed(error=run.failure.error, path=run.failure.path))]
-    late = next((path for path, at_s in run.timeouts.items() if at_s <= now_s), None)
+    late = next((path for path, at_s in run.timeouts.items() if at_s <= now_s), None) if run.timeouts else None
     if late is not None:
         return [Record(event=_too_late(run, late, now_s))]  # one at a time: each counts against what retries there are
-    if (overdue := signals.overdue(run, now_s)) is not None:
+    if run.awaited and (overdue := signals.overdue(run, now_s)) is not None:
         return [Record(event=overdue)]
     if run.root.complete:
         wanted = sorted(run.root.body.closing - run.signals.keys())
         return [Record(event=event) for event in signals.await_signals(run, wanted, now_s)] if wanted else [_end(run)]
+    if not (run.due or run.resting):
+        return []
     decided: list[Command] = []
     wanted = []
     rested = [path for path, at_s in run.resting.items() if at_s <= now_s]
@@ -87,8 +89,10 @@ def plan(run: Run, now_s: float, tools: Mapping[str, ToolSpec] = NO_TOOLS) -> li
 
 def wake_at_s(run: Run) -> float | None:
     """When there is something to plan even if nothing happens, Unix seconds."""
+    if run.ended or not (run.timeouts or run.resting or run.awaited):
+        return None
     times = (*run.timeouts.values(), *run.resting.values(), *run.awaited.values())
-    return None if run.ended else min((at_s for at_s in times if at_s is not None), default=None)
+    return min((at_s for at_s in times if at_s is not None), default=None)
 
 
 def advance(

@@ -221,7 +221,8 @@ class Run:
                 self._settle(path)
                 node.state, node.attempt, node.timeout_at_s = "running", event.attempt, event.timeout_at_s
                 node.idempotent = event.idempotent
-                self.ledger.started(self.accounts(path), event.reserved)
+                if event.reserved is not None:
+                    self.ledger.started(self.accounts(path), event.reserved)
                 self.in_flight[path] = None
                 if event.timeout_at_s is not None:
                     self.timeouts[path] = event.timeout_at_s
@@ -296,7 +297,8 @@ class Run:
                 self._give_up(self.nodes[scope.prefix + id])
 
     def _settle(self, path: str, spent: Spent | None = None) -> None:
-        self.ledger.ended(self.accounts(path), spent)
+        if spent is not None or self.ledger.out(path) is not None:
+            self.ledger.ended(self.accounts(path), spent)
         for waiting in (self.in_flight, self.due, self.timeouts, self.resting):
             waiting.pop(path, None)
 
