@@ -9,11 +9,7 @@ import msgspec
 State = Literal["running", "cancelling", "finished", "failed", "cancelled"]
 
 
-class _Answer(msgspec.Struct, frozen=True, kw_only=True):
-    pass
-
-
-class Node(_Answer, frozen=True, kw_only=True):
+class Node(msgspec.Struct, frozen=True, kw_only=True):
     """One node of a workflow; `path` names it, as in `each[1].ask`. A null time: it has not come to that."""
 
     path: str
@@ -32,7 +28,7 @@ class Node(_Answer, frozen=True, kw_only=True):
     error: str | None = None
 
 
-class Call(_Answer, frozen=True, kw_only=True):
+class Call(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one call. `work_done` and the forecasts are output tokens (images: denoising steps)."""
 
     call_id: str
@@ -58,7 +54,7 @@ class Call(_Answer, frozen=True, kw_only=True):
     error: str | None = None
 
 
-class Workflow(_Answer, frozen=True, kw_only=True):
+class Workflow(msgspec.Struct, frozen=True, kw_only=True):
     """One workflow with its nodes and calls. `outputs` once it has finished, `error` and `error_node` if it failed."""
 
     workflow_id: str
@@ -84,7 +80,7 @@ class Workflow(_Answer, frozen=True, kw_only=True):
         return self.state not in ("running", "cancelling")
 
 
-class WorkflowSummary(_Answer, frozen=True, kw_only=True):
+class WorkflowSummary(msgspec.Struct, frozen=True, kw_only=True):
     """A workflow as it is listed; `outcome` is its outputs or its error."""
 
     workflow_id: str
@@ -100,14 +96,14 @@ class WorkflowSummary(_Answer, frozen=True, kw_only=True):
     outcome: Any = None
 
 
-class Page(_Answer, frozen=True, kw_only=True):
+class Page(msgspec.Struct, frozen=True, kw_only=True):
     """Workflows, newest first; `next_cursor` leads to the next page, None: this is the last."""
 
     workflows: list[WorkflowSummary]
     next_cursor: str | None = None
 
 
-class WorkflowEvent(_Answer, frozen=True, kw_only=True):
+class WorkflowEvent(msgspec.Struct, frozen=True, kw_only=True):
     """The `seq`-th event of a workflow, counted from 1. `data` has the fields of its type."""
 
     seq: int
@@ -116,7 +112,7 @@ class WorkflowEvent(_Answer, frozen=True, kw_only=True):
     data: dict[str, Any] = {}
 
 
-class Explained(_Answer, frozen=True, kw_only=True):
+class Explained(msgspec.Struct, frozen=True, kw_only=True):
     """One decision about a call: the sentences that explain it, and all that they were made of."""
 
     explanation: list[str]
@@ -124,14 +120,14 @@ class Explained(_Answer, frozen=True, kw_only=True):
     instead: dict[str, Any] | None = None
 
 
-class Why(_Answer, frozen=True, kw_only=True):
+class Why(msgspec.Struct, frozen=True, kw_only=True):
     """Each decision about a call, first to last."""
 
     call_id: str
     decisions: list[Explained]
 
 
-class Begun(_Answer, frozen=True, kw_only=True):
+class Begun(msgspec.Struct, frozen=True, kw_only=True):
     """A workflow that the server has on disk."""
 
     workflow_id: str

@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from swarmx.core.records import Commit, StoredEvent, WorkflowRecord
 from swarmx.gateway.event_feed import EventFeed, event_row
 from swarmx.memory.sqlite import SqliteStore
 from swarmx.runtime.changes import Changes
-from tests.gateway.workflow_world import API, INSTANT, World, ended, refused, submitted, world_in
+from tests.gateway.workflow_world import API, INSTANT, World, ended, refused, submitted
 
 pytestmark = pytest.mark.process
 
@@ -31,12 +30,6 @@ LARGE = {
     },
     "outputs": {"n": "{{ n }}"},
 }
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with world_in(tmp_path / "state") as found:
-        yield found
 
 
 def read(text: str) -> list[dict[str, Any]]:

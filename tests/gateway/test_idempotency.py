@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,6 @@ from tests.gateway.workflow_world import (
 pytestmark = pytest.mark.process
 
 KEY = {"idempotency-key": "order-1"}
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with world_in(tmp_path / "state") as found:
-        yield found
 
 
 async def count(client: httpx.AsyncClient) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +18,6 @@ from tests.gateway.workflow_world import (
     ended,
     refused,
     submitted,
-    world_in,
 )
 
 pytestmark = pytest.mark.process
@@ -35,12 +32,6 @@ CHAIN = {
     },
     "outputs": {"shout": "{{ shout }}", "after": "{{ after }}"},
 }
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with world_in(tmp_path / "state") as found:
-        yield found
 
 
 async def test_cancelling_is_answered_at_once_and_says_that_it_is_asked_for(world: World) -> None:

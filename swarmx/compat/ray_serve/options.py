@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -11,6 +11,8 @@ from swarmx.agents.policies import DEFAULT_POLICY, make_policy
 from swarmx.core.engine import EngineProfile, profiles
 from swarmx.core.errors import ConfigError
 from swarmx.core.words import near
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class RouterOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,16 +67,21 @@ class RouterOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return msgspec.convert(changed, EngineProfile, strict=False)
 
 
+def options_of(form: type[T], given: Mapping[str, Any], where: str) -> T:
+    """What is given as a struct of this form. Raises ConfigError for an unknown name or a value that does not fit."""
+    known = form.__struct_fields__
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{where} has no {name!r}; it has {', '.join(known)}.{near(name, known)}")
+    try:
+        return msgspec.convert(dict(given), form, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where} cannot be used: {error}.") from None
+
+
 def read_options(given: Mapping[str, Any]) -> RouterOptions:
     """The options, checked. Raises ConfigError for what is unknown or out of range."""
-    for name in given:
-        if name not in RouterOptions.__struct_fields__:
-            known = RouterOptions.__struct_fields__
-            raise ConfigError(f"request_router_kwargs has no {name!r}; it has {', '.join(known)}.{near(name, known)}")
-    try:
-        options = msgspec.convert(dict(given), RouterOptions, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"request_router_kwargs cannot be used: {error}.") from None
+    options = options_of(RouterOptions, given, "request_router_kwargs")
     make_policy(options.policy, options.parameters)
     for name, least in (("retries", 0), ("look_again_s", 0.01), ("workflow_idle_s", 0.1), ("call_timeout_s", 0.1)):
         if getattr(options, name) < least:

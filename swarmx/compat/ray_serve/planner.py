@@ -9,12 +9,11 @@ import msgspec
 
 from swarmx.agents.scaler import TIMER, ScalerAgent, ScalerSettings
 from swarmx.agents.scaling import DEFAULT_SCALING_POLICY, make_scaling_policy
+from swarmx.compat.ray_serve.options import options_of
 from swarmx.core.actions import Deploy, Drain
 from swarmx.core.engine import EngineProfile
-from swarmx.core.errors import ConfigError
 from swarmx.core.messages import BoundsChanged, DemandReported, Message, ReplicaChanged, TimerFired
 from swarmx.core.nouns import Replica, ReplicaGroup, ReplicaState
-from swarmx.core.words import near
 
 _GROUP = "serve"
 _MOST = 10_000
@@ -42,14 +41,7 @@ class PlannerOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 def read_planner_options(given: Mapping[str, Any]) -> PlannerOptions:
     """The options, checked. Raises ConfigError."""
-    for name in given:
-        if name not in PlannerOptions.__struct_fields__:
-            known = PlannerOptions.__struct_fields__
-            raise ConfigError(f"policy_kwargs has no {name!r}; it has {', '.join(known)}.{near(name, known)}")
-    try:
-        options = msgspec.convert(dict(given), PlannerOptions, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"policy_kwargs cannot be used: {error}.") from None
+    options = options_of(PlannerOptions, given, "policy_kwargs")
     make_scaling_policy(options.policy, options.parameters)
     return options
 
