@@ -209,12 +209,13 @@ def spent_words(spent: dict[str, Any], budget: dict[str, Any] | None) -> str:
     words = []
     for what, unit in (("tokens", "tokens"), ("steps", "steps"), ("money", "money"), ("replica_s", "s of replicas")):
         allowed = (budget or {}).get(what)
-        words.append(f"{used[what]:,.10g}{'' if allowed is None else f' of {allowed:,.10g}'} {unit}")
+        words.append(f"{round(used[what], 4):,.10g}{'' if allowed is None else f' of {allowed:,.10g}'} {unit}")
     return f"Used up: {', '.join(words)}"
 
 
 def print_workflow(console: Console, row: dict[str, Any]) -> None:
-    console.print(f"{row['workflow_id']}: {row['state']} {_seconds(row) and _seconds(row) + ' s'}", highlight=False)
+    took = "" if not _seconds(row) else f" {_seconds(row)} s"
+    console.print(f"{row['workflow_id']}: {row['state']}{took}", highlight=False)
     if row.get("nodes"):
         table = columns("node", "kind", "state", "seconds")
         for node in row["nodes"]:

@@ -24,7 +24,7 @@ ROW: dict[str, Any] = {
     "ended_at_s": None,
     "nodes": [NODE],
     "signals": [{"name": "approve", "state": "awaited", "timeout_at_s": 60.0, "value": None}],
-    "spent": {"steps": 2, "prompt_tokens": 1_200_000, "output_tokens": 34_567, "money": 0.25, "replica_s": 1.5},
+    "spent": {"steps": 2, "prompt_tokens": 1_200_000, "output_tokens": 34_567, "money": 0.25, "replica_s": 1.50000984},
     "budget": {"tokens": 2_000_000, "steps": None, "money": 1.0, "replica_s": None},
 }
 
