@@ -231,6 +231,9 @@ class Users:
         return workflow
 
 
+_TRACEBACK = "Traceback (most recent call last)"
+
+
 class Lives:
     """The gateway, one life after the other, each in the same folder on the same port, with users all the time."""
 
@@ -306,8 +309,11 @@ class Lives:
                 self.users.notes.note("wrong", doing, "has not come to its end")
         await self.end(pid, after_s=0.0, by=signal.SIGTERM)
         tally = await check(self._folder, self.database, tenant="default", same_clock=False)
-        defects = self.log.count("Traceback (most recent call last)")
-        return tally if not defects else replace(tally, broken=[*tally.broken, f"{defects} tracebacks are in the log"])
+        before, found, defect = self.log.partition(_TRACEBACK)
+        if not found:
+            return tally
+        told = f"a traceback is in the log: ...{before[-500:]}{found}{defect[:5000]}"
+        return replace(tally, broken=[*tally.broken, told])
 
     async def close(self) -> None:
         """End the users, and with their mother all gateways."""

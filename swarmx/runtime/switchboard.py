@@ -105,10 +105,11 @@ class Switchboard:
             return
         try:
             self._journal.write(entry)
-        except Exception:
+        except Exception as error:
             self.faults += 1
             self._journal = None  # a journal with a gap would not replay
-            log.exception("the journal cannot be written and ends here")
+            defect = None if isinstance(error, OSError) else error
+            log.error("the journal cannot be written and ends here: %s", error, exc_info=defect)
 
     def _envelope(self, sender: str, message: Message, cause: str) -> Envelope:
         seq = self._seq[sender] = self._seq.get(sender, 0) + 1
