@@ -61,6 +61,11 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return total
 
     @cached_property
+    def spread(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Quantiles less the mean, in `unit`, and the probability that each stands for, both [levels]."""
+        return np.array(self.quantiles) - self.mean, masses_of(self.levels)
+
+    @cached_property
     def variance(self) -> float:
         """Variance of the piecewise linear distribution, in `unit` squared."""
         p, q = self.levels, self.quantiles

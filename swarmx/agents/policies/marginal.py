@@ -6,13 +6,13 @@ from typing import ClassVar
 import numpy as np
 
 from swarmx.core.fleet import CallView, Choice, FleetView, Floats, Order, WorkflowView
-from swarmx.core.forecast import masses_of
 
 _MOST_SHARE = 0.8  # of a replica's time that prompts may take in the eyes of a policy
 _MOST_TAIL = 8.0  # beyond it only the latest would count, and powers would overflow
 _LEAST_LATE, _MOST_LATE = 0.1, 10.0
 _MINUTE_S = 60.0
 _ONE = np.ones(1)
+_CUBE = 3.0  # what a tail of 2 makes of times
 _MOST_WEIGHT = 1e4  # and one over it the least, whatever targets clients bring
 
 
@@ -84,44 +84,48 @@ class Marginal:
         return bool(self.hold)
 
     def choose(self, call: CallView, fleet: FleetView, rng: np.random.Generator) -> Choice:
+        # Most of the time here is the start of operations on short arrays: those that change nothing are left out.
         work = max(call.forecast.mean, 1e-9)
         prompt = float(call.call.prompt_tokens)
-        cached = np.minimum(fleet.cached_tokens, prompt) * _within_one(self.prefix)
-        prompt_s = fleet.prefill_token_s * (prompt - cached) + fleet.prefill_ctx_token_s * (
-            (prompt * prompt - cached * cached) / 2.0
-        )
+        cached, prompt_s = self._prompt(prompt, fleet)
         count = fleet.in_flight.astype(np.float64)
         own_context = prompt + work / 2.0
-        slow = fleet.slowdown ** _within_one(self.learn)
-        stretch = 1.0 / (1.0 - _within_one(self.share) * np.minimum(fleet.prefill_share, _MOST_SHARE))
+        slow = fleet.slowdown if self.learn >= 1.0 else fleet.slowdown ** _within_one(self.learn)
+        busy = np.minimum(fleet.prefill_share, _MOST_SHARE)
+        stretch = 1.0 / (1.0 - (busy if self.share >= 1.0 else _within_one(self.share) * busy))
+        after = count + 1.0
         step_s = stretch * (
             fleet.step_base_s
-            + fleet.decode_seq_s * np.minimum(count + 1.0, fleet.max_batch)
+            + fleet.decode_seq_s * np.minimum(after, fleet.max_batch)
             + fleet.decode_ctx_token_s * (fleet.context_tokens + own_context)
         )
         some = np.maximum(count, 1.0)
         left = fleet.remaining_work / some
-        first = self._must_end_first(call, fleet, count, left, cached)
-        has_room = first <= 0.0
-        wait_s = np.where(has_room, 0.0, (first + call.ahead) * (left * step_s + fleet.call_base_s) / some)
+        unit_s = slow * step_s
         prefill_s = fleet.call_base_s + fleet.prefill_token_s * fleet.prefill_tokens + prompt_s
-        decode_s = work * step_s
-        profile_s = wait_s + prefill_s + decode_s
+        first = self._must_end_first(call, fleet, after, left, cached)
+        if first is None:
+            wait_s = np.zeros(len(count))
+            profile_s = prefill_s + work * step_s
+        else:
+            soon_s = (first + call.ahead) * (left * step_s + fleet.call_base_s) / some
+            wait_s = np.where(first <= 0.0, 0.0, soon_s)
+            profile_s = wait_s + prefill_s + work * step_s
         own_s = slow * profile_s
-        overlap = count * work * left / np.maximum(work + left, 1e-9)
+        overlap = count * work * left / (work + left)
         slower_s = stretch * (fleet.decode_seq_s + fleet.decode_ctx_token_s * own_context)
         others_s = slow * (count * prompt_s + overlap * slower_s)
         least_s = float(own_s.min())
         whole_s = max(1e-9, call.workflow.age_s + max(least_s, self._rest_s(call.workflow, least_s)))
         weight = self._weight(call.workflow, whole_s)
-        charged_s = self.externality * others_s * (fleet.weight / some / weight)
-        felt_s = self._felt(call, own_s, slow * step_s, whole_s, least_s)
+        charged_s = others_s * fleet.weight / some * (self.externality / weight)
+        felt_s = self._felt(call, own_s, unit_s, whole_s, least_s)
         cost_s = felt_s + charged_s
         cheapest = (cost_s <= cost_s.min() * (1.0 + 1e-9)).nonzero()[0]
         index = int(cheapest[0] if len(cheapest) == 1 else cheapest[rng.integers(len(cheapest))])
         return Choice(
             index=index,
-            hold=bool(self.hold) and not bool(has_room[index]),
+            hold=bool(self.hold) and first is not None and bool(first[index] > 0.0),
             urgency=round(call.now_s + call.workflow.slack_s, 3),  # milliseconds: the order of sums must not show
             expected_s=float(own_s[index]),
             profile_s=float(profile_s[index]),
@@ -129,39 +133,55 @@ class Marginal:
             weight=weight,
             cost_s=cost_s,
             terms_s={
-                "wait_s": slow * wait_s,
+                "wait_s": wait_s if first is None else slow * wait_s,
                 "prefill_s": slow * prefill_s,
-                "decode_s": slow * decode_s,
+                "decode_s": work * unit_s,
                 "others_s": charged_s,
                 "spared_s": felt_s - own_s,
             },
         )
 
-    def _must_end_first(self, call: CallView, fleet: FleetView, count: Floats, left: Floats, cached: Floats) -> Floats:
+    def _prompt(self, prompt: float, fleet: FleetView) -> tuple[Floats, Floats]:
+        """Tokens of the prompt that are cached, and seconds to read the others, each [replicas]."""
+        cached = np.minimum(fleet.cached_tokens, prompt)
+        if self.prefix < 1.0:
+            cached *= _within_one(self.prefix)
+        # The attention of p tokens of which c are cached is that of (p^2 - c^2) / 2 pairs.
+        each_s = fleet.prefill_token_s + fleet.prefill_ctx_token_s * ((prompt + cached) / 2.0)
+        return cached, (prompt - cached) * each_s
+
+    def _must_end_first(
+        self, call: CallView, fleet: FleetView, after: Floats, left: Floats, cached: Floats
+    ) -> Floats | None:
         """Calls that must end before this one has a slot and, when all have grown by half of what they still need,
-        room in the KV cache."""
-        first = np.maximum(0.0, count + 1.0 - fleet.max_batch)
+        room in the KV cache, [replicas]; None for none anywhere. `after` are the calls there with this one."""
+        excess = after - fleet.max_batch
+        full = bool(excess.max() > 0.0)
         if not self.kv:
-            return first
+            return np.maximum(0.0, excess) if full else None
         held = np.maximum(0.0, fleet.context_tokens - fleet.shared_tokens)
-        peak = held + fleet.remaining_work / 2.0 + (call.call.prompt_tokens - cached) + call.forecast.mean
-        short = np.maximum(0.0, peak - fleet.kv_capacity_tokens)
+        own = call.call.prompt_tokens + call.forecast.mean
+        short = held + fleet.remaining_work / 2.0 - cached + own - fleet.kv_capacity_tokens
+        if short.max() <= 0.0:
+            return np.maximum(0.0, excess) if full else None
+        count = after - 1.0
         frees = np.maximum(held / np.maximum(count, 1.0) + left, 1.0)
-        return np.maximum(first, np.minimum(count, short / frees))
+        return np.maximum(np.maximum(0.0, excess), np.minimum(count, np.maximum(0.0, short) / frees))
 
     def _felt(self, call: CallView, own_s: Floats, unit_s: Floats, whole_s: float, least_s: float) -> Floats:
         """Own time as the workflow feels it, [replicas]: with the risk that the call is long, without what siblings
         spare. A candidate that takes `least_s`, for sure and without siblings, is felt as that."""
         forecast, power = call.forecast, 1.0 + self._tail
         if self.risk and forecast.quantiles[-1] > forecast.quantiles[0]:
-            longer = np.array(forecast.quantiles) - forecast.mean
+            longer, masses = forecast.spread
             mine_s = own_s + longer[:, None] * unit_s
-            masses = masses_of(forecast.levels)
         else:
             mine_s, masses = own_s[None, :], _ONE
-        mine_s = np.maximum(mine_s - self.siblings * call.workflow.others_s, 0.1 * mine_s)
-        grown = ((whole_s - least_s + mine_s) / whole_s) ** power
-        felt_s: Floats = least_s + whole_s * (masses @ grown - 1.0) / power
+        if spared_s := self.siblings * call.workflow.others_s:
+            mine_s = np.maximum(mine_s - spared_s, 0.1 * mine_s)
+        grown = (mine_s + (whole_s - least_s)) / whole_s
+        grown = grown * grown * grown if power == _CUBE else grown**power  # a general power takes ten times as long
+        felt_s: Floats = (masses @ grown - 1.0) * (whole_s / power) + least_s
         return felt_s
 
     def _rest_s(self, workflow: WorkflowView, own_s: float) -> float:
