@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from eval.workloads.draft import CPU, FLUX, LARGE, OCR, SDXL, SMALL
 from eval.workloads.invented import constant
@@ -19,30 +21,38 @@ _CPU_UNIT_S: Mapping[str, float] = {CPU_FAST: constant("cpu_fast"), CPU_SLOW: co
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`count` replicas of a model on a device."""
+    """`count` replicas of a model on a device; with `kv_tokens`, no more than those fit into the KV cache of each."""
 
     model: str
     device: str
     count: int
+    kv_tokens: int | None = None
 
+
+_HETEROGENEOUS = (
+    Row(SMALL, "h100", 4), Row(SMALL, "a100", 2), Row(SMALL, "l40s", 5),
+    Row(LARGE, "h100", 4), Row(LARGE, "h200", 1), Row(LARGE, "l40s", 4),
+    Row(SDXL, "h100", 5), Row(SDXL, "a100", 6), Row(SDXL, "l40s", 6),
+    Row(FLUX, "h100", 2), Row(FLUX, "a100", 3), Row(FLUX, "l40s", 3),
+    Row(CPU, CPU_FAST, 3), Row(CPU, CPU_SLOW, 3), Row(OCR, CPU_FAST, 5), Row(OCR, CPU_SLOW, 9),
+)  # fmt: skip
+_TIGHT_TOKENS = 24_576  # a few calls fill it, and the longest of the workloads fits
 
 FLEETS: Mapping[str, Sequence[Row]] = {
-    "heterogeneous": (
-        Row(SMALL, "h100", 4), Row(SMALL, "a100", 2), Row(SMALL, "l40s", 5),
-        Row(LARGE, "h100", 4), Row(LARGE, "h200", 1), Row(LARGE, "l40s", 4),
-        Row(SDXL, "h100", 5), Row(SDXL, "a100", 6), Row(SDXL, "l40s", 6),
-        Row(FLUX, "h100", 2), Row(FLUX, "a100", 3), Row(FLUX, "l40s", 3),
-        Row(CPU, CPU_FAST, 3), Row(CPU, CPU_SLOW, 3), Row(OCR, CPU_FAST, 5), Row(OCR, CPU_SLOW, 9),
-    ),
+    "heterogeneous": _HETEROGENEOUS,
     "homogeneous": (
         Row(SMALL, "h100", 6), Row(LARGE, "h100", 5), Row(SDXL, "h100", 14), Row(FLUX, "h100", 5),
         Row(CPU, CPU_FAST, 5), Row(OCR, CPU_FAST, 10),
     ),
     "one_model": (Row(SMALL, "h100", 7), Row(SMALL, "a100", 10), Row(SMALL, "l40s", 7)),
+    "kv_tight": tuple(
+        replace(row, kv_tokens=_TIGHT_TOKENS if row.model in (SMALL, LARGE) else None) for row in _HETEROGENEOUS
+    ),
 }  # fmt: skip
-"""The first two serve every kind, the third `chat` and `sessions`. A replica of the large model is two H100, one H200
-or two L40S, as its profile is. The counts are such that under the default mix the models of a fleet are about equally
-busy (`load.offered_load`): within a fifth of each other."""
+"""All serve every kind, but for the third, which serves `chat` and `sessions`; the last is the first with little
+memory. A replica of the large model is two H100, one H200 or two L40S, as its profile is. The counts are such that
+under the default mix the models of a fleet are about equally busy (`load.offered_load`): within a fifth of each
+other."""
 
 
 def fleet(name: str, scale: float = 1.0) -> list[Replica]:
@@ -64,6 +74,10 @@ def made(rows: Sequence[Row], scale: float = 1.0) -> list[Replica]:
     found: list[Replica] = []
     for row in rows:
         profile = profile_of(row.model, row.device)
+        if row.kv_tokens is not None:
+            profile = msgspec.structs.replace(
+                profile, kv_capacity_tokens=min(row.kv_tokens, profile.kv_capacity_tokens)
+            )
         kind: CallKind = "image" if profile.max_batch == 1 else "llm"
         for i in range(max(1, round(row.count * scale))):
             found.append(

@@ -15,7 +15,7 @@ from swarmx.core.errors import ConfigError
 @pytest.mark.parametrize("name", list(FLEETS))
 def test_every_fleet_has_a_profile_for_each_replica_and_names_of_its_own(name: str) -> None:
     replicas = fleet(name)
-    assert len(replicas) == {"heterogeneous": 65, "homogeneous": 45, "one_model": 24}[name]
+    assert len(replicas) == {"heterogeneous": 65, "homogeneous": 45, "one_model": 24, "kv_tight": 65}[name]
     assert len({replica.replica_id for replica in replicas}) == len(replicas)
     for replica in replicas:
         assert (replica.profile.model, replica.profile.device) == (replica.model, replica.device)
@@ -84,3 +84,11 @@ def test_a_prefix_that_was_seen_is_not_counted_again() -> None:
 def test_a_model_that_nobody_serves_is_an_error() -> None:
     with pytest.raises(ConfigError, match=f"no replica of {LARGE}"):
         offered_load(toy(20, 1.0, 0, ("coding",)), fleet("one_model"))
+
+
+def test_the_tight_fleet_is_the_heterogeneous_one_with_less_memory_for_language_models() -> None:
+    for tight, roomy in zip(fleet("kv_tight"), fleet("heterogeneous"), strict=True):
+        tokens = 24_576 if tight.model in (SMALL, LARGE) else roomy.profile.kv_capacity_tokens
+        assert tight == msgspec.structs.replace(
+            roomy, profile=msgspec.structs.replace(roomy.profile, kv_capacity_tokens=tokens)
+        )
