@@ -3,7 +3,7 @@ PY ?= python3.11
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm setup-agents setup-ray browser sandbox postgres demo demo-vllm test test-fast test-vllm test-ray test-kills test-comfyui check bench docs clean
+.PHONY: help setup setup-vllm setup-agents setup-ray browser sandbox postgres demo demo-vllm test test-fast test-vllm test-ray test-ray-llm test-kills test-comfyui check bench docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,14 @@ setup-ray: .venv-ray/.ready ## make .venv-ray with Ray Serve and SwarmX, for doc
 	$(PY) -m venv .venv-ray
 	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check -e '.[ray]' 'polars>=2.1,<3' \
 	  'hypothesis>=6.170,<7' 'pytest>=9.2,<10' 'pytest-asyncio>=1.5,<2' 'pytest-timeout>=2.4,<3'
+	@touch $@
+
+# Ray Serve LLM asks for another vLLM than ours, and works with it: an environment that sees the packages of both.
+.venv-ray-llm/.ready: .venv-ray/.ready
+	$(PY) -m venv .venv-ray-llm
+	ls -d $(CURDIR)/.venv-vllm/lib/*/site-packages $(CURDIR)/.venv-ray/lib/*/site-packages \
+	  > $$(ls -d .venv-ray-llm/lib/*/site-packages)/both.pth
+	.venv-ray-llm/bin/python -m pip install --quiet --disable-pip-version-check pyarrow fsspec jsonref
 	@touch $@
 
 browser:
@@ -73,8 +81,12 @@ test-kills: setup ## kill gateways and runners at hundreds of moments, and tell 
 test-comfyui: setup ## the ComfyUI front over real servers: COMFYUI_DIR=checkout COMFYUI_PYTHON=its interpreter
 	COMFYUI_DIR=$(COMFYUI_DIR) COMFYUI_PYTHON=$(COMFYUI_PYTHON) $(BIN)/python -m pytest -n0 -m comfyui tests/compat/comfyui/real
 
-test-ray: setup-ray ## tests inside a real Ray Serve, on one node and on three (about five minutes)
+test-ray: setup-ray ## tests inside a real Ray Serve, and with replicas on three nodes of Ray (about ten minutes)
 	.venv-ray/bin/python -m pytest --confcutdir=tests/compat/ray_serve tests/compat/ray_serve
+	.venv-ray/bin/python -m pytest --confcutdir=tests/providers/ray tests/providers/ray
+
+test-ray-llm: setup-ray setup-vllm .venv-ray-llm/.ready ## the router inside a Ray Serve LLM app (about three minutes)
+	.venv-ray-llm/bin/python -m pytest --confcutdir=tests/compat/ray_serve tests/compat/ray_serve/test_llm_app.py
 
 check: setup ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -94,4 +106,4 @@ docs: setup ## write the generated pages (settings, messages, policies, CLI)
 	$(BIN)/python -m swarmx.docs docs/reference
 
 clean: ## remove what the targets made, but for models
-	rm -rf .venv .venv-vllm .venv-agents .venv-ray out build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-vllm .venv-agents .venv-ray .venv-ray-llm out build dist .pytest_cache .mypy_cache .ruff_cache

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from eval.promises import Notes, Tally, answer_to, check
+from eval.promises import Ledger, Notes, Tally, answer_to, check
 from swarmx.core import failpoints
 from swarmx.core.failures import Failure
 from swarmx.core.records import CallRecord, Idempotency, ModelRequest, ModelResult
@@ -47,11 +47,11 @@ class Script:
     """A caller that answers by what it is asked, fails at times, and notes each call outside the database."""
 
     def __init__(self, folder: Path, rng: np.random.Generator) -> None:
-        self._ledger = os.open(folder / "ledger", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._ledger = Ledger(folder)
         self._rng = rng
 
     async def complete(self, request: ModelRequest) -> ModelResult:
-        os.write(self._ledger, f"{time.time()!r} {request.idempotency_key} {request.request_id}\n".encode())
+        self._ledger.note(request.idempotency_key, request.request_id, "text", request.body)
         await asyncio.sleep(float(self._rng.uniform(0.0, 0.004)))
         call_id = f"call_{uuid4().hex}"
         failed = self._rng.random() < _FAILING and "sum_up" not in request.node and "good" not in request.node
@@ -162,7 +162,12 @@ def _lives(folder: Path, lives: int, seed: int) -> None:
 
 async def check_lives(folder: Path) -> Tally:
     """Hold what all lives left against what was promised."""
-    return await check(folder, folder / "swarmx.db", tenant="a")
+    store = SqliteStore(folder / "swarmx.db")
+    await store.open()
+    try:
+        return await check(folder, store, tenant="a")
+    finally:
+        await store.close()
 
 
 if __name__ == "__main__":  # `python -m eval.doomed FOLDER LIVES SEED`, by `eval.durable` and the tests

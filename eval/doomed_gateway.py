@@ -89,6 +89,7 @@ def _live(doom: Doom) -> None:
         state_dir=Path(doom.state_dir),
         emulated=False,
         port=doom.port,
+        on=None,
         coordinator=None,
         exit_with_parent=False,
     )

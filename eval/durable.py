@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 
@@ -19,12 +20,15 @@ from eval.gateway_lives import live
 from eval.promises import lines_of
 from eval.result import Row, claim, table, write_result
 from swarmx.core.records import ModelRequest, ModelResult
+from swarmx.memory.sqlite import SqliteStore
 from swarmx.runtime.clock import WallClock
 from swarmx.runtime.workflows import WorkflowRunner
 from swarmx.state_config import StateSection
 from swarmx.wiring.state import open_state
 from swarmx.workflows.nodes import WorkflowSpec
 from swarmx.workflows.spec import parse_workflow
+
+Synchronous = Literal["FULL", "NORMAL"]
 
 _WARM_UP = 64  # workflows before the clock starts
 
@@ -37,14 +41,28 @@ class _AtOnce:
         return ModelResult(call_id=request.request_id, replica_id="r", attempts=1, answer=answer)
 
 
-async def measure(state: StateSection, where: str, *, concurrent: int, workflows: int, nodes: int) -> Row:
+async def measure(
+    state: StateSection,
+    where: str,
+    *,
+    concurrent: int,
+    workflows: int,
+    nodes: int,
+    synchronous: Synchronous = "FULL",
+) -> Row:
     """Run so many chains of `nodes` calls, `concurrent` at a time, on a store as a server opens it.
 
     A step is a node's answer, in the store in one commit with what follows from it. The CPU is that of all threads.
+    No server has SQLite with another `synchronous` than FULL: it shows what the waits for the disk cost.
     """
     async with AsyncExitStack() as stack:
         opened = await open_state(state, stack, clock=WallClock().now_s)
-        runner = WorkflowRunner(opened.store, _AtOnce(), WallClock(), exclusive=opened.exclusive)
+        store = opened.store
+        if synchronous != "FULL":
+            store = SqliteStore(state.dir / f"{synchronous}.db", synchronous=synchronous)
+            await store.open()
+            stack.push_async_callback(store.close)
+        runner = WorkflowRunner(store, _AtOnce(), WallClock(), exclusive=opened.exclusive)
         stack.push_async_callback(runner.close)
         return await _measured(runner, where, concurrent=concurrent, workflows=workflows, nodes=nodes)
 
@@ -95,13 +113,16 @@ async def _steps(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     with TemporaryDirectory(dir=args.out) as folder:
-        places = {"sqlite": StateSection(dir=Path(folder))}
+        local = StateSection(dir=Path(folder))
+        places: list[tuple[str, StateSection, Synchronous]] = [("sqlite", local, "FULL")]
+        if args.normal:
+            places.append(("sqlite, synchronous=NORMAL", local, "NORMAL"))
         if args.postgres:
-            places["postgres"] = StateSection(dir=Path(folder), database=args.postgres)
-        for where, state in places.items():
+            places.append(("postgres", StateSection(dir=Path(folder), database=args.postgres), "FULL"))
+        for where, state, synchronous in places:
             for concurrent in args.concurrent:
-                row = await measure(state, where, concurrent=concurrent, workflows=args.workflows, nodes=args.nodes)
-                rows.append(row)
+                size = {"concurrent": concurrent, "workflows": args.workflows, "nodes": args.nodes}
+                rows.append(await measure(state, where, synchronous=synchronous, **size))
     print(table(rows))
     rates = {row["concurrent"]: row["steps_a_second"] for row in rows if row["where"] == "sqlite"}
     claims = [claim("durable_steps_a_second@64", float(rates[64] or 0.0), ">=", 2000.0)] if 64 in rates else []
@@ -111,8 +132,8 @@ async def _steps(args: argparse.Namespace) -> int:
 
 async def _kills(args: argparse.Namespace) -> int:
     with TemporaryDirectory() as folder:
-        if args.gateway:
-            tally = await live(Path(folder), args.lives, args.seed)
+        if args.gateway or args.postgres:
+            tally = await live(Path(folder), args.lives, args.seed, postgres=args.postgres)
         else:
             command = [sys.executable, "-m", "eval.doomed", folder, str(args.lives), str(args.seed)]
             await asyncio.to_thread(subprocess.run, command, check=True)
@@ -129,12 +150,14 @@ async def main(arguments: Sequence[str]) -> int:
     steps.add_argument("--concurrent", type=int, nargs="+", default=[64])
     steps.add_argument("--workflows", type=int, default=2000)
     steps.add_argument("--nodes", type=int, default=5, help="calls of a workflow, one after the other")
+    steps.add_argument("--normal", action="store_true", help="SQLite that does not wait for the disk, too")
     steps.add_argument("--postgres", default="", help="URL of an empty database to measure, too")
     steps.add_argument("--out", type=Path, required=True, help="folder for the result, on the disk to be measured")
     kills = verbs.add_parser("kills", help="kill a process again and again, then check what is left")
     kills.add_argument("--lives", type=int, default=500)
     kills.add_argument("--seed", type=int, default=1)
     kills.add_argument("--gateway", action="store_true", help="of whole gateways with clients, not of bare runners")
+    kills.add_argument("--postgres", default="", help="URL of an empty database that two gateways share")
     args = parser.parse_args(arguments, argparse.Namespace(given=arguments))
     return await (_steps(args) if args.verb == "steps" else _kills(args))
 

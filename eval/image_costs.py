@@ -112,7 +112,7 @@ async def _run(
             raise SystemExit(f"a graph failed: {event['data'].get('exception_message')}")
         if event["type"] != "executing" or event["data"].get("prompt_id") != body["prompt_id"]:
             continue
-        now_s, now_cpu_s = loop.time(), await asyncio.to_thread(_cpu_s, pid)
+        now_s, now_cpu_s = loop.time(), await asyncio.to_thread(cpu_seconds, pid)
         if node is not None:
             wall_s[node], cpu_s[node] = now_s - at_s, now_cpu_s - at_cpu_s
         node, at_s, at_cpu_s = event["data"]["node"], now_s, now_cpu_s
@@ -121,7 +121,7 @@ async def _run(
     return Ran(graph=graph, wall_s=wall_s, cpu_s=cpu_s)
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """CPU seconds of all threads of a process (Linux)."""
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():

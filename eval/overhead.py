@@ -1,7 +1,8 @@
 """What SwarmX adds to a call: time and CPU of the gateway against going to the replica directly; start-up and memory.
 
 The replica is a real HTTP server in a process of its own that answers at once with a fixed chat completion, so that the
-difference is the gateway. Both paths are measured in turns, in one run, over the same kept-alive connection.
+difference is the gateway. All paths are measured in turns, in one run, over the same kept-alive connection; one of them
+is that of a program that names its session, whose calls become a workflow.
 
     python -m eval.overhead --out DIR [--calls 1500] [--bytes 2000]
 """
@@ -27,6 +28,7 @@ from swarmx.demo.fleet import server
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _MODEL = "fixed"
+_TURN = 50  # calls of a path in a row
 _ANSWER = {
     "id": "x",
     "object": "chat.completion",
@@ -110,22 +112,27 @@ async def _measure(args: argparse.Namespace) -> list[Row]:
 
 
 async def _paths(gateway: str, direct: str, token: str, pid: int, size: int, calls: int) -> list[Row]:
+    """The same call directly, through the gateway, and there with the header of a program, a session every 50 calls."""
     body = json.dumps(
         {"model": _MODEL, "messages": [{"role": "user", "content": "x" * size}], "max_tokens": 64}
     ).encode()
     headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
-    times: dict[str, list[float]] = {"direct": [], "gateway": []}
-    cpu_s = 0.0
+    times: dict[str, list[float]] = {"direct": [], "gateway": [], "program": []}
+    cpu_s = dict.fromkeys(times, 0.0)
     async with aiohttp.ClientSession() as session:
-        for turn in range(calls // 50 + 1):
-            for path, url in (("direct", direct), ("gateway", gateway)):
+        for turn in range(calls // _TURN + 1):
+            named = {**headers, "x-session-id": f"{size}-{turn}"}
+            for path, url, sent in (
+                ("direct", direct, headers), ("gateway", gateway, headers), ("program", gateway, named)
+            ):  # fmt: skip
                 before_s = _cpu_s(pid)
-                taken = [await _timed(session, url, body, headers) for _ in range(50)]
+                taken = [await _timed(session, url, body, sent) for _ in range(_TURN)]
                 if turn > 0:  # the first turn warms up
                     times[path] += taken
-                    cpu_s += _cpu_s(pid) - before_s if path == "gateway" else 0.0
+                    cpu_s[path] += _cpu_s(pid) - before_s
     p50 = {path: float(np.percentile(values, 50)) for path, values in times.items()}
     p99 = {path: float(np.percentile(values, 99)) for path, values in times.items()}
+    cpu_us = {path: cpu_s[path] / len(values) * 1e6 for path, values in times.items()}
     return [
         {
             "experiment": "overhead",
@@ -136,7 +143,10 @@ async def _paths(gateway: str, direct: str, token: str, pid: int, size: int, cal
             "added_p50_ms": (p50["gateway"] - p50["direct"]) * 1e3,
             "direct_p99_ms": p99["direct"] * 1e3,
             "gateway_p99_ms": p99["gateway"] * 1e3,
-            "cpu_us_per_request": cpu_s / len(times["gateway"]) * 1e6,
+            "cpu_us_per_request": cpu_us["gateway"],
+            "program_p50_ms": p50["program"] * 1e3,
+            "program_p99_ms": p99["program"] * 1e3,
+            "program_cpu_us_per_request": cpu_us["program"],
         }
     ]
 

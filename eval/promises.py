@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import time
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
+import msgspec
+
+from swarmx.core.ports import WorkflowStore
 from swarmx.core.records import TERMINAL, WorkflowRecord
-from swarmx.memory.sqlite import SqliteStore
 from swarmx.runtime.workflow_run import ending_of
 from swarmx.workflows.events import Cancelled, Event, Failed, Finished, NodeFinished, NodeStarted, decode_event
 from swarmx.workflows.state import Run
 
-ONCE = "book"  # the node, and the tool that it uses, whose work may not be begun twice
+ONCE = "book"  # the tool whose work may not be begun twice
 _CLOCK_SLACK_S = 0.001
 
 
@@ -23,11 +29,16 @@ def answer_to(key: str) -> str:
     return f"{zlib.crc32(key.encode()):08x}"
 
 
+def picture_of(key: str) -> bytes:
+    """The same for a call that wants an image; what follows the signature of PNG is nobody's concern here."""
+    return b"\x89PNG\r\n\x1a\n" + answer_to(key).encode()
+
+
 @dataclass(slots=True)
 class Tally:
     """What came of all lives. `broken` says, a line each, which promise was not kept; nothing should stand there.
 
-    An `effect` is the first call with its idempotency key, `repeats` are further ones with the same.
+    An `effect` is the first call with its idempotency key, and of one of the `kinds`; `repeats` are further ones.
     """
 
     lives: int = 0
@@ -37,6 +48,7 @@ class Tally:
     points: Counter[str] = field(default_factory=Counter)
     calls_finished: int = 0
     effects: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
     repeats: int = 0
     broken: list[str] = field(default_factory=list)
 
@@ -66,64 +78,81 @@ class Notes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """A call as the engine saw it."""
+    """A call as the engine saw it: of a `text`, an `image` or the tool of that name, with a hash of what was asked."""
 
     at_s: float
     key: str
     request_id: str
+    what: str
+    asked: str
 
 
-def ledger(folder: Path) -> dict[str, list[Made]]:
-    """The calls that the engine saw, by idempotency key."""
-    made: dict[str, list[Made]] = {}
-    for line in (folder / "ledger").read_text().splitlines():
-        at_s, key, request_id = line.split()
-        made.setdefault(key, []).append(Made(at_s=float(at_s), key=key, request_id=request_id))
-    return made
+class Ledger:
+    """The file of whoever is called."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = os.open(folder / "ledger", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def note(self, key: str, request_id: str, what: str, asked: Any) -> None:
+        """A call that is about to be carried out; `asked` is JSON."""
+        digest = sha256(msgspec.json.encode(asked, order="deterministic")).hexdigest()[:12]
+        os.write(self._file, f"{time.time()!r} {key} {request_id} {what} {digest}\n".encode())
+
+    @staticmethod
+    def read(folder: Path) -> dict[str, list[Made]]:
+        """The calls, by idempotency key."""
+        made: dict[str, list[Made]] = {}
+        for line in (folder / "ledger").read_text().splitlines():
+            at_s, key, request_id, what, asked = line.split()
+            call = Made(at_s=float(at_s), key=key, request_id=request_id, what=what, asked=asked)
+            made.setdefault(key, []).append(call)
+        return made
 
 
-async def check(folder: Path, database: Path, *, tenant: str, same_clock: bool = True) -> Tally:
-    """Read what all lives left, and hold it against what was promised.
+async def check(folder: Path, store: WorkflowStore, *, tenant: str, same_clock: bool = True) -> Tally:
+    """Read what all lives left in the folder and the store, and hold it against what was promised.
 
     With `same_clock` the times of engine and events can be compared.
     """
     tally = Tally()
     lives = (folder / "lives").read_text().splitlines()
-    tally.lives, tally.killed = len(lives) - 1, lives.count("killed")
+    tally.lives, tally.killed = len(lives), lives.count("killed")
     tally.broken += [f"a life {line}" for line in lives if line not in ("killed", "ended 0")]
     if (folder / "points").exists():
         tally.points.update((folder / "points").read_text().split())
-    notes, made = Notes(folder), ledger(folder)
+    notes, made = Notes(folder), Ledger.read(folder)
     tally.broken += notes.wrong
     tally.broken += [f"{key} was sent and never accepted" for key in notes.open]
     tally.effects = len(made)
     tally.repeats = sum(map(len, made.values())) - len(made)
-    store = SqliteStore(database)
-    await store.open()
-    try:
-        records = {record.workflow_id: record async for record in _all(store, tenant)}
-        tally.workflows = len(records)
-        accepted = set(notes.acknowledged.values())
-        tally.broken += [f"{workflow_id} was accepted and is not there" for workflow_id in accepted - set(records)]
-        if len(records) > len(accepted) + notes.expired or len(accepted) < len(notes.acknowledged):
-            tally.broken.append(f"{len(records)} workflows are there, {len(notes.acknowledged)} keys were accepted")
-        strangers = {key for key in made if key.split("/")[0] not in records}
-        tally.broken += [f"{key} was called, and its workflow is not there" for key in strangers]
-        twice = [key for key, calls in made.items() if key.endswith(f"/{ONCE}") and len(calls) > 1]
-        tally.broken += [f"{key} was begun twice, and may not be" for key in twice]
-        for record in records.values():
-            await _check_workflow(store, record, _line_of(record, records), made, tally, same_clock=same_clock)
-            if notes.ended.get(record.workflow_id, record.state) != record.state:
-                tally.broken.append(f"{record.workflow_id} was seen {notes.ended[record.workflow_id]} before")
-            seen = notes.followed.get(record.workflow_id, record.seq)
-            if seen != record.seq:
-                tally.broken.append(f"{record.workflow_id}: who followed it saw {seen} of its {record.seq} events")
-    finally:
-        await store.close()
+    for calls in made.values():
+        tally.kinds[calls[0].what] += 1
+    records = {record.workflow_id: record async for record in _all(store, tenant)}
+    tally.workflows = len(records)
+    accepted = set(notes.acknowledged.values())
+    tally.broken += [f"{workflow_id} was accepted and is not there" for workflow_id in accepted - set(records)]
+    if len(records) > len(accepted) + notes.expired or len(accepted) < len(notes.acknowledged):
+        tally.broken.append(f"{len(records)} workflows are there, {len(notes.acknowledged)} keys were accepted")
+    strangers = {key for key in made if key.split("/")[0] not in records}
+    tally.broken += [f"{key} was called, and its workflow is not there" for key in strangers]
+    twice = [key for key, calls in made.items() if calls[0].what == ONCE and len(calls) > 1]
+    tally.broken += [f"{key} was begun twice, and may not be" for key in twice]
+    torn = [key for key, calls in made.items() if len({(call.what, call.asked) for call in calls}) > 1]
+    tally.broken += [f"{key} came again, and asked for something else" for key in torn]
+    for record in records.values():
+        await _check_workflow(store, record, _line_of(record, records), made, tally, same_clock=same_clock)
+        if notes.ended.get(record.workflow_id, record.state) != record.state:
+            tally.broken.append(f"{record.workflow_id} was seen {notes.ended[record.workflow_id]} before")
+        seen = notes.followed.get(record.workflow_id, record.seq)
+        if seen != record.seq:
+            tally.broken.append(f"{record.workflow_id}: who followed it saw {seen} of its {record.seq} events")
     return tally
 
 
-async def _all(store: SqliteStore, tenant: str) -> AsyncIterator[WorkflowRecord]:
+async def _all(store: WorkflowStore, tenant: str) -> AsyncIterator[WorkflowRecord]:
     cursor: str | None = None
     while True:
         page = await store.workflows(tenant=tenant, state=None, limit=500, cursor=cursor)
@@ -143,7 +172,7 @@ def _line_of(record: WorkflowRecord, records: dict[str, WorkflowRecord]) -> list
 
 
 async def _check_workflow(
-    store: SqliteStore,
+    store: WorkflowStore,
     record: WorkflowRecord,
     line: list[str],
     made: dict[str, list[Made]],
@@ -166,20 +195,50 @@ async def _check_workflow(
     timed = [(event, at.at_s) for event, at in zip(events, stored, strict=True)]
     tally.broken += _unannounced(workflow_id, timed, made, same_clock=same_clock)
     for event, at_s in timed:
-        if not isinstance(event, NodeFinished) or event.call_id is None:
+        if not isinstance(event, NodeFinished):
+            continue
+        if event.call_id is None:
+            tally.broken += _other_answer(event, line, made)
             continue
         tally.calls_finished += 1
         call = await store.call(event.call_id, tenant=record.tenant)
         if call is None or call.state != "finished":
             tally.broken.append(f"{workflow_id}: the record of the finished call of {event.path} is lost")
-        key = next((key for key in (f"{id}/{event.path}" for id in line) if key in made), None)
+        key = _key_of(event.path, line, made)
         if key is None:
             tally.broken.append(f"{workflow_id}: {event.path} has finished, and the engine never saw it")
             continue
-        if not isinstance(event.output, dict) or event.output.get("text") != answer_to(key):
+        if not await _is_answer(store, event.output, key, tenant=record.tenant):
             tally.broken.append(f"{workflow_id}: {event.path} has another output than the engine's answer")
         if same_clock and max(call.at_s for call in made[key]) > at_s + _CLOCK_SLACK_S:
             tally.broken.append(f"{workflow_id}: {event.path} was called again after it had finished")
+
+
+def _key_of(path: str, line: list[str], made: dict[str, list[Made]]) -> str | None:
+    """The key that a call of the workflow, or of the one that it was forked from, was made with."""
+    return next((key for key in (f"{id}/{path}" for id in line) if key in made), None)
+
+
+async def _is_answer(store: WorkflowStore, output: Any, key: str, *, tenant: str) -> bool:
+    """Whether the output of a call is what the engine answers to the key, its image there as well."""
+    match output:
+        case {"text": text}:
+            return bool(text == answer_to(key))
+        case {"images": [{"sha256": digest}]}:
+            return await store.blob(digest, tenant=tenant) == ("image/png", picture_of(key))
+        case _:
+            return False
+
+
+def _other_answer(event: NodeFinished, line: list[str], made: dict[str, list[Made]]) -> Iterator[str]:
+    """An agent that has ended with something else than its model's last word."""
+    match event.output:
+        case {"json": {"said": said}, "steps": steps}:
+            key = _key_of(f"{event.path}.{steps}", line, made)
+            if key is None or said != answer_to(key):
+                yield f"{line[0]}: the agent {event.path} has another answer than its model gave in step {steps}"
+        case _:
+            pass
 
 
 def _unannounced(
@@ -200,6 +259,7 @@ def lines_of(tally: Tally) -> Iterator[str]:
     """The tally for people."""
     yield f"{tally.lives} lives, {tally.killed} killed; {tally.workflows} workflows: {dict(tally.states)}"
     yield f"{tally.effects} effects and {tally.repeats} repeats of one; {tally.calls_finished} calls finished a node"
+    yield f"effects by kind: {dict(tally.kinds)}"
     yield "killed at failpoints:"
     yield from (f"  {point:<18}{count:>5}" for point, count in sorted(tally.points.items()))
     yield from tally.broken or ["every promise was kept"]

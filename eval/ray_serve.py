@@ -17,25 +17,13 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval.result import Row, claim, table, write_result
-
-OURS = "swarmx"
-DEVICES = ("h100", "a100", "l40s", "b60")
-_SLOTS = 4
-_WARM = 1 / 6  # of the workflows, the first ones: nobody's times count while a router learns
-_MODEL = "llama-3.1-8b"
-_STAGES = (("research/planner", 1), ("research/reader", 3), ("research/writer", 1))
-_SYSTEM = {
-    "research/planner": "You plan how a question is to be researched.",
-    "research/reader": "You read a source and note what matters.",
-    "research/writer": "You write the report from the notes.",
-}
+from eval.ray_serve_plan import DEVICES, OURS, SLOTS, Asked, Planned, claims_of, plan, row_of, truth_of
+from eval.result import Row, table, write_result
 
 ROUTERS: Mapping[str, Mapping[str, Any]] = {
     "power_of_two": {},
@@ -59,55 +47,17 @@ _QUEUE_ACTOR = {
 _HOOK = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "swarmx.compat.ray_serve.replica_hook.install"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
-    """A workflow to come: when it is submitted, and the messages of its calls by stage, with the truth of each."""
-
-    at_s: float
-    stages: Sequence[Sequence[tuple[list[dict[str, str]], int, int, int]]]
-
-
-def plan(count: int, rate: float, *, seed: int, prompts: Path | None) -> list[Planned]:
-    """The same for every router."""
-    rng = np.random.default_rng(seed)
-    rows = None
-    if prompts is not None:
-        from eval.workloads.prompt_rows import read_prompts
-
-        rows = read_prompts(prompts, "evaluation")
-    planned, at_s = [], 0.0
-    for number in range(count):
-        at_s += float(rng.exponential(1.0 / rate))
-        stages = []
-        for role, width in _STAGES:
-            calls = []
-            for part in range(width):
-                if rows is None:
-                    text, work = f"Do part {part} of task {number}.", int(np.clip(rng.lognormal(5.0, 0.9), 8, 2000))
-                    prompt_tokens, limit = 200, 2048
-                else:
-                    drawn = rows.draw(role, _MODEL, rng)
-                    text, work, prompt_tokens = drawn.text, min(drawn.work, 2000), drawn.prompt_tokens
-                    limit = int(drawn.work_limit)
-                content = f"{text}\n\n[{number}.{role}.{part}]"  # the truth is looked up by it
-                system = {"role": "system", "content": _SYSTEM[role]}
-                calls.append(([system, {"role": "user", "content": content}], prompt_tokens, work, limit))
-            stages.append(calls)
-        planned.append(Planned(at_s=at_s, stages=stages))
-    return planned
-
-
 def config(router: str, truth: Path, *, time_scale: float, log_dir: Path) -> dict[str, Any]:
     """The application in the config file, with this router."""
     chosen = dict(ROUTERS[router])
-    model: dict[str, Any] = {"name": "Model", "num_replicas": len(DEVICES), "max_ongoing_requests": _SLOTS}
+    model: dict[str, Any] = {"name": "Model", "num_replicas": len(DEVICES), "max_ongoing_requests": SLOTS}
     if router == OURS:
         chosen["request_router_kwargs"] = {"workflow_idle_s": 4.0, "log_dir": str(log_dir)}
     if router == "capacity_queue":
         model["deployment_actors"] = [_QUEUE_ACTOR]
     if chosen:
         model["request_router_config"] = chosen
-    args = {"truth": str(truth), "devices": list(DEVICES), "slots": _SLOTS, "time_scale": time_scale}
+    args = {"truth": str(truth), "devices": list(DEVICES), "slots": SLOTS, "time_scale": time_scale}
     return {
         "name": f"eval-{router}",
         "route_prefix": f"/{router}",
@@ -138,8 +88,6 @@ def deploy(application: Mapping[str, Any], *, patience_s: float = 120.0) -> Any:
 
 async def drive(handle: Any, planned: Sequence[Planned]) -> tuple[list[float | None], dict[str, int]]:
     """Run all workflows at their times; the seconds that each took (None for a failed one), and calls by device."""
-    from eval.ray_serve_app import Asked
-
     devices: dict[str, int] = dict.fromkeys(DEVICES, 0)
     begins_s = time.monotonic() + 0.5
 
@@ -183,14 +131,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import ray
     from ray import serve
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     serve.start(proxy_location="Disabled")
     rows: list[Row] = []
     try:
         for seed in range(wanted.seeds):
             planned = plan(wanted.count, wanted.rate, seed=seed, prompts=wanted.prompts)
             truth = wanted.out.resolve() / f"truth-{seed}.json"
-            truth.write_text(json.dumps(_truth(planned)))
+            truth.write_text(json.dumps(truth_of(planned)))
             for router in wanted.routers.split(","):
                 rows.append(_measure(router, planned, truth, wanted, seed))
                 print(table([rows[-1]]), flush=True)
@@ -198,38 +146,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     finally:
         serve.shutdown()
         ray.shutdown()
-    claims = _claims(rows)
+    claims = claims_of(rows)
     command = "python -m eval.ray_serve" + (" --prompts FOLDER" if wanted.prompts else "")
     print(table(rows))
     print(f"Written: {write_result(wanted.out, command, rows, claims, list(range(wanted.seeds)))}")
-
-
-def _truth(planned: Sequence[Planned]) -> dict[str, list[int]]:
-    from eval.ray_serve_app import key_of
-
-    calls = [call for workflow in planned for stage in workflow.stages for call in stage]
-    return {key_of(messages): [prompt_tokens, work] for messages, prompt_tokens, work, _ in calls}
 
 
 def _measure(router: str, planned: Sequence[Planned], truth: Path, wanted: argparse.Namespace, seed: int) -> Row:
     log_dir = wanted.out.resolve() / "decisions"
     handle = deploy(config(router, truth, time_scale=wanted.time_scale, log_dir=log_dir))
     times, devices = asyncio.run(drive(handle, planned))
-    counted = [took for took in times[int(_WARM * len(times)) :] if took is not None]
-    p50, p95, p99 = (np.percentile(counted, (50, 95, 99)) * wanted.time_scale).tolist()
-    row: dict[str, Any] = {
-        "experiment": "ray_serve",
-        "policy": router,
-        "seed": seed,
-        "n": len(times),
-        "failed": sum(took is None for took in times),
-        "p50_s": p50,
-        "p95_s": p95,
-        "p99_s": p99,
-        "mean_s": float(np.mean(counted)) * wanted.time_scale,
-        **{f"calls_{device}": count for device, count in devices.items()},
-        "load_average": os.getloadavg()[0],
-    }
+    row = row_of(router, seed, times, devices, wanted.time_scale)
+    row["load_average"] = os.getloadavg()[0]
     if router == OURS:
         status = handle._router._asyncio_router.request_router.swarmx_status()
         took_ms = np.array(status["decision_s"]) * 1e3
@@ -238,23 +166,6 @@ def _measure(router: str, planned: Sequence[Planned], truth: Path, wanted: argpa
         row["busy_p50_ms"], row["busy_p99_ms"] = np.percentile(busy_ms, (50, 99)).tolist()
         row["stood_in"], row["faults"] = status["stood_in"], status["faults"]
     return row
-
-
-def _claims(rows: Sequence[Row]) -> list[Any]:
-    def median(router: str, field: str) -> float:
-        return float(np.median([float(row[field] or 0.0) for row in rows if row["policy"] == router]))
-
-    theirs = sorted({str(row["policy"]) for row in rows} - {OURS})
-    if not theirs or not any(row["policy"] == OURS for row in rows):
-        return []
-    best = min(theirs, key=lambda router: median(router, "p99_s"))
-    fastest = min(median(router, "p50_s") for router in theirs)
-    return [
-        claim("serve_p99_vs_best_router", median(OURS, "p99_s") / median(best, "p99_s"), "<=", 0.6),
-        claim("serve_p50_vs_best_router", median(OURS, "p50_s") / fastest, "<=", 1.0),
-        claim("decision_p99_ms", median(OURS, "decision_p99_ms"), "<", 1.0),
-        claim("failed", float(sum(int(row["failed"] or 0) for row in rows if row["policy"] == OURS)), "<=", 0.0),
-    ]
 
 
 if __name__ == "__main__":

@@ -4,32 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from ray import serve
 
+from eval.ray_serve_plan import MODEL, Asked, key_of
 from swarmx.core.engine import profiles
 from swarmx.providers.emulated.pacing import PacedEngine
-
-SERVED = "llama-3.1-8b"
-
-
-@dataclass
-class Asked:
-    """A chat completion as Ray Serve LLM's deployments get it: an object with attributes."""
-
-    messages: list[dict[str, str]]
-    max_tokens: int
-
-
-def key_of(messages: Sequence[dict[str, str]]) -> str:
-    """Under which the truth knows how long the answer is."""
-    return sha256(messages[-1]["content"].encode()).hexdigest()[:24]
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0.1}, graceful_shutdown_timeout_s=1)
@@ -39,8 +22,8 @@ class Model:
     def __init__(self, truth: str, devices: list[str], slots: int, time_scale: float) -> None:
         rank = serve.get_replica_context().rank
         device = devices[int(getattr(rank, "rank", rank) or 0) % len(devices)]
-        profile = profiles()[SERVED, device].scaled(time_scale)
-        self._engine = PacedEngine(model=SERVED, profile=msgspec.structs.replace(profile, max_batch=slots))
+        profile = profiles()[MODEL, device].scaled(time_scale)
+        self._engine = PacedEngine(model=MODEL, profile=msgspec.structs.replace(profile, max_batch=slots))
         self._device = device
         self._truth: dict[str, list[int]] = json.loads(Path(truth).read_text())
 

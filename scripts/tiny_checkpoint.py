@@ -1,10 +1,11 @@
 """Writes a random checkpoint of 10 MB that a ComfyUI server loads and samples with in a fraction of a second, on a CPU.
 
-    python scripts/tiny_checkpoint.py CHECKPOINTS/tiny.safetensors
+    python scripts/tiny_checkpoint.py CHECKPOINTS/tiny.safetensors [BLOCKS]
 
-The layout is that of Stable Diffusion 3 (Esser et al., arXiv 2403.03206): a transformer of two joint blocks, 128 wide,
-and a small convolutional autoencoder of 16 latent channels (the layout of madebyollin/taesd). There are no text
-encoders, so prompts do not matter; what is drawn is noise. What it costs does depend on steps, sampler, size and batch.
+The layout is that of Stable Diffusion 3 (Esser et al., arXiv 2403.03206): a transformer of two joint blocks, 128 wide
+(64 a block), and a small convolutional autoencoder of 16 latent channels (the layout of madebyollin/taesd). There are
+no text encoders, so prompts do not matter; what is drawn is noise. What it costs does depend on steps, sampler, size
+and batch.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-BLOCKS = 2
-WIDTH = 64 * BLOCKS  # the width follows from the depth in this family
+BLOCKS, WIDTH_OF_A_BLOCK = 2, 64  # the width follows from the depth in this family
 LATENT, TEXT, POOLED, TIME, SIDE = 16, 4096, 2048, 256, 64
 CONV = 64
 
@@ -45,28 +45,29 @@ class Weights:
             self.zeros(f"{name}.bias", outputs)
 
 
-def transformer(weights: Weights, prefix: str) -> None:
+def transformer(weights: Weights, prefix: str, blocks: int) -> None:
     """Patches and text in, joint blocks, patches out."""
-    weights.random(f"{prefix}x_embedder.proj.weight", WIDTH, LATENT, 2, 2, scale=0.5 / math.sqrt(4 * LATENT))
-    weights.zeros(f"{prefix}x_embedder.proj.bias", WIDTH)
-    weights.random(f"{prefix}pos_embed", 1, SIDE * SIDE, WIDTH, scale=0.02)
+    width = WIDTH_OF_A_BLOCK * blocks
+    weights.random(f"{prefix}x_embedder.proj.weight", width, LATENT, 2, 2, scale=0.5 / math.sqrt(4 * LATENT))
+    weights.zeros(f"{prefix}x_embedder.proj.bias", width)
+    weights.random(f"{prefix}pos_embed", 1, SIDE * SIDE, width, scale=0.02)
     for name, inputs in (("t_embedder", TIME), ("y_embedder", POOLED)):
-        weights.linear(f"{prefix}{name}.mlp.0", WIDTH, inputs)
-        weights.linear(f"{prefix}{name}.mlp.2", WIDTH, WIDTH)
-    weights.linear(f"{prefix}context_embedder", WIDTH, TEXT)
-    for number in range(BLOCKS):
+        weights.linear(f"{prefix}{name}.mlp.0", width, inputs)
+        weights.linear(f"{prefix}{name}.mlp.2", width, width)
+    weights.linear(f"{prefix}context_embedder", width, TEXT)
+    for number in range(blocks):
         for side in ("x_block", "context_block"):
             # The text is not needed after the last block, which only reads it.
-            only_read = side == "context_block" and number == BLOCKS - 1
+            only_read = side == "context_block" and number == blocks - 1
             block = f"{prefix}joint_blocks.{number}.{side}"
-            weights.linear(f"{block}.attn.qkv", 3 * WIDTH, WIDTH)
-            weights.linear(f"{block}.adaLN_modulation.1", (2 if only_read else 6) * WIDTH, WIDTH)
+            weights.linear(f"{block}.attn.qkv", 3 * width, width)
+            weights.linear(f"{block}.adaLN_modulation.1", (2 if only_read else 6) * width, width)
             if not only_read:
-                weights.linear(f"{block}.attn.proj", WIDTH, WIDTH)
-                weights.linear(f"{block}.mlp.fc1", 4 * WIDTH, WIDTH)
-                weights.linear(f"{block}.mlp.fc2", WIDTH, 4 * WIDTH)
-    weights.linear(f"{prefix}final_layer.adaLN_modulation.1", 2 * WIDTH, WIDTH)
-    weights.linear(f"{prefix}final_layer.linear", 4 * LATENT, WIDTH)
+                weights.linear(f"{block}.attn.proj", width, width)
+                weights.linear(f"{block}.mlp.fc1", 4 * width, width)
+                weights.linear(f"{block}.mlp.fc2", width, 4 * width)
+    weights.linear(f"{prefix}final_layer.adaLN_modulation.1", 2 * width, width)
+    weights.linear(f"{prefix}final_layer.linear", 4 * LATENT, width)
 
 
 def autoencoder(weights: Weights, prefix: str) -> None:
@@ -96,9 +97,9 @@ def autoencoder(weights: Weights, prefix: str) -> None:
     weights.tensors[f"{prefix}vae_shift"] = torch.tensor(0.0)
 
 
-def main(path: Path) -> None:
+def main(path: Path, blocks: int) -> None:
     weights = Weights(seed=0)
-    transformer(weights, "model.diffusion_model.")
+    transformer(weights, "model.diffusion_model.", blocks)
     autoencoder(weights, "first_stage_model.")
     weights.zeros("text_encoders.none", 1)  # its prefix makes the loader build text encoders, all of them empty
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +108,6 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) == 3 else BLOCKS)

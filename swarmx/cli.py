@@ -50,6 +50,9 @@ def main(ctx: click.Context, url: str, state_dir: Path, as_json: bool) -> None:
 @click.option("--emulated", is_flag=True, help="Serve a small emulated fleet, to try things without a GPU.")
 @click.option("--port", type=int, help="Overrides server.port.")
 @click.option(
+    "--on", metavar="ADDRESS", help="Run elastic replicas on a Ray cluster: ray://auto, ray://HOST:PORT, HOST:PORT."
+)
+@click.option(
     "--coordinator",
     type=click.Choice(["off", "rules", "openai", "vllm"]),
     help="Who thinks for the coordinator; overrides coordinator.engine.",
@@ -61,6 +64,7 @@ def up(
     config: Path | None,
     emulated: bool,
     port: int | None,
+    on: str | None,
     coordinator: str | None,
     exit_with_parent: bool,
 ) -> None:
@@ -73,6 +77,7 @@ def up(
         state_dir=ctx.obj["state_dir"],
         emulated=emulated,
         port=port,
+        on=on,
         coordinator=coordinator,
         exit_with_parent=exit_with_parent,
     )

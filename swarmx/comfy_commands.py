@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from swarmx.core.errors import ConfigError
-from swarmx.gateway.keys import Keyring, write_private
+from swarmx.gateway.keys import Keyring
 
 if TYPE_CHECKING:
     from swarmx.compat.comfyui.settings import FrontSettings
@@ -68,8 +68,8 @@ async def _serve(settings: FrontSettings, state_dir: Path) -> None:
 
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     keys = Keyring(state_dir / "keys.json") if settings.auth else None
-    if keys is not None and not any(key.role == "admin" for key in keys.all()):
-        write_private(state_dir / "admin.token", keys.add("admin", "admin", "default").encode())
+    if keys is not None:
+        keys.add_first()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -19,6 +19,7 @@ from swarmx.core.control import Mode
 from swarmx.core.errors import ConfigError
 from swarmx.core.nouns import PRIORITIES, ReplicaGroup
 from swarmx.prices_config import ModelName, PriceEntry
+from swarmx.ray_config import RaySection
 from swarmx.replica_config import ElasticReplicas, EmulatedReplicas, Seconds, Section, StaticReplica
 from swarmx.state_config import StateSection
 from swarmx.toolbox_config import ToolReplicasEntry
@@ -274,6 +275,7 @@ class Settings(Section):
     watch: WatchSection = WatchSection()
     workflows: WorkflowSection = WorkflowSection()
     emulation: EmulationSection = EmulationSection()
+    ray: RaySection = RaySection()
     replicas: tuple[StaticReplica, ...] = ()
     emulated: tuple[EmulatedReplicas, ...] = ()
     elastic: tuple[ElasticReplicas, ...] = ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import shutil
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from swarmx.core.errors import ConfigError, NotFound, PredictorError
 from swarmx.core.records import CallRecord
+from swarmx.finished_calls import finished_calls
 from swarmx.predictor_tables import print_explanation, print_report, print_retrained, print_trained
 from swarmx.terminal import Group, show
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 HEADS = ("length", "latency", "structure", "image")
 SLOW = ("sentence", "isomorphic")
 UNSTATED = "not stated"
-_DATABASE = "swarmx.db"
 _LEARNT = 5000  # finished calls, as many as retraining reads
 _MOST_BYTES = 64 << 20
 _EXTRA = 'install "swarmx[train]"'
@@ -37,6 +36,12 @@ _WEIGHTS = click.option(
     "--weights",
     type=click.Path(path_type=Path),
     help="Folder that `swarmx train` wrote; by default the weights that ship.",
+)
+_CONFIG = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    envvar="SWARMX_CONFIG",
+    help="The server's settings, if its calls are in a database that these name.",
 )
 
 
@@ -55,6 +60,7 @@ def predictor() -> None:
 @click.option("--call", "call_id", metavar="CALL_ID", help="Explain this finished call from its encoding instead.")
 @click.option("--no-memory", is_flag=True, help="Leave out what the state folder remembers.")
 @_WEIGHTS
+@_CONFIG
 @click.pass_context
 def explain_command(
     ctx: click.Context,
@@ -67,12 +73,13 @@ def explain_command(
     call_id: str | None,
     no_memory: bool,
     weights: Path | None,
+    config: Path | None,
 ) -> None:
     """Explain a length forecast: the words and the knowledge that moved it, and the nearest remembered prompts.
 
-    The prompt is --text, --file, or SOURCE (- for standard input). Calls in the database of --state-dir are learnt
-    from first, as a server learns from them. A stored call is explained from its encoding: its text was never kept, so
-    that words cannot be told.
+    The prompt is --text, --file, or SOURCE (- for standard input). Calls in the database of --state-dir, or of
+    --config, are learnt from first, as a server learns from them. A stored call is explained from its encoding: its
+    text was never kept, so that words cannot be told.
     """
     from swarmx.core.prompts import cut
     from swarmx.neural.explain import explain_prompt, explain_vector, nearest
@@ -91,7 +98,7 @@ def explain_command(
     forecaster.correction = QuantileTracker(forecaster.head.spec.levels)
     state_dir: Path = ctx.obj["state_dir"]
     if call_id is not None:
-        records, record = _up_to(_finished(state_dir), call_id)
+        records, record = _up_to(finished_calls(state_dir, config, _LEARNT), call_id)
         vector = vector_of(record, forecaster.encoder)
         if vector is None:
             raise PredictorError(
@@ -105,7 +112,7 @@ def explain_command(
     else:
         record = None
         prompt = cut(text.encode() if text is not None else _read(source or file))
-        records = [] if no_memory or not (state_dir / _DATABASE).exists() else _finished(state_dir)
+        records = [] if no_memory else finished_calls(state_dir, config, _LEARNT, or_none=True)
         learnt = _learnt(replay(forecaster, records))
         found = explain_prompt(forecaster, prompt, model=model or "", role=role, limit=limit or math.inf)
         vector = forecaster.encoder.encode_one(prompt)
@@ -130,11 +137,14 @@ def explain_command(
 )
 @click.option("--last", default=_LEARNT, show_default=True, type=click.IntRange(1, 100_000), help="How many calls.")
 @_WEIGHTS
+@_CONFIG
 @click.pass_context
-def report_command(ctx: click.Context, out: Path, data: Path | None, last: int, weights: Path | None) -> None:
+def report_command(
+    ctx: click.Context, out: Path, data: Path | None, last: int, weights: Path | None, config: Path | None
+) -> None:
     """Report how good length forecasts are: report.html, report.json and plots (PNG), in one folder.
 
-    Judged are the last calls in the database of --state-dir, or the test split of --data.
+    Judged are the last calls in the database of --state-dir or --config, or the test split of --data.
     """
     from swarmx.neural.forecaster import NeuralForecaster, shipped_weights
     from swarmx.neural.report import PredictorReport, cards_in, served, sets_of_calls
@@ -150,7 +160,7 @@ def report_command(ctx: click.Context, out: Path, data: Path | None, last: int, 
         title, said = f"Length forecasts on the test split of {data.name}", []
     else:
         forecaster.correction = QuantileTracker(forecaster.head.spec.levels)
-        records = _finished(ctx.obj["state_dir"], last)
+        records = finished_calls(ctx.obj["state_dir"], config, last)
         title, said = f"Length forecasts of the last {len(records)} finished calls", served(records)
         sets = sets_of_calls(forecaster, records)
     notes = () if sets else (f"None of these calls was read by the encoder {forecaster.encoder.version}.",)
@@ -190,9 +200,12 @@ def report_command(ctx: click.Context, out: Path, data: Path | None, last: int, 
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder of the isomorphic encoder's own weights.",
 )
-@click.option("--from-memory", is_flag=True, help="Train the length head again on the calls in --state-dir.")
+@click.option(
+    "--from-memory", is_flag=True, help="Train the length head again on the calls in --state-dir, or --config."
+)
 @click.option("--force", is_flag=True, help="With --from-memory: write the head even if it is not better.")
 @_WEIGHTS
+@_CONFIG
 @click.pass_context
 def train(
     ctx: click.Context,
@@ -207,6 +220,7 @@ def train(
     from_memory: bool,
     force: bool,
     weights: Path | None,
+    config: Path | None,
 ) -> None:
     """Train the HEADS length, latency, structure and image (default: all) from files, or one again from memory.
 
@@ -221,7 +235,8 @@ def train(
             raise click.UsageError(
                 "--from-memory trains the head length on finished calls, without --data, --resume and --encoder."
             )
-        result = _from_memory(ctx.obj["state_dir"], weights, out, force)
+        records = finished_calls(ctx.obj["state_dir"], config, _LEARNT)
+        result = _from_memory(records, weights, out, force)
         show(ctx, result, lambda console: print_retrained(console, result))
         return
     if data is None:
@@ -258,25 +273,6 @@ def _read(file: Any) -> bytes:
     if len(raw) > _MOST_BYTES:
         raise ConfigError(f"the prompt has more than {_MOST_BYTES >> 20} MiB; give a shorter one.")
     return raw
-
-
-def _finished(state_dir: Path, count: int = _LEARNT) -> list[CallRecord]:
-    """The newest finished calls, oldest first. Raises ConfigError where there is no database, StoreError."""
-    from swarmx.memory.sqlite import SqliteStore
-
-    path = state_dir / _DATABASE
-    if not path.exists():
-        raise ConfigError(f"there is no database in {state_dir}; name the server's folder with --state-dir.")
-
-    async def read() -> list[CallRecord]:
-        store = SqliteStore(path)
-        await store.open()
-        try:
-            return await store.newest_finished(count)
-        finally:
-            await store.close()
-
-    return asyncio.run(read())
 
 
 def _up_to(records: list[CallRecord], call_id: str) -> tuple[list[CallRecord], CallRecord]:
@@ -340,7 +336,7 @@ def _progress(ctx: click.Context, what: str, total: int | None = None) -> _Bar:
     return _Bar(Progress(*parts, console=Console(stderr=True, markup=False), transient=True), what, total)
 
 
-def _from_memory(state_dir: Path, weights: Path | None, out: Path, force: bool) -> dict[str, Any]:
+def _from_memory(records: list[CallRecord], weights: Path | None, out: Path, force: bool) -> dict[str, Any]:
     """Train the length head again. Raises PredictorError."""
     from swarmx.neural.checkpoint import load_head, save_head
     from swarmx.neural.encoders.hashed import NAME as ENCODER
@@ -354,9 +350,7 @@ def _from_memory(state_dir: Path, weights: Path | None, out: Path, force: bool) 
     forecaster = NeuralForecaster.load(folder)
     head, card = load_head(folder, forecaster.head.spec)
     job = Job(spec=head.spec)
-    rows = length_table(
-        _finished(state_dir), spec=head.spec, encoder=forecaster.encoder, memory=forecaster.memory.copy()
-    )
+    rows = length_table(records, spec=head.spec, encoder=forecaster.encoder, memory=forecaster.memory.copy())
     table = held_back(rows, job.half_life)
     checked = table.part("validation")
     new = retrain(head, table, job)

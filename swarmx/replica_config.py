@@ -71,15 +71,21 @@ class ElasticReplicas(Section):
     device: str = Field(
         description='Device type; with provider = "emulated" that of a fitted profile; of tools it is cpu.'
     )
-    provider: Literal["emulated", "process", "tools"] = Field(
+    provider: Literal["emulated", "process", "comfyui", "tools"] = Field(
         "emulated",
-        description="Emulated replicas, real vLLM servers that run as processes on this host, or replicas of tools.",
+        description="Emulated replicas, real vLLM or ComfyUI servers that run as processes on this host, or replicas "
+        "of tools.",
     )
     kind: Literal["llm", "image", "tool"] = Field("llm", description="What they serve; of tools it is tool.")
     size_class: Literal["small", "8b", "32b", "70b"] = Field("8b", description="Length statistics of emulated answers.")
     slots: int | None = Field(None, ge=1, description="Calls that one runs at a time (vLLM's --max-num-seqs).")
     engine_order: EngineOrder = Field("arrival", description=_ENGINE_ORDER)
-    folder: Path | None = Field(None, description='Folder of the model, for provider = "process".')
+    folder: Path | None = Field(
+        None, description='Folder of the model, for provider = "process"; the checkout of ComfyUI for "comfyui".'
+    )
+    graph: Path | None = Field(None, description='Graph that makes the images, in API format, for "comfyui".')
+    python: Path | None = Field(None, description="Interpreter that can run ComfyUI; SwarmX's own by default.")
+    options: tuple[str, ...] = Field((), description="Options of ComfyUI's command line, such as --cpu.")
     file: Path | None = Field(None, description='File of the tools, for provider = "tools"; its pool is the model.')
     min: int = Field(1, ge=0, le=64, description="Fewest replicas at the start.")
     max: int = Field(4, ge=0, le=64, description="Most replicas at the start; operators move both bounds.")
@@ -87,12 +93,19 @@ class ElasticReplicas(Section):
     start_s: Seconds = Field(
         60.0, description="First guess of the time to start one; emulated ones take it, in emulated seconds."
     )
+    resources: dict[str, Annotated[float, Field(ge=0.0, allow_inf_nan=False)]] = Field(
+        {"CPU": 1.0},
+        description="What one takes of a node with `swarmx up --on`, by Ray's names: CPU, GPU, memory or own ones.",
+    )
+    labels: dict[str, str] = Field({}, description="Labels that its node must have, with `swarmx up --on`.")
 
     @model_validator(mode="before")
     @classmethod
     def _of_tools(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("provider") == "tools":
             return {"kind": "tool", "device": "cpu", "start_s": 5.0, **data}
+        if isinstance(data, dict) and data.get("provider") == "comfyui":
+            return {"kind": "image", "start_s": 30.0, **data}
         return data
 
     @model_validator(mode="after")
@@ -115,6 +128,12 @@ class ElasticReplicas(Section):
             raise ValueError('provider = "process" needs folder, the model to serve.')
         if self.provider == "process" and (self.slots is not None or self.kind != "llm"):
             raise ValueError('provider = "process" serves text, 8 calls at a time; leave slots and kind out.')
+        if self.provider == "comfyui" and (self.folder is None or self.graph is None):
+            raise ValueError('provider = "comfyui" needs folder, a checkout of ComfyUI, and graph, what it is to run.')
+        if self.provider == "comfyui" and (self.slots is not None or self.kind != "image"):
+            raise ValueError('provider = "comfyui" serves images, one at a time; leave slots and kind out.')
+        if self.provider != "comfyui" and (self.graph is not None or self.python is not None or self.options):
+            raise ValueError('graph, python and options are for provider = "comfyui".')
         if self.kind != "llm" and self.engine_order != "arrival":
             raise ValueError("servers of images and tools serve in order of arrival; leave engine_order out.")
         return self

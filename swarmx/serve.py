@@ -17,7 +17,6 @@ import uvloop
 
 from swarmx.config import Settings, is_loopback, load, parse
 from swarmx.core.errors import ConfigError
-from swarmx.gateway.keys import Keyring, write_private
 from swarmx.wiring import running
 
 log = logging.getLogger(__name__)
@@ -46,6 +45,7 @@ def serve(
     state_dir: Path,
     emulated: bool,
     port: int | None,
+    on: str | None,
     coordinator: str | None,
     exit_with_parent: bool,
 ) -> None:
@@ -56,6 +56,8 @@ def serve(
         changes["state"] = settings.state.model_copy(update={"dir": state_dir})
     if port is not None:
         changes["server"] = settings.server.model_copy(update={"port": port})
+    if on is not None:
+        changes["ray"] = settings.ray.model_copy(update={"address": on})
     if coordinator is not None:
         changes["coordinator"] = {**settings.coordinator.model_dump(), "engine": coordinator}
     if emulated:
@@ -100,7 +102,7 @@ async def _serve(settings: Settings, *, exit_with_parent: bool) -> None:
     _on_end(stop, exit_with_parent=exit_with_parent)
     try:
         async with running(settings) as (app, context):
-            _first_key(context.keys, settings.state.dir)
+            context.keys.add_first()
             url = _url(listener)
             log.info("SwarmX listens on %s; tokens are in %s", url, settings.state.dir)
             if not is_loopback(settings.server.host):
@@ -157,10 +159,3 @@ def _listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port}: {error.strerror}. Choose another with --port, or 0 for a free one."
         ) from None
     return listener
-
-
-def _first_key(keys: Keyring, state_dir: Path) -> None:
-    """Without an admin key there is one made, and its token left for the user who runs the server."""
-    if any(key.role == "admin" for key in keys.all()):
-        return
-    write_private(state_dir / "admin.token", keys.add("admin", "admin", "default").encode())

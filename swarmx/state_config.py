@@ -26,6 +26,22 @@ class StateSection(Section):
         description="With a shared database: how long a server that is silent keeps its workflows.",
     )
     journal: bool = Field(True, description="Write every message of the agents to a journal, for `swarmx replay`.")
+    journal_file_mb: int = Field(
+        256, ge=1, le=1_000_000, description="MiB after which a journal goes on in another file."
+    )
+    journal_keep_mb: int = Field(
+        4096, ge=1, le=1_000_000, description="MiB of journals that are kept, about: the oldest files are deleted."
+    )
+    audit_file_mb: int = Field(
+        64, ge=1, le=1_000_000, description="MiB after which the audit log goes on in another file."
+    )
+    audit_keep_mb: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="MiB of full files of the audit log that are kept: the oldest are deleted, and a record says so. "
+        "Left out, all are kept.",
+    )
 
     @field_validator("database")
     @classmethod

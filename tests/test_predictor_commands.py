@@ -17,12 +17,14 @@ from swarmx import predictor_commands
 from swarmx.cli import main
 from swarmx.core.prompts import cut
 from swarmx.core.records import CallRecord
+from swarmx.memory.postgres.store import PostgresStore
 from swarmx.memory.sqlite import SqliteStore
 from swarmx.neural.encoders.hashed import load_hashed
 from swarmx.neural.forecaster import shipped_weights
 from swarmx.neural.report import cards_in
 from tests.gateway.test_predictor_metrics import FINISHED
 from tests.neural.length_weights import write_weights
+from tests.postgres import PostgresServer
 
 ROLE = "report/writer"
 
@@ -206,6 +208,40 @@ def test_a_report_on_finished_calls_is_a_page_that_needs_nothing_else(
     assert "http" not in page
     assert (out / "calibration-1.png").read_bytes().startswith(b"\x89PNG")
     assert all(Path(path).exists() for path in shown["files"])
+
+
+@pytest.mark.process
+def test_calls_in_a_database_are_judged_and_learnt_from(
+    state_dir: Path, weights: Path, tmp_path: Path, postgres: PostgresServer
+) -> None:
+    """Also where the folder has a database of its own, from before; a settings file without one means the folder."""
+
+    async def fill() -> str:
+        url = await postgres.new_database()
+        store = PostgresStore(url)
+        await store.open()
+        for record in (await _finished(state_dir))[-50:]:
+            await store.record_call(replace(record, call_id=f"shared-{record.call_id}"))
+        await store.close()
+        return url
+
+    url = asyncio.run(fill())
+    shared, own = tmp_path / "shared.toml", tmp_path / "own.toml"
+    shared.write_text(f'[state]\ndatabase = "{url}"\n')
+    own.write_text("[state]\njournal = false\n")
+    report = ("--json", "predictor", "report", "--out", str(tmp_path / "out"), "--weights", str(weights))
+    titles = [data(run(state_dir, *report, "--config", str(file)))["report"]["title"] for file in (shared, own)]
+    assert titles == [f"Length forecasts of the last {count} finished calls" for count in (50, 241)]
+    asked = ("--json", "predictor", "explain", "--weights", str(weights), "--config", str(shared))
+    assert data(run(tmp_path, *asked, "--call", "shared-c239"))["call"]["call_id"] == "shared-c239"
+    missed = run(state_dir, *asked, "--call", "c239")
+    assert (missed.exit_code, "no call 'c239'" in missed.output) == (1, True)
+    trained = ("train", "length", "--from-memory", "--out", str(tmp_path / "new"), "--weights", str(weights))
+    assert data(run(tmp_path, "--json", *trained, "--config", str(shared)))["rows"] == 49  # one is another encoder's
+    shared.write_text('[state]\ndatabase = "postgresql://nobody@127.0.0.1:1/none"\n')
+    refused = run(state_dir, *report, "--config", str(shared))
+    assert (refused.exit_code, "127.0.0.1:1" in refused.output) == (1, True)
+    asyncio.run(postgres.drop(url))
 
 
 def test_names_that_clients_chose_cannot_break_the_page(state_dir: Path, weights: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from swarmx.core.messages import (
     CallReady,
     DecisionMade,
     DemandReported,
+    DrainNoticed,
     FirstToken,
     ForecastRefined,
     ForecastScored,
@@ -175,6 +176,7 @@ class LearnerAgent:
                 | CallFailed()
                 | CallCancelled()
                 | ReplicaChanged()
+                | DrainNoticed()
                 | SignalReported()
                 | PolicyChanged()
                 | WorkflowSubmitted()

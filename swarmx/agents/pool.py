@@ -102,19 +102,26 @@ class Pool:
         (self._broken.add if broken else self._broken.discard)(replica_id)
         self._refresh()
 
-    def set_signal(self, replica_id: str, running: int, waiting: int, kv_usage: float, measured_at_s: float) -> None:
-        """Keep the engine's own counters; an older report than the last one is ignored."""
+    def set_signal(self, replica_id: str, running: int, waiting: int, kv_usage: float, measured_at_s: float) -> bool:
+        """Keep the engine's own counters; an older report than the last one is ignored.
+
+        Returns whether other routers have more or fewer calls there than was known.
+        """
         column = self._index[replica_id]
         if self._floats[_MEASURED_AT, column] >= measured_at_s:
-            return
+            return False
         self._floats[_F["running"], column] = running
         self._floats[_F["waiting"], column] = waiting
         self._floats[_F["kv_usage"], column] = kv_usage
         self._floats[_MEASURED_AT, column] = measured_at_s
-        if self._own is not None:
-            own = self._own[replica_id].at(measured_at_s) if replica_id in self._own else 0
-            self._floats[_OTHERS, column] = max(0, running + waiting - own)
+        if self._own is None:
+            return False
+        own = self._own[replica_id].at(measured_at_s) if replica_id in self._own else 0
+        others, known = max(0, running + waiting - own), self._floats[_OTHERS, column]
+        self._floats[_OTHERS, column] = others
+        if others != known:
             self._roomy = None
+        return bool(others != known)
 
     def eligible(self, excluded: frozenset[str]) -> Ints:
         """Columns that may take a call; those in `excluded` only when nobody else is left."""

@@ -30,6 +30,7 @@ from swarmx.core.messages import (
     CallReady,
     DecisionMade,
     DemandReported,
+    DrainNoticed,
     FirstToken,
     ForecastRefined,
     ForecastScored,
@@ -167,6 +168,7 @@ class RouterAgent:
                 DecisionMade()
                 | AlertRaised()
                 | DemandReported()
+                | DrainNoticed()
                 | BoundsChanged()
                 | ScaleRequested()
                 | ScalingPolicyChanged()
@@ -343,10 +345,8 @@ class RouterAgent:
             outputs += self._breakers.forget(replica.replica_id)
             for call_id, state in list(self._calls.items()):
                 if state.replica_id == replica.replica_id:
-                    outputs += [
-                        StopTimer(key=f"answer:{call_id}"),
-                        Cancel(call_id=call_id, attempt=state.attempt, replica_id=replica.replica_id),
-                    ]
+                    cancel = Cancel(call_id=call_id, attempt=state.attempt, replica_id=replica.replica_id)
+                    outputs += [StopTimer(key=f"answer:{call_id}"), cancel]
                     outputs += self._again_or_refuse(call_id, "replica_gone", state.movable, now_s)
         else:
             self._pool_of[replica.replica_id] = pool
@@ -355,10 +355,8 @@ class RouterAgent:
     def _signal(self, message: SignalReported) -> Sequence[Output]:
         pool = self._pool_of.get(message.replica_id)
         if pool is not None:
-            pool.set_signal(
-                message.replica_id, message.running, message.waiting, message.kv_usage, message.measured_at_s
-            )
-            if self.settings.shared and self._room[pool.model]:
+            told = (message.running, message.waiting, message.kv_usage, message.measured_at_s)
+            if pool.set_signal(message.replica_id, *told) and self._room[pool.model]:
                 self._unsettled[pool.model] = None  # another router's calls have left, perhaps
         return ()
 

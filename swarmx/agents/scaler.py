@@ -26,6 +26,7 @@ from swarmx.core.messages import (
     CallReady,
     DecisionMade,
     DemandReported,
+    DrainNoticed,
     FirstToken,
     ForecastRefined,
     ForecastScored,
@@ -104,12 +105,12 @@ class ScalerAgent:
     and `actions` are its tools.
 
     Begins to plan with the first TimerFired(`TIMER`). What a report, a replica or an operator says is only noted; but a
-    loss, an order and new bounds are acted on at once.
+    loss, the notice of one, an order and new bounds are acted on at once.
     """
 
     name = "scaler"
     listens: frozenset[type] = frozenset(
-        {DemandReported, ReplicaChanged, BoundsChanged, ScaleRequested, ScalingPolicyChanged, TimerFired}
+        {DemandReported, ReplicaChanged, DrainNoticed, BoundsChanged, ScaleRequested, ScalingPolicyChanged, TimerFired}
     )
     actions: frozenset[type] = frozenset({Deploy, Drain, StartTimer})
 
@@ -166,6 +167,8 @@ class ScalerAgent:
                 return ()
             case ReplicaChanged():
                 return self._replica_changed(message, now_s)
+            case DrainNoticed():
+                return self._noticed(message, now_s)
             case BoundsChanged():
                 return self._change_bounds(message, now_s)
             case ScaleRequested():
@@ -202,8 +205,8 @@ class ScalerAgent:
         outputs: list[Output] = [StartTimer(key=TIMER, at_s=now_s + self.settings.every_s)]
         for model in self._models.values():
             model.reports.sample()
-            outputs += [self._drain(held, now_s) for held in model.supply.unheeded(now_s)]
-            outputs += [*self._give_up_overdue(model, now_s), *self._plan(model, now_s, on_tick=True)]
+            outputs += [*self._drain_due(model, now_s), *self._give_up_overdue(model, now_s)]
+            outputs += self._plan(model, now_s, on_tick=True)
         return outputs
 
     def _replica_changed(self, message: ReplicaChanged, now_s: float) -> Sequence[Output]:
@@ -215,7 +218,7 @@ class ScalerAgent:
         if model is None:
             return ()
         held = model.supply.held.get(replica.replica_id)
-        match model.supply.changed(replica, message.state, now_s):
+        match model.supply.changed(replica, message.state, now_s, group_id=message.group_id):
             case "started" if held is not None and held.group is not None:
                 model.supply.started(held.group)
             case "failed" if held is not None and held.group is not None:
@@ -224,6 +227,17 @@ class ScalerAgent:
                 model.grown_at_s = -math.inf
                 return self._plan(model, now_s)
         return ()
+
+    def _noticed(self, message: DrainNoticed, now_s: float) -> Sequence[Output]:
+        """Start what stands in for the replica at once; it serves until that is up, or its time is short."""
+        if (model := next((m for m in self._models.values() if message.replica_id in m.supply.held), None)) is None:
+            return ()
+        model.supply.noticed(message.replica_id, message.deadline_at_s, now_s)
+        model.grown_at_s = -math.inf
+        return [*([] if model.plan is None else self._plan(model, now_s)), *self._drain_due(model, now_s)]
+
+    def _drain_due(self, model: _Model, now_s: float) -> list[Output]:
+        return [self._drain(held, now_s) for held in model.supply.due(now_s, drain_s=self.settings.drain_s)]
 
     def _change_bounds(self, message: BoundsChanged, now_s: float) -> Sequence[Output]:
         model = self._models.get(message.model)
@@ -352,7 +366,7 @@ class ScalerAgent:
     def _drain(self, held: Held, now_s: float) -> Drain:
         held.is_leaving, held.drained_at_s = True, now_s
         patience_s = 0.0 if held.state == "starting" else self.settings.drain_s
-        return Drain(replica_id=held.replica_id, deadline_at_s=now_s + patience_s)
+        return Drain(replica_id=held.replica_id, deadline_at_s=min(now_s + patience_s, max(now_s, held.leaves_at_s)))
 
     def _can_start(self, model: _Model, group: ReplicaGroup, now_s: float) -> bool:
         supply = model.supply

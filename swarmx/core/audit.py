@@ -17,6 +17,7 @@ GENESIS = "0" * 64
 MAX_TEXT = 400
 MAX_DETAIL = 2000
 MAX_ARGUMENTS_BYTES = 16_384
+MADE_ROOM = "audit_made_room"  # the tool of the note that says up to which `seq`, with which `hash`, records did
 _MAX_DEPTH = 8
 _MAX_FINDINGS = 100
 
@@ -104,8 +105,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What a check found: at most 100 findings, in the order of the file, then what is missing and what heads say.
 
-    `last` is the head of the last record that can be read, `head` the last one among those handed in that the log
-    confirms. `open_intents` are intents whose outcome is not in the log.
+    The log begins behind `start`. `last` is the head of the last record that can be read, `head` the last one among
+    those handed in that the log confirms. `open_intents` are intents whose outcome is not in the log.
     """
 
     records: int
@@ -113,6 +114,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     head: Head | None
     open_intents: tuple[AuditRecord, ...]
     findings: tuple[Finding, ...]
+    start: Head = EMPTY
 
     @property
     def sound(self) -> bool:
@@ -182,9 +184,12 @@ def read_line(line: bytes) -> AuditRecord | Damage:
         return "unreadable"
 
 
-def check(lines: Iterable[bytes], heads: Sequence[Head]) -> Report:
-    """Compare a log, line by line with its line ends, with itself and with heads that were taken of it earlier."""
-    walk = _Walk()
+def check(lines: Iterable[bytes], heads: Sequence[Head], start: Head = EMPTY) -> Report:
+    """Compare a log, line by line with its line ends, with itself and with heads that were taken of it earlier.
+
+    It goes on behind `start`: what was before has made room, which a record of the log has to say.
+    """
+    walk = _Walk(hashes={start.seq: start.hash}, last=start, expected=start.seq + 1)
     torn = b""
     top = max((head.seq for head in heads), default=0)
     for line in lines:
@@ -198,9 +203,12 @@ def check(lines: Iterable[bytes], heads: Sequence[Head]) -> Report:
         walk.damaged("altered", "the end of this last line is another byte")
     for first, last in walk.gaps:
         walk.find("missing", first, f"records {first} to {last} are not there")
+    if start.seq and (start.seq, start.hash) not in walk.made_room:
+        walk.find("missing", 1, f"records 1 to {start.seq} are not there, and no record says that they made room")
     confirmed = _compare(walk, heads, top)
     return Report(
         records=walk.records,
+        start=start,
         last=walk.last,
         head=confirmed,
         open_intents=tuple(walk.open_intents.values()),
@@ -213,13 +221,14 @@ class _Walk:
     """What is known after some lines. `blurred`: the line before was no sound record, so it may have been any."""
 
     findings: list[Finding] = field(default_factory=list)
-    hashes: dict[int, str] = field(default_factory=lambda: {0: GENESIS})
+    hashes: dict[int, str]
     named_before: dict[int, str] = field(default_factory=dict)  # `prev` of records whose predecessor is not seen yet
     gaps: list[tuple[int, int]] = field(default_factory=list)
     open_intents: dict[int, AuditRecord] = field(default_factory=dict)
-    last: Head = EMPTY
+    made_room: set[tuple[object, object]] = field(default_factory=set)  # numbers and hashes up to which records did
+    last: Head
+    expected: int
     records: int = 0
-    expected: int = 1
     blurred: bool = False
 
     def find(self, verdict: Damage, seq: int, detail: str) -> None:
@@ -284,6 +293,9 @@ class _Walk:
             self.last = head_of(record)
         if record.entry.kind == "intent":
             self.open_intents[record.seq] = record
+        elif record.entry.kind == "note" and record.entry.tool == MADE_ROOM:
+            arguments = record.entry.arguments
+            self.made_room.add((arguments.get("seq"), arguments.get("hash")))
         elif record.entry.kind == "outcome" and record.entry.intent_seq is not None:
             self.open_intents.pop(record.entry.intent_seq, None)
 

@@ -85,10 +85,21 @@ class CallCancelled(_Event, frozen=True, kw_only=True):
 
 
 class ReplicaChanged(_Event, frozen=True, kw_only=True):
-    """A replica appeared, changed its state or is gone."""
+    """A replica appeared, changed its state or is gone.
+
+    `group_id` is told of one that an earlier life started on demand, when it is taken over.
+    """
 
     replica: Replica
     state: ReplicaState
+    group_id: str | None = None
+
+
+class DrainNoticed(_Event, frozen=True, kw_only=True):
+    """The machine of the replica is to go at `deadline_at_s`, None where nobody says when: a spot notice, say."""
+
+    replica_id: str
+    deadline_at_s: float | None
 
 
 class SignalReported(_Event, frozen=True, kw_only=True):
@@ -177,10 +188,10 @@ class WorkflowSubmitted(_Event, frozen=True, kw_only=True):
 
 
 class WorkflowEnded(_Event, frozen=True, kw_only=True):
-    """A workflow reached its one terminal state."""
+    """A workflow reached its one terminal state, or is `left`: this server runs it no more, another one may."""
 
     workflow_id: str
-    state: Literal["finished", "failed", "cancelled"]
+    state: Literal["finished", "failed", "cancelled", "left"]
 
 
 class DemandReported(_Event, frozen=True, kw_only=True):
@@ -270,6 +281,7 @@ Message = (
     | CallFailed
     | CallCancelled
     | ReplicaChanged
+    | DrainNoticed
     | SignalReported
     | ServiceCurvePublished
     | ForecastScored

@@ -26,6 +26,7 @@ from swarmx.core.records import (
     ModelRequest,
     ModelResult,
     StoredEvent,
+    WorkflowMode,
     WorkflowPage,
     WorkflowRecord,
     WorkflowState,
@@ -173,7 +174,9 @@ class ControlStore(Protocol):
 
 
 class Ownership(Protocol):
-    """Who runs which declared workflow: each process has an epoch, and a workflow the epoch of its owner.
+    """Who runs which workflow: each process has an epoch, and a workflow the epoch of its owner.
+
+    The owner of a declared workflow is the only one that writes to it; that of a transparent one is who ends it.
 
     `enlist` gives an epoch larger than any before; an `exclusive` one ends all others. `heartbeat` keeps it for
     another `ttl_s`; once that says False, the process stops its own work at once. `claim` takes workflows whose owner
@@ -183,8 +186,8 @@ class Ownership(Protocol):
 
     async def enlist(self, name: str, *, ttl_s: float, exclusive: bool) -> int: ...
     async def heartbeat(self, epoch: int, *, ttl_s: float) -> bool: ...
-    async def claim(self, epoch: int, *, limit: int) -> list[WorkflowRecord]: ...
-    async def take(self, workflow_id: str, epoch: int) -> WorkflowRecord | None: ...
+    async def claim(self, epoch: int, *, limit: int, mode: WorkflowMode = "declared") -> list[WorkflowRecord]: ...
+    async def take(self, workflow_id: str, epoch: int, *, mode: WorkflowMode = "declared") -> WorkflowRecord | None: ...
     async def owned(self, epoch: int) -> list[str]: ...
     async def waiting(self, epoch: int) -> list[str]: ...
     async def retire(self, epoch: int) -> None: ...
@@ -194,9 +197,9 @@ class Store(Protocol):
     """The durable truth: workflows and their events, calls, decisions, blobs. Every method is atomic and durable.
 
     Reads never cross tenants unless `tenant` is None (an operator's view). `commit` is how the owner of a workflow
-    writes to it; `append` is for workflows that no process owns. Both change nothing when the workflow is already
-    terminal or the writer lost its place. `post` leaves something for the owner, once for each `dedup`. `accept` and
-    `keep_key` remember the key of a request until it expires; `of_key` knows what it was for.
+    writes to it; `append` is for transparent workflows, and those that no process owns. Both change nothing when the
+    workflow is already terminal or the writer lost its place. `post` leaves something for the owner, once for each
+    `dedup`. `accept` and `keep_key` remember the key of a request until it expires; `of_key` knows what it was for.
     """
 
     async def open(self) -> None: ...

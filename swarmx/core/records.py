@@ -145,11 +145,15 @@ class Input(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
-    """A client's key for one submission. `fingerprint` is the hash of what was submitted with it."""
+    """A client's key for one request. `fingerprint` is the hash of what was asked for with it.
+
+    It is a key of `tenant`, whoever's workflow the request is about; None: of the tenant of the workflow.
+    """
 
     key: str
     fingerprint: str
     expires_at_s: float
+    tenant: str | None = None
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):

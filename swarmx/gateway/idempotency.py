@@ -54,6 +54,7 @@ class Keys:
                 key=name,
                 fingerprint=_fingerprint(request, body, key.tenant),
                 expires_at_s=self._clock.now_s() + LIFETIME_S,
+                tenant=key.tenant,
             )
         finally:
             self._in_flight.discard(place)

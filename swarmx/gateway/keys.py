@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import logging
@@ -10,12 +11,14 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from swarmx.core import failpoints
 from swarmx.core.control import Actor, Role
 from swarmx.core.errors import ConfigError, Forbidden, NotFound, Unauthorized, Unavailable
 
@@ -88,25 +91,56 @@ class Keyring:
         self._load()
         return sorted(self._keys.values(), key=lambda key: key.name)
 
-    def add(self, name: str, role: Role, tenant: str) -> str:
-        """Make a key; returns its token, which is not kept and cannot be shown again. Raises ConfigError."""
-        self._load()
-        if name in self._keys:
-            raise ConfigError(f"there is a key {name!r} already; revoke it first or choose another name.")
+    def add(self, name: str, role: Role, tenant: str, *, keep: Callable[[str], None] | None = None) -> str:
+        """Make a key; returns its token, which is not kept and cannot be shown again. Raises ConfigError.
+
+        `keep` gets the token before it counts, so that a crash leaves no key whose token nobody has.
+        """
         for what, value in (("name", name), ("tenant", tenant)):
             if not _NAME.fullmatch(value):
                 raise ConfigError(f"{what} {value!r}: use up to 64 letters, digits, dots, dashes and underscores.")
-        token = f"swx-{secrets.token_urlsafe(32)}"
-        self._keys[name] = Key(name=name, role=role, tenant=tenant, sha256=_digest(token))
-        self._save()
+        with self._changing():
+            if name in self._keys:
+                raise ConfigError(f"there is a key {name!r} already; revoke it first or choose another name.")
+            token = f"swx-{secrets.token_urlsafe(32)}"
+            if keep is not None:
+                keep(token)
+                failpoints.hit("keys.token")
+            self._keys[name] = Key(name=name, role=role, tenant=tenant, sha256=_digest(token))
         return token
+
+    def add_first(self) -> None:
+        """Without an admin key make one, and leave its token in `admin.token` beside the keys, for who runs the server.
+
+        Of several that a crash cut short the file has the token of the one that counts.
+        """
+        if not any(key.role == "admin" for key in self.all()):
+            file = self._path.with_name("admin.token")
+            self.add("admin", "admin", "default", keep=lambda token: write_private(file, token.encode()))
 
     def revoke(self, name: str) -> None:
         """Forget a key. Raises NotFound."""
-        self._load()
-        if self._keys.pop(name, None) is None:
-            raise NotFound(f"there is no key {name!r}; there are: {', '.join(sorted(self._keys)) or 'none'}.")
-        self._save()
+        with self._changing():
+            if self._keys.pop(name, None) is None:
+                raise NotFound(f"there is no key {name!r}; there are: {', '.join(sorted(self._keys)) or 'none'}.")
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Inside the block the keys are as they are on disk, and no other process changes them; then they are saved."""
+        folder = self._path.parent
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._looked_s, self._stamp = float("-inf"), None
+            self._load()
+            yield
+            os.fsync(lock)  # what the block left beside the keys outlives a crash before they do
+            write_private(self._path, msgspec.json.encode(list(self._keys.values())))
+            os.fsync(lock)
+        finally:
+            self._looked_s, self._stamp = float("-inf"), None
+            os.close(lock)
 
     def _load(self) -> None:
         """Read the file again when it has changed, so that a running server honours `swarmx keys` within a second."""
@@ -127,11 +161,6 @@ class Keyring:
                 self._looked_s = float("-inf")
                 raise Unavailable(f"{self._path} is not a file of keys ({error}); restore or delete it.") from None
             self._keys, self._stamp = {key.name: key for key in keys}, stamp
-
-    def _save(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_private(self._path, msgspec.json.encode(list(self._keys.values())))
-        self._stamp, self._looked_s = None, float("-inf")
 
 
 def write_private(path: Path, data: bytes) -> None:

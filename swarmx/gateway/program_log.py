@@ -22,11 +22,15 @@ MOST_WAITING = 1000  # events of one workflow
 
 @dataclass(slots=True, kw_only=True)
 class _Page:
-    """One workflow: `seq` of its events are stored, `waiting` are not yet, `lost` were too many."""
+    """One workflow: `seq` of its events are stored, `waiting` are not yet, `lost` were too many.
+
+    `ending`: its end was written, though perhaps without an answer.
+    """
 
     seq: int
     waiting: list[bytes] = field(default_factory=list)
     lost: int = 0
+    ending: bool = False
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -47,17 +51,19 @@ class ProgramLog:
         """Go on with one that is in the store."""
         self._pages[record.workflow_id] = _Page(seq=record.seq)
 
-    async def catch_up(self, workflow_id: str) -> bool:
-        """Go on behind what another server has written; False: it wrote nothing. Raises StoreError."""
-        page = self._pages.get(workflow_id)
-        if page is None or page.waiting or page.writing.locked():
-            return False
+    async def catch_up(self, workflow_id: str) -> tuple[WorkflowRecord | None, bool]:
+        """The workflow as it is now, and whether another server has written to it meanwhile. Raises StoreError."""
+        page = self._pages[workflow_id]
         async with page.writing:
             found = await self._store.workflow(workflow_id, tenant=None)
-            if found is None or found.state in TERMINAL or found.seq == page.seq:
-                return False
+            if page.waiting or found is None or found.state in TERMINAL or found.seq == page.seq:
+                return found, False
             page.seq = found.seq
-            return True
+            return found, True
+
+    def forget(self, workflow_id: str) -> None:
+        """Another server has it; what waits is dropped."""
+        self._pages.pop(workflow_id, None)
 
     def note(self, workflow_id: str, event: ProgramEvent) -> None:
         """Keep the event; of an unknown workflow it is dropped."""
@@ -83,10 +89,11 @@ class ProgramLog:
         """From now on it ends as cancelled, even over a restart. Raises StoreError."""
         await self._write(workflow_id, self._pages[workflow_id], state="cancelling")
 
-    async def end(self, workflow_id: str, why: Why, *, calls: int) -> None:
-        """Store its end; one that has ended before stays as it is. Raises StoreError."""
+    async def end(self, workflow_id: str, why: Why, *, calls: int) -> bool:
+        """Store its end; False: another server had ended it before, and that stays. Raises StoreError."""
         page = self._pages[workflow_id]
-        await self._write(
+        again, page.ending = page.ending, True
+        stored = await self._write(
             workflow_id,
             page,
             encode(ProgramEnded(at_s=self._clock.now_s(), why=why, lost=page.lost)),
@@ -94,10 +101,12 @@ class ProgramLog:
             outcome=msgspec.json.encode({"calls": calls, "ended_by": why}),
         )
         del self._pages[workflow_id]
+        return stored or again
 
     async def _write(
         self, workflow_id: str, page: _Page, *more: bytes, state: WorkflowState | None = None, outcome: Any = None
-    ) -> None:
+    ) -> bool:
+        """False: it has ended."""
         async with page.writing:
             while True:
                 taken = len(page.waiting)
@@ -113,12 +122,12 @@ class ProgramLog:
                 if stored:
                     page.seq += len(events)
                     del page.waiting[:taken]
-                    return
+                    return True
                 # An earlier write, reported as failed, was done after all: it had the oldest of those that wait.
                 found = await self._store.workflow(workflow_id, tenant=None)
                 if found is None or found.state in TERMINAL:
                     page.waiting.clear()
-                    return
+                    return False
                 if found.seq == page.seq:
                     raise StoreError(f"the workflow {workflow_id} is {found.state} and cannot become {state}")
                 del page.waiting[: found.seq - page.seq]

@@ -13,8 +13,8 @@ import msgspec
 from swarmx.core.errors import StoreError
 from swarmx.core.messages import Message
 from swarmx.core.nouns import Call
-from swarmx.core.ports import Store
-from swarmx.core.records import TERMINAL, WorkflowRecord
+from swarmx.core.ports import WorkflowStore
+from swarmx.core.records import TERMINAL, WorkflowRecord, WorkflowState
 from swarmx.gateway.identity import Identity, Source, identity_of, store_id
 from swarmx.gateway.program_events import (
     CallAnswered,
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 NO_WORKFLOW = ""
 _FLUSH_S = 1.0  # what a crash may lose of the events; nothing but figures hangs on them
+
+_CLAIMED_AT_ONCE = 256
 
 T = TypeVar("T")
 
@@ -106,33 +108,44 @@ class TransparentWorkflows:
     """Opens a workflow at its first call, and finishes it after its final one or when it has been silent for long.
 
     One that silence ended goes on as its next generation, a workflow of its own, when its client comes back. `post`
-    hears that it begins and, exactly once, that its end is stored; `on_latency` then hears the seconds from its
-    beginning to the end of its last call. Without `traces` calls do not belong together by `traceparent`.
+    hears that it begins and, exactly once, that its end is stored or that another server has it; `on_latency` hears the
+    seconds from its beginning to the end of its last call, of one that this server ended. Without `traces` calls do not
+    belong together by `traceparent`.
+
+    Each is owned, by `epoch`, by the server that its client came to last: silence there ends it. With a store that
+    servers share, one looks `others_every_s` for workflows whose server is gone, and ends them after a silence.
     """
 
     def __init__(
         self,
-        store: Store,
+        store: WorkflowStore,
         clock: Clock,
         *,
+        epoch: Callable[[], Awaitable[int]],
         idle_s: float,
+        others_every_s: float | None = None,
         traces: bool = True,
         post: Callable[[Message], None] | None = None,
         on_latency: Callable[[float], None] | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
+        self._epoch = epoch
         self._idle_s = idle_s
+        self._others_every_s = others_every_s
         self._traces = traces
         self._announcer = Announcer(post, on_latency)
         self._log = ProgramLog(store, clock)
         self._open: dict[tuple[str, str], _Open] = {}
 
     async def recover(self) -> None:
-        """Take up the workflows that were open when the last process ended; silence finishes them."""
-        for record in await self._store.unfinished():
-            if record.mode == "transparent":
+        """Take up the workflows that are open and whose server is gone; silence finishes them. Raises StoreError."""
+        epoch = await self._epoch()
+        while claimed := await self._store.claim(epoch, limit=_CLAIMED_AT_ONCE, mode="transparent"):
+            for record in claimed:
                 calls = await self._store.calls(record.workflow_id, tenant=record.tenant)
+                if (record.tenant, record.name) in self._open:
+                    continue  # its client has come here already
                 self._open[record.tenant, record.name] = _Open(
                     record=record,
                     source="swarmx",
@@ -231,14 +244,22 @@ class TransparentWorkflows:
 
     async def run(self) -> None:
         """Write down what is seen, and finish workflows that have been silent; runs until cancelled."""
+        looked_s = asyncio.get_running_loop().time()
         try:
             while True:
-                await asyncio.sleep(min(_FLUSH_S, self._idle_s / 4.0))
+                await asyncio.sleep(min(_FLUSH_S, self._idle_s / 4.0, self._others_every_s or _FLUSH_S))
                 await self._log.flush()
                 oldest_s = self._clock.now_s() - self._idle_s
                 for state in list(self._open.values()):
                     if state.cancelled or (state.last_s < oldest_s and not await self._goes_on_elsewhere(state)):
                         await self._finish(state)
+                now_s = asyncio.get_running_loop().time()
+                if self._others_every_s is not None and now_s - looked_s >= self._others_every_s:
+                    looked_s = now_s
+                    try:
+                        await self.recover()
+                    except StoreError as error:
+                        log.warning("the workflows of servers that are gone were not looked for: %s", error)
         finally:
             await self._log.flush()
 
@@ -275,11 +296,15 @@ class TransparentWorkflows:
         return state
 
     async def _begin(self, state: _Open) -> bool:
-        """Store its beginning. True: it had begun already, by a write that was reported as failed."""
+        """Store its beginning. True: it had begun already, elsewhere or by a write that was reported as failed."""
+        epoch = await self._epoch()
         number, last = await self._newest(state.record)
         if last is not None and last.state not in TERMINAL:
-            state.record = last
-            self._log.resume(last)
+            taken = await self._store.take(last.workflow_id, epoch, mode="transparent")
+            if taken is None:  # it ended meanwhile: that decides what follows
+                return await self._begin(state)
+            state.record = taken
+            self._log.resume(taken)
             return True
         if last is not None:
             if last.state == "cancelled":
@@ -289,7 +314,7 @@ class TransparentWorkflows:
             state.record = msgspec.structs.replace(
                 state.record, workflow_id=_generation(state.record.workflow_id, number + 1)
             )
-        record = state.record
+        record = state.record = msgspec.structs.replace(state.record, owner=epoch)
         started = ProgramStarted(at_s=record.created_at_s, source=state.source, parent_id=record.parent_id)
         await self._log.begin(record, started)
         return False
@@ -317,23 +342,37 @@ class TransparentWorkflows:
                 return
             why = state.why
             try:
-                await self._log.end(state.record.workflow_id, why, calls=state.calls)
+                ended_here = await self._log.end(state.record.workflow_id, why, calls=state.calls)
             except StoreError as error:
                 log.warning("the workflow %s could not be finished: %s", state.record.workflow_id, error)
                 return
             self._forget(state)
-            self._announcer.ended(state.record, "cancelled" if why == "cancelled" else "finished", state.answered_s)
+            if ended_here:
+                ending: WorkflowState = "cancelled" if why == "cancelled" else "finished"
+                self._announcer.ended(state.record, ending, state.answered_s)
+            else:
+                self._announcer.left(state.record.workflow_id)
 
     async def _goes_on_elsewhere(self, state: _Open) -> bool:
-        """Whether another server has written to it since this one did, as to one that this one took up at its start."""
-        try:
-            moved = await self._log.catch_up(state.record.workflow_id)
-        except StoreError as error:
-            log.warning("whether the workflow %s is silent is not known: %s", state.record.workflow_id, error)
-            return True
-        if moved:
-            state.last_s = self._clock.now_s()
-        return moved
+        """Whether its client has gone on at another server, which it is left to once nothing of it is here any more."""
+        workflow_id = state.record.workflow_id
+        async with state.lock:
+            if state.ended or state.visits:
+                return True
+            try:
+                epoch = await self._epoch()
+                found, moved = await self._log.catch_up(workflow_id)
+            except StoreError as error:
+                log.warning("whether the workflow %s is silent is not known: %s", workflow_id, error)
+                return True
+            if found is not None and found.state not in TERMINAL and found.owner != epoch:
+                self._forget(state)
+                self._log.forget(workflow_id)
+                self._announcer.left(workflow_id)
+                return True
+            if moved:
+                state.last_s = self._clock.now_s()
+            return moved
 
     def _forget(self, state: _Open) -> None:
         state.ended = True

@@ -114,6 +114,8 @@ def report_words(report: Report) -> tuple[str, ...]:
         lines.insert(0, f"The audit log is intact: {chained if report.records else 'it is empty'}.")
     else:
         lines.insert(0, f"The audit log is NOT as it was written ({report.records} records can be read):")
+    if report.start.seq:
+        lines.append(f"Records 1 to {report.start.seq} made room for newer ones, as the log says.")
     if report.open_intents:
         names = ", ".join(f"{r.seq} ({r.entry.tool} by {r.entry.actor.name})" for r in report.open_intents[:5])
         lines.append(f"{len(report.open_intents)} actions have no outcome yet: {names}.")

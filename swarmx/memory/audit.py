@@ -1,4 +1,4 @@
-"""The audit log on disk: one file that only grows, a second one with its heads, one thread that writes both."""
+"""The audit log on disk: a file that only grows, until the next one, another with heads, one thread that writes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -18,6 +18,7 @@ import msgspec
 
 from swarmx.core.audit import (
     EMPTY,
+    MADE_ROOM,
     AuditEntry,
     AuditRecord,
     Finding,
@@ -33,6 +34,7 @@ from swarmx.core.audit import (
 )
 from swarmx.core.control import Actor
 from swarmx.core.errors import StoreError
+from swarmx.memory.audit_files import all_lines, forget_up_to, full_files, full_name, last_head, oldest_beyond
 from swarmx.memory.growing_file import GrowingFile, lines_of
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,8 @@ def verify_files(folder: str | Path, more_heads: Sequence[Head] = ()) -> Report:
     """
     path = Path(folder) / LOG_NAME
     heads, wrong = _read_heads(path.with_suffix(HEADS_SUFFIX))
-    report = check(lines_of(path), [*heads, *more_heads])
+    start, lines = all_lines(path)
+    report = check(lines, [*heads, *more_heads], start)
     return msgspec.structs.replace(report, findings=(*report.findings, *wrong))
 
 
@@ -75,6 +78,9 @@ class _Job:
 
 class AuditLog:
     """The AuditTrail port on the file `path`; its heads go to the same name ending in `.heads`.
+
+    A file that has `file_bytes` gets the number of its last record into its name, and another one goes on. The oldest
+    of those make room, and a note says so, while they have more than `keep_bytes` together; None: never.
 
     Entries that queue up share one sync to disk. A head is kept `anchor_s` seconds after a record at the latest, after
     `anchor_records` records, at the start and at the end; `on_head` hears it on the event loop that opened the log.
@@ -89,6 +95,8 @@ class AuditLog:
         on_head: Callable[[Head], None] | None = None,
         anchor_records: int = 100,
         anchor_s: float = 5.0,
+        file_bytes: int = 64 << 20,
+        keep_bytes: int | None = None,
     ) -> None:
         self._log = GrowingFile(Path(path))
         self._heads = GrowingFile(self._log.path.with_suffix(HEADS_SUFFIX))
@@ -96,9 +104,13 @@ class AuditLog:
         self._on_head = on_head
         self._anchor_records = anchor_records
         self._anchor_s = anchor_s
+        self._file_bytes = file_bytes
+        self._keep_bytes = keep_bytes
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._lock = threading.Lock()  # guards what `tail` and `head` read while the thread writes
         self._recent: deque[AuditRecord] = deque(maxlen=MAX_TAIL)
+        self._before = EMPTY
+        self._first = 1  # the number of the first record in the file
         self._offsets = array("Q")  # where each record begins in the file
         self._end = 0  # where the last one ends
         self._head = EMPTY
@@ -150,13 +162,12 @@ class AuditLog:
         self._check_open()
         with self._lock:
             recent = list(self._recent)
-            end = len(self._offsets) + 1
-            stop = end if before is None else max(1, min(before, end))
-            start = max(1, stop - limit)
-            bounds = (*self._offsets[start - 1 : stop - 1], self._end if stop == end else self._offsets[stop - 1])
+            end, begin = self._head.seq + 1, self._before.seq + 1
+            stop = end if before is None else max(begin, min(before, end))
+            start = max(begin, stop - limit)
         if not recent or recent[0].seq <= start:
             return [record for record in recent if start <= record.seq < stop]
-        return await asyncio.to_thread(self._read_back, start, bounds)
+        return await asyncio.to_thread(self._read_back, start, stop)
 
     def _check_open(self) -> None:
         if self._thread is None:
@@ -173,15 +184,17 @@ class AuditLog:
 
     def _continue(self) -> None:
         heads, wrong = _read_heads(self._heads.path)
-        report = check(self._scanned(), heads)
+        self._before, lines = all_lines(self._log.path)
+        report = check(self._scanned(lines), heads, self._before)
         for finding in (*report.findings, *wrong):
             if finding.verdict != "torn":
                 raise StoreError(
                     f"the audit log {self._log.path} is not as it was written: record {finding.seq} "
-                    f"{finding.verdict}, {finding.detail}; run `swarmx audit verify`, keep both files as evidence, "
+                    f"{finding.verdict}, {finding.detail}; run `swarmx audit verify`, keep all its files as evidence, "
                     "and move them away to start a new log"
                 )
         self._head = report.last
+        self._first = report.last.seq - len(self._offsets) + 1
         self._anchored = -1 if report.head is None else report.head.seq
         entries = [_interrupted(intent) for intent in report.open_intents]
         torn_bytes = self._log.size - self._end
@@ -196,18 +209,22 @@ class AuditLog:
             self._append(entries)
             self._anchor()
 
-    def _scanned(self) -> Iterator[bytes]:
-        """The lines of the file; remembers where they begin, and the last ones."""
-        lines: deque[bytes] = deque(maxlen=MAX_TAIL)
+    def _scanned(self, lines: Iterable[bytes]) -> Iterator[bytes]:
+        """The lines of all files; remembers where they begin in the last one, and the last of them."""
+        left = sum(path.stat().st_size for _, path in full_files(self._log.path, self._before))
+        last: deque[bytes] = deque(maxlen=MAX_TAIL)
         self._offsets, self._end = array("Q"), 0
         self._recent.clear()
-        for line in lines_of(self._log.path):
-            if line.endswith(b"\n"):
+        for line in lines:
+            if left > 0:
+                left -= len(line)
+                last.append(line)
+            elif line.endswith(b"\n"):
                 self._offsets.append(self._end)
                 self._end += len(line)
-                lines.append(line)
+                last.append(line)
             yield line
-        self._recent.extend(record for line in lines if isinstance(record := read_line(line[:-1]), AuditRecord))
+        self._recent.extend(record for line in last if isinstance(record := read_line(line[:-1]), AuditRecord))
 
     def _run(self) -> None:
         last = False
@@ -240,6 +257,7 @@ class AuditLog:
     def _write_batch(self, entries: list[AuditEntry]) -> int | Exception:
         """The number of the first record, or why none was written."""
         try:
+            self._go_on_elsewhere()
             return self._append(entries)
         except OSError as error:
             return StoreError(
@@ -248,6 +266,26 @@ class AuditLog:
             )
         except Exception as error:  # noqa: BLE001  # handed to whoever waits
             return error
+
+    def _go_on_elsewhere(self) -> None:
+        """Begin another file once this one is full, and let the oldest make room; what fails is tried again."""
+        if self._log.size < self._file_bytes:
+            return
+        try:
+            self._anchor()
+            with self._lock:
+                self._log.go_on(full_name(self._log.path, self._head.seq))
+                self._offsets, self._end, self._first = array("Q"), 0, self._head.seq + 1
+            gone = [] if self._keep_bytes is None else oldest_beyond(self._log.path, self._keep_bytes)
+            if gone:
+                start = last_head(gone[-1])
+                self._append([_made_room(start)])
+                self._anchor()
+                forget_up_to(self._log.path, start)
+                with self._lock:
+                    self._before = start
+        except (OSError, StoreError) as error:
+            log.warning("the audit log %s grows beyond its size: %s", self._log.path, error)
 
     def _append(self, entries: Sequence[AuditEntry]) -> int:
         records: list[AuditRecord] = []
@@ -303,21 +341,42 @@ class AuditLog:
             with contextlib.suppress(RuntimeError):  # the loop that opened the log is gone
                 self._loop.call_soon_threadsafe(self._on_head, head)
 
-    def _read_back(self, start: int, bounds: Sequence[int]) -> list[AuditRecord]:
-        """Records `start` and on; each begins at one of `bounds` and ends at the next."""
+    def _read_back(self, start: int, stop: int) -> list[AuditRecord]:
+        """Records `start` up to `stop`; what made room meanwhile is left out."""
+        records: list[AuditRecord] = []
+        while start < stop:
+            found = self._read_file(start, stop)
+            records += found
+            if not found:
+                break
+            start = found[-1].seq + 1
+        return records
+
+    def _read_file(self, start: int, stop: int) -> list[AuditRecord]:
+        """Those of them that are in the same file as the first."""
         try:
-            data = self._log.read(bounds[0], bounds[-1])
+            with self._lock:  # the file may not change under the read
+                here = start >= self._first
+                if here:
+                    ends = (*self._offsets, self._end)
+                    data = self._log.read(ends[start - self._first], ends[min(stop - self._first, len(self._offsets))])
         except OSError as error:
             raise StoreError(f"the audit log {self._log.path} cannot be read: {error}; check the disk") from error
-        records: list[AuditRecord] = []
-        for seq, line in enumerate(data.splitlines(), start=start):
-            record = read_line(line)
-            if not isinstance(record, AuditRecord) or record.seq != seq:
-                raise StoreError(
-                    f"record {seq} of {self._log.path} is not as it was written; run `swarmx audit verify`"
-                )
-            records.append(record)
-        return records
+        if here:
+            return [self._sound(line, seq) for seq, line in enumerate(data.splitlines(), start=start)]
+        for last, path in full_files(self._log.path):
+            if last >= start:
+                lines = list(lines_of(path))
+                first = last - len(lines) + 1
+                wanted = lines[start - first : stop - first]
+                return [self._sound(line[:-1], seq) for seq, line in enumerate(wanted, start=start)]
+        return []
+
+    def _sound(self, line: bytes, seq: int) -> AuditRecord:
+        record = read_line(line)
+        if not isinstance(record, AuditRecord) or record.seq != seq:
+            raise StoreError(f"record {seq} of {self._log.path} is not as it was written; run `swarmx audit verify`")
+        return record
 
 
 def _interrupted(intent: AuditRecord) -> AuditEntry:
@@ -340,8 +399,14 @@ def _repaired(torn_bytes: int) -> AuditEntry:
     return AuditEntry(kind="note", actor=_SYSTEM, via="start", tool="audit", detail=detail)
 
 
+def _made_room(start: Head) -> AuditEntry:
+    detail = f"the records up to {start.seq} were deleted, as state.audit_keep_mb has it"
+    arguments = {"seq": start.seq, "hash": start.hash}
+    return AuditEntry(kind="note", actor=_SYSTEM, via="agent", tool=MADE_ROOM, arguments=arguments, detail=detail)
+
+
 def _sound_lines(path: Path) -> Iterator[tuple[bytes, AuditRecord]]:
-    for number, line in enumerate(lines_of(path), start=1):
+    for number, line in enumerate(all_lines(path)[1], start=1):
         if line.endswith(b"\n"):
             record = read_line(line[:-1])
             if not isinstance(record, AuditRecord):

@@ -94,6 +94,25 @@ class GrowingFile:
         self._file, self._size = fresh._file, fresh._size
         self.sync_folder()
 
+    def go_on(self, full: Path) -> None:
+        """Leave the file under the name `full`, and go on in a new one. After an error it is as it was before."""
+        fresh = GrowingFile(self.path.with_name(f"{self.path.name}.new"))
+        fresh.open()
+        try:
+            fresh.cut(0)
+            os.rename(self.path, full)
+            try:
+                os.rename(fresh.path, self.path)
+            except OSError:
+                os.rename(full, self.path)
+                raise
+        except OSError:
+            fresh.close()
+            raise
+        self.close()
+        self._file, self._size = fresh._file, 0
+        self.sync_folder()
+
     def read(self, start: int, stop: int) -> bytes:
         """The bytes from `start` up to `stop`."""
         return os.pread(self._open_file(), stop - start, start)

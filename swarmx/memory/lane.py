@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from swarmx.core import failpoints
 from swarmx.core.errors import StoreError, SwarmXError
@@ -18,8 +18,7 @@ T = TypeVar("T")
 _MAX_BATCH = 256
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
+class _Job(NamedTuple):
     work: Callable[[sqlite3.Connection], Any]
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
@@ -30,13 +29,16 @@ class Lane:
 
     A job that fails is undone alone and hears its own error; the others of its batch do not notice, but are run again:
     jobs depend on the connection only. When the commit itself fails, every job of the batch fails with it and nothing
-    of it is stored.
+    of it is stored. What is asked for in one turn of a loop comes to the thread at once: to wake it is dear, and a
+    batch of one keeps the others waiting for the disk.
     """
 
     def __init__(self, connect: Callable[[], sqlite3.Connection], *, name: str, commits: bool) -> None:
         self._connect = connect
         self._commits = commits
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._asked: deque[_Job] = deque()
+        self._handing_over: set[asyncio.AbstractEventLoop] = set()
+        self._jobs: SimpleQueue[list[_Job] | None] = SimpleQueue()
         self._opened: SimpleQueue[BaseException | None] = SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -55,17 +57,33 @@ class Lane:
         """Finish what is queued, then stop."""
         if not self._closed:
             self._closed = True
+            self._hand_over()
             self._jobs.put(None)
             await asyncio.to_thread(self._thread.join)
 
-    async def do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run the job and return what it returned, once that is durable. A cancelled wait does not undo the job."""
+    def do(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        """Run the job and give what it returned, once that is durable. A cancelled wait does not undo the job."""
         if self._closed:
             raise StoreError("the store is closed, nothing can be read or written; open it first")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._jobs.put(_Job(work=work, future=future, loop=loop))
-        return await future
+        self._asked.append(_Job(work, future, loop))
+        if loop not in self._handing_over:
+            self._handing_over.add(loop)
+            loop.call_soon(self._end_turn, loop)
+        return future
+
+    def _end_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._handing_over.discard(loop)
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        jobs: list[_Job] = []
+        with contextlib.suppress(IndexError):  # loops of several threads may share a lane
+            while True:
+                jobs.append(self._asked.popleft())
+        if jobs:
+            self._jobs.put(jobs)
 
     def _run(self) -> None:
         try:
@@ -84,13 +102,12 @@ class Lane:
             connection.close()
 
     def _batch(self) -> tuple[list[_Job], bool]:
+        """What is queued, up to about `_MAX_BATCH` jobs, and whether they are the last."""
         batch: list[_Job] = []
-        job = self._jobs.get()
-        while job is not None:
-            batch.append(job)
-            if len(batch) == _MAX_BATCH or self._jobs.empty():
+        while (jobs := self._jobs.get()) is not None:
+            batch += jobs
+            if len(batch) >= _MAX_BATCH or self._jobs.empty():
                 return batch, False
-            job = self._jobs.get()
         return batch, True
 
     def _each(self, connection: sqlite3.Connection, batch: list[_Job]) -> list[Any]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from swarmx.core.records import SCHEMA_VERSION, TERMINAL, Input, WorkflowRecord
+from swarmx.core.records import SCHEMA_VERSION, TERMINAL, Input, WorkflowMode, WorkflowRecord
 from swarmx.memory.rows import COLUMNS, OPEN, record_of, unknown
 
 
@@ -26,23 +26,25 @@ def heartbeat(connection: sqlite3.Connection, epoch: int, expires_at_s: float) -
     return cursor.rowcount == 1
 
 
-def claim(connection: sqlite3.Connection, epoch: int, limit: int, now_s: float) -> list[WorkflowRecord]:
+def claim(
+    connection: sqlite3.Connection, epoch: int, limit: int, now_s: float, mode: WorkflowMode
+) -> list[WorkflowRecord]:
     """Workflows whose owner is gone, the oldest first; from now on they are of this epoch, if that still is one."""
     connection.execute("DELETE FROM owners WHERE expires_at_s <= ? AND epoch <> ?", (now_s, epoch))
     rows = connection.execute(
         f"UPDATE workflows SET owner = :epoch WHERE workflow_id IN (SELECT workflow_id FROM workflows WHERE {OPEN} "
-        "AND mode = 'declared' AND owner NOT IN (SELECT epoch FROM owners) ORDER BY created_at_s, workflow_id "
+        "AND mode = :mode AND owner NOT IN (SELECT epoch FROM owners) ORDER BY created_at_s, workflow_id "
         f"LIMIT :limit) AND :epoch IN (SELECT epoch FROM owners) RETURNING {COLUMNS}",
-        {"epoch": epoch, "limit": limit},
+        {"epoch": epoch, "limit": limit, "mode": mode},
     ).fetchall()
     return sorted(map(record_of, rows), key=lambda record: (record.created_at_s, record.workflow_id))
 
 
-def take(connection: sqlite3.Connection, workflow_id: str, epoch: int) -> WorkflowRecord | None:
-    """The workflow, from whoever has it; None for one that has ended or is its client's own."""
+def take(connection: sqlite3.Connection, workflow_id: str, epoch: int, mode: WorkflowMode) -> WorkflowRecord | None:
+    """The workflow, from whoever has it; None for one that has ended or is of another mode."""
     row = connection.execute(
-        f"UPDATE workflows SET owner = ? WHERE workflow_id = ? AND {OPEN} AND mode = 'declared' RETURNING {COLUMNS}",
-        (epoch, workflow_id),
+        f"UPDATE workflows SET owner = ? WHERE workflow_id = ? AND {OPEN} AND mode = ? RETURNING {COLUMNS}",
+        (epoch, workflow_id, mode),
     ).fetchone()
     return None if row is None else record_of(row)
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -26,6 +26,7 @@ from swarmx.core.records import (
     Idempotency,
     Input,
     StoredEvent,
+    WorkflowMode,
     WorkflowPage,
     WorkflowRecord,
     WorkflowState,
@@ -41,17 +42,24 @@ T = TypeVar("T")
 class SqliteStore:
     """The Store port on one SQLite database (`path`, or ":memory:" for one that ends with the process).
 
-    A write returns once it is on disk (WAL, synchronous=FULL). The file is created readable by its owner only. `clock`
-    (Unix seconds) tells which owners are gone. Also implements the Ownership port.
+    A write returns once it is on disk (WAL, synchronous=FULL); with `synchronous` NORMAL, which servers do not use, the
+    last writes before a loss of power may be missing. The file is created readable by its owner only. `clock` (Unix
+    seconds) tells which owners are gone. Also implements the Ownership port.
     """
 
     def __init__(
-        self, path: str | Path, *, busy_timeout_s: float = 5.0, clock: Callable[[], float] = time.time
+        self,
+        path: str | Path,
+        *,
+        busy_timeout_s: float = 5.0,
+        clock: Callable[[], float] = time.time,
+        synchronous: Literal["FULL", "NORMAL"] = "FULL",
     ) -> None:
         self._path = path
         self._in_memory = str(path) == ":memory:"
         self._busy_timeout_s = busy_timeout_s
         self._clock = clock
+        self._synchronous = synchronous
         self._writer: Lane | None = None
         self._reader: Lane | None = None
 
@@ -108,9 +116,9 @@ class SqliteStore:
         state: WorkflowState | None = None,
         outcome: bytes | None = None,
     ) -> bool:
-        """Add to a workflow that no process owns, and change the state if one is given.
+        """Add to a transparent workflow, or one that no process owns, and change the state if one is given.
 
-        False, and nothing has changed: the workflow is terminal or somebody's, has another number of events than
+        False, and nothing has changed: the workflow is terminal or run by somebody, has another number of events than
         `expected_seq`, or must not change to that state. Raises NotFound.
         """
         change = Commit(
@@ -166,13 +174,13 @@ class SqliteStore:
         """Keep the epoch for another `ttl_s`; False: it is over."""
         return await self.write(lambda connection: owner_rows.heartbeat(connection, epoch, self._clock() + ttl_s))
 
-    async def claim(self, epoch: int, *, limit: int) -> list[WorkflowRecord]:
-        """Take up to `limit` unfinished declared workflows whose owner is gone, the oldest first."""
-        return await self.write(lambda connection: owner_rows.claim(connection, epoch, limit, self._clock()))
+    async def claim(self, epoch: int, *, limit: int, mode: WorkflowMode = "declared") -> list[WorkflowRecord]:
+        """Take up to `limit` unfinished workflows of the mode whose owner is gone, the oldest first."""
+        return await self.write(lambda connection: owner_rows.claim(connection, epoch, limit, self._clock(), mode))
 
-    async def take(self, workflow_id: str, epoch: int) -> WorkflowRecord | None:
-        """Take one workflow from whoever has it; None if it is unknown, has ended, or is its client's own."""
-        return await self.write(lambda connection: owner_rows.take(connection, workflow_id, epoch))
+    async def take(self, workflow_id: str, epoch: int, *, mode: WorkflowMode = "declared") -> WorkflowRecord | None:
+        """Take one workflow from whoever has it; None if it is unknown, has ended, or is of another mode."""
+        return await self.write(lambda connection: owner_rows.take(connection, workflow_id, epoch, mode))
 
     async def owned(self, epoch: int) -> list[str]:
         """The unfinished workflows that this epoch has to run."""
@@ -258,13 +266,13 @@ class SqliteStore:
 
         return await self.read(read)
 
-    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run the job in a transaction, alone or with others; returns once it is on disk."""
-        return await self._open_lane(self._writer).do(work)
+    def write(self, work: Callable[[sqlite3.Connection], T]) -> Awaitable[T]:
+        """Run the job in a transaction, alone or with others; its result comes once it is on disk."""
+        return self._open_lane(self._writer).do(work)
 
-    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def read(self, work: Callable[[sqlite3.Connection], T]) -> Awaitable[T]:
         """Run the job beside the writer; it sees what was on disk when it began."""
-        return await self._open_lane(self._reader).do(work)
+        return self._open_lane(self._reader).do(work)
 
     def _open_lane(self, lane: Lane | None) -> Lane:
         if lane is None:
@@ -277,7 +285,7 @@ class SqliteStore:
         connection = self._connect()
         try:
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
             migrate(connection, self._path)
         except BaseException:
             connection.close()

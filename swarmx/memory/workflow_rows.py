@@ -33,8 +33,11 @@ _WRITE = (
     "UPDATE workflows SET seq = seq + ?, state = ifnull(?, state), ended_at_s = ?, outcome = ? WHERE workflow_id = ? "
     f"AND seq = ? AND {OPEN} AND NOT (state = 'cancelling' AND ifnull(?, state) = 'running')"
 )
-_COMMIT = f"{_WRITE} AND owner = ? RETURNING tenant"
-_APPEND = f"{_WRITE} AND owner NOT IN (SELECT epoch FROM owners) RETURNING tenant"
+_COMMIT = f"{_WRITE} AND owner = ?"
+_APPEND = f"{_WRITE} AND (mode = 'transparent' OR owner NOT IN (SELECT epoch FROM owners))"
+_STEP = f"UPDATE workflows SET seq = seq + ? WHERE workflow_id = ? AND seq = ? AND {OPEN} AND owner = ?"
+_TENANT = "(SELECT tenant FROM workflows WHERE workflow_id = ?1)"
+_EVENT = f"INSERT INTO events VALUES (?1, ?2, {_TENANT}, ?3, ?4, {SCHEMA_VERSION})"
 
 
 def accept(
@@ -44,9 +47,10 @@ def accept(
     idempotency: Idempotency | None,
 ) -> Accepted:
     """Insert a workflow with its first events, or find the one that the key has brought already."""
+    key_tenant = workflow.tenant if idempotency is None else idempotency.tenant or workflow.tenant
     if idempotency is not None:
         connection.execute("DELETE FROM idempotency WHERE expires_at_s <= ?", (workflow.created_at_s,))
-        found = of_key(connection, workflow.tenant, idempotency, workflow.created_at_s)
+        found = of_key(connection, key_tenant, idempotency, workflow.created_at_s)
         if found is not None:
             return Accepted(workflow_id=found, replayed=True)
     row = msgspec.structs.replace(workflow, seq=len(events))
@@ -54,10 +58,10 @@ def accept(
         connection.execute(_INSERT, values_of(row))
     except sqlite3.IntegrityError as error:
         raise rows.already_exists(workflow.workflow_id) from error
-    _insert_events(connection, row.workflow_id, row.tenant, 0, row.created_at_s, events)
+    _insert_events(connection, row.workflow_id, 0, row.created_at_s, events)
     if idempotency is not None:
         failpoints.hit("rows.key")
-        keep_key(connection, row.tenant, idempotency, row.workflow_id, workflow.created_at_s)
+        keep_key(connection, key_tenant, idempotency, row.workflow_id, workflow.created_at_s)
     return Accepted(workflow_id=row.workflow_id)
 
 
@@ -89,48 +93,57 @@ def keep_key(
 
 def commit(connection: sqlite3.Connection, change: Commit) -> Committed:
     """Everything in the change, if its epoch owns the workflow; raises NotFound."""
-    tenant = _write(connection, _COMMIT, change, change.epoch)
-    if tenant is None:
+    if not (_step(connection, change) if change.state is None else _write(connection, _COMMIT, change, change.epoch)):
         return _why_not(connection, change.workflow_id)
     failpoints.hit("rows.commit")
     if change.taken:
         connection.executemany("UPDATE inbox SET taken = 1 WHERE number = ?", [(number,) for number in change.taken])
     for call in change.calls:
         insert_call(connection, call)
-    for blob in change.blobs:
-        insert_blob(connection, tenant, blob)
+    if change.blobs:
+        (tenant,) = connection.execute(
+            "SELECT tenant FROM workflows WHERE workflow_id = ?", (change.workflow_id,)
+        ).fetchone()
+        for blob in change.blobs:
+            insert_blob(connection, tenant, blob)
     return "stored"
 
 
 def append(connection: sqlite3.Connection, change: Commit) -> bool:
-    """The same for a workflow that nobody owns: its events, state and outcome; raises NotFound."""
-    if _write(connection, _APPEND, change) is None:
+    """The same for a transparent workflow, or one that nobody owns: events, state, outcome; raises NotFound."""
+    if not _write(connection, _APPEND, change):
         _why_not(connection, change.workflow_id)
         return False
     return True
 
 
-def _write(connection: sqlite3.Connection, statement: str, change: Commit, *epoch: int) -> str | None:
+def _step(connection: sqlite3.Connection, change: Commit) -> bool:
+    """Write what nearly every commit is, events only: no index has to be looked at, as the state stays."""
+    values = (len(change.events), change.workflow_id, change.expected_seq, change.epoch)
+    if connection.execute(_STEP, values).rowcount == 0:
+        return False
+    _insert_events(connection, change.workflow_id, change.expected_seq, change.at_s, change.events)
+    return True
+
+
+def _write(connection: sqlite3.Connection, statement: str, change: Commit, *epoch: int) -> bool:
     ends = change.state in TERMINAL
-    row = connection.execute(
-        statement,
-        (
-            len(change.events),
-            change.state,
-            change.at_s if ends else None,
-            change.outcome if ends else None,
-            change.workflow_id,
-            change.expected_seq,
-            change.state,
-            *epoch,
-        ),
-    ).fetchone()
-    if row is None:
-        return None
-    _insert_events(connection, change.workflow_id, row[0], change.expected_seq, change.at_s, change.events)
+    values = (
+        len(change.events),
+        change.state,
+        change.at_s if ends else None,
+        change.outcome if ends else None,
+        change.workflow_id,
+        change.expected_seq,
+        change.state,
+        *epoch,
+    )
+    if connection.execute(statement, values).rowcount == 0:
+        return False
+    _insert_events(connection, change.workflow_id, change.expected_seq, change.at_s, change.events)
     if ends:
         connection.execute("DELETE FROM inbox WHERE workflow_id = ?", (change.workflow_id,))
-    return cast(str, row[0])
+    return True
 
 
 def _why_not(connection: sqlite3.Connection, workflow_id: str) -> Committed:
@@ -209,9 +222,6 @@ def insert_blob(connection: sqlite3.Connection, tenant: str, blob: Blob) -> None
 
 
 def _insert_events(
-    connection: sqlite3.Connection, workflow_id: str, tenant: str, seq: int, at_s: float, bodies: Sequence[bytes]
+    connection: sqlite3.Connection, workflow_id: str, seq: int, at_s: float, bodies: Sequence[bytes]
 ) -> None:
-    connection.executemany(
-        "INSERT INTO events VALUES (?,?,?,?,?,?)",
-        [(workflow_id, seq + i, tenant, at_s, body, SCHEMA_VERSION) for i, body in enumerate(bodies, start=1)],
-    )
+    connection.executemany(_EVENT, [(workflow_id, number, at_s, body) for number, body in enumerate(bodies, seq + 1)])

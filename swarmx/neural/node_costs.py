@@ -8,9 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from operator import mul
+from typing import Annotated, Self
 
+import msgspec
 import numpy as np
 
+from swarmx.core.errors import PredictorError
 from swarmx.core.forecast import LEVELS, Forecast, Source
 from swarmx.neural.heads.comfy_nodes import NodeWork
 
@@ -20,14 +23,14 @@ _KEEP = 0.98
 _LEAST_S, _MOST_S = 0.01, 86_400.0
 _RATE = 0.1
 _GUESS = 5e-4  # as many runs count as much as the guess of a line
-_USUAL_SPREAD, _USUAL_COUNT = 0.6, 8
-_RECENT = 200
+_USUAL = tuple(0.6 * score for score in (-1.65, -0.4, 0.4, 1.65))
+"""Errors that stand for those of before a server's first graph."""
+_RECENT, _FADES = 100, 0.95
+_FORMAT = 1
+_MOST_COSTS = 8
+_Exponent = Annotated[float, msgspec.Meta(ge=-50.0, le=50.0)]
 _SURE = 3.0
 _SAMPLER_S, _PIXELS_S, _OTHER_S, _LOAD_S = 0.4, 0.3, 0.02, 3.0
-
-_NORMAL = (-1.6449, -1.2816, -0.6745, 0.0, 0.6745, 1.2816, 1.6449, 2.3263)
-"""Quantiles of the standard normal distribution at LEVELS."""
-_USUAL = tuple(_USUAL_SPREAD * score for score in _NORMAL)
 
 
 @dataclass(slots=True)
@@ -51,7 +54,7 @@ class _Line:
 
     def seconds(self, amounts: Sequence[float]) -> float:
         if self.costs is None:
-            self.costs = tuple(_not_negative(self.gram, self.right).tolist())
+            self.costs = _not_negative(self.gram, self.right)
         return _seconds(self.costs, amounts)
 
 
@@ -62,8 +65,46 @@ class _Server:
     factor: float = 0.0
     seen: int = 0
     own: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
-    errors: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    graphs: int = 0
+    errors: deque[float] = field(default_factory=lambda: deque(_USUAL, maxlen=_RECENT))
     spread: Sequence[float] | None = None
+
+
+class _KeptLine(msgspec.Struct, frozen=True, kw_only=True):
+    class_type: str
+    model: str
+    gram: list[list[float]]
+    right: list[float]
+    count: Annotated[int, msgspec.Meta(ge=0)]
+
+    def read(self) -> _Line:
+        size = len(self.right)
+        if not 1 <= size <= _MOST_COSTS or len(self.gram) != size or any(len(row) != size for row in self.gram):
+            raise PredictorError(f"costs of {self.class_type!r} have {size} amounts and a table of another size")
+        gram, right = np.array(self.gram), np.array(self.right)
+        if not (np.isfinite(gram).all() and np.isfinite(right).all() and (gram.diagonal() > 0.0).all()):
+            raise PredictorError(f"costs of {self.class_type!r} are no sums of squares")
+        return _Line(gram=gram, right=right, count=self.count)
+
+
+class _KeptServer(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    factor: _Exponent
+    seen: Annotated[int, msgspec.Meta(ge=0)]
+    own: list[tuple[str, str, _Exponent, Annotated[int, msgspec.Meta(ge=0)]]]
+    graphs: Annotated[int, msgspec.Meta(ge=0)]
+    errors: Annotated[list[_Exponent], msgspec.Meta(min_length=1)]
+
+    def read(self) -> _Server:
+        own = {(name, model): (off, count) for name, model, off, count in self.own[:MOST_KEYS]}
+        errors = deque(self.errors, maxlen=_RECENT)
+        return _Server(factor=self.factor, seen=self.seen, own=own, graphs=self.graphs, errors=errors)
+
+
+class _Kept(msgspec.Struct, frozen=True, kw_only=True):
+    format: int
+    lines: list[_KeptLine]
+    servers: list[_KeptServer]
 
 
 class NodeCosts:
@@ -71,7 +112,7 @@ class NodeCosts:
 
     A class of node costs a constant and so much for each of its amounts (see NodeWork); servers multiply that. So a
     graph of any size is known on all servers once its classes ran on one of them in a few sizes. A class that never ran
-    is guessed. How far whole graphs were off becomes the spread of the next forecast.
+    is guessed. How far whole graphs were off of late becomes the spread of the next forecast.
     """
 
     def __init__(self) -> None:
@@ -102,6 +143,7 @@ class NodeCosts:
         if 0.0 < expected_s <= _MOST_S and 0.0 < seconds <= _MOST_S:
             known = self._server(server)
             known.errors.append(math.log(seconds / expected_s))
+            known.graphs += 1
             known.spread = None
 
     def seconds(self, server: str, work: NodeWork) -> float:
@@ -115,20 +157,49 @@ class NodeCosts:
     def forecast(self, server: str, works: Iterable[NodeWork]) -> Forecast:
         """Seconds of all these nodes, one after the other, on a server; leave out what it has cached."""
         expected_s = min(max(sum(self.seconds(server, work) for work in works), _LEAST_S / 10), _MOST_S)
-        known = self._servers.get(server)
-        quantiles = tuple(expected_s * math.exp(value) for value in self._spread(known))
-        source: Source = "empirical" if known is not None and known.errors else "prior"
+        known = self._servers.get(server) or _Server()
+        if known.spread is None:
+            known.spread = _quantiles(known.errors)
+        quantiles = tuple(expected_s * math.exp(value) for value in known.spread)
+        source: Source = "empirical" if known.graphs else "prior"
         return Forecast(levels=LEVELS, quantiles=quantiles, unit="s", source=source, version="node-costs")
 
-    def _spread(self, known: _Server | None) -> Sequence[float]:
-        """Quantiles [LEVELS] of log errors: those seen, mixed with a wide guess that counts as a few graphs."""
-        if known is None or not known.errors:
-            return _USUAL
-        if known.spread is None:
-            share = len(known.errors) / (len(known.errors) + _USUAL_COUNT)
-            mixed = share * np.quantile(known.errors, LEVELS) + (1.0 - share) * np.array(_USUAL)
-            known.spread = np.maximum.accumulate(mixed).tolist()
-        return known.spread
+    def dumped(self) -> bytes:
+        """All that was learnt, as JSON: for `loaded`."""
+        lines = [
+            _KeptLine(
+                class_type=key[0], model=key[1], gram=line.gram.tolist(), right=line.right.tolist(), count=line.count
+            )
+            for key, line in self._lines.items()
+        ]
+        servers = [
+            _KeptServer(
+                name=name,
+                factor=known.factor,
+                seen=known.seen,
+                own=[(*key, off, count) for key, (off, count) in known.own.items()],
+                graphs=known.graphs,
+                errors=list(known.errors),
+            )
+            for name, known in self._servers.items()
+        ]
+        return msgspec.json.encode(_Kept(format=_FORMAT, lines=lines, servers=servers))
+
+    @classmethod
+    def loaded(cls, raw: bytes) -> Self:
+        """What was dumped. Raises PredictorError for what was not."""
+        try:
+            kept = msgspec.json.decode(raw, type=_Kept)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise PredictorError(f"these are no costs of nodes: {error}") from None
+        if kept.format != _FORMAT:
+            raise PredictorError(f"costs of nodes have the format {kept.format}, this version knows {_FORMAT}")
+        costs = cls()
+        for line in kept.lines[-MOST_KEYS:]:
+            costs._lines[line.class_type, line.model] = line.read()
+        for server in kept.servers[-MOST_SERVERS:]:
+            costs._servers[server.name] = server.read()
+        return costs
 
     def _common_s(self, work: NodeWork) -> float:
         line = self._lines.get((work.class_type, work.model))
@@ -140,6 +211,16 @@ class NodeCosts:
         if len(self._servers) > MOST_SERVERS:
             self._servers.popitem(last=False)
         return known
+
+
+def _quantiles(errors: Sequence[float]) -> Sequence[float]:
+    """Quantiles [LEVELS] of errors, first to last. Each counts for less than the next: while costs are learnt, and
+    after a server has changed, those of long ago say nothing of the next one."""
+    weights = _FADES ** np.arange(len(errors) - 1, -1, -1.0)
+    order = np.argsort(errors)
+    middles = np.cumsum(weights[order]) - 0.5 * weights[order]
+    found: list[float] = np.interp(LEVELS, middles / weights.sum(), np.array(errors)[order]).tolist()
+    return found
 
 
 def _seconds(costs: Sequence[float], amounts: Sequence[float]) -> float:
@@ -163,20 +244,45 @@ def _new_line(work: NodeWork) -> _Line:
     return _Line(gram=gram, right=gram @ guess)
 
 
-def _not_negative(gram: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """argmin x' gram x / 2 - right' x with x >= 0, by trying all sets of entries that may be above zero: few are."""
-    size = len(right)
-    best: np.ndarray = np.linalg.solve(gram + 1e-12 * np.trace(gram) * np.eye(size), right)
-    if (best >= 0.0).all():
-        return best
-    best, best_value = np.zeros(size), 0.0
-    for count in range(size - 1, 0, -1):
+def _not_negative(gram: np.ndarray, right: np.ndarray) -> tuple[float, ...]:
+    """argmin x' gram x / 2 - right' x with x >= 0, by trying all sets of entries that may be above zero: few are.
+
+    Of the few sets, the first whose other entries would not pay is the one; no set passes where the matrix is nearly
+    singular, and then the best one counts. Plain numbers: at four entries numpy is slower.
+    """
+    size, rows, wanted = len(right), gram.tolist(), right.tolist()
+    best, best_value = (0.0,) * size, 0.0
+    for count in range(size, 0, -1):
         for chosen in combinations(range(size), count):
-            index = np.array(chosen)
-            part = gram[np.ix_(index, index)]
-            found = np.linalg.solve(part + 1e-12 * np.trace(part) * np.eye(count), right[index])
-            value = -0.5 * float(right[index] @ found)
-            if (found >= 0.0).all() and value < best_value:
-                best, best_value = np.zeros(size), value
-                best[index] = found
+            ridge = 1e-12 * sum(rows[i][i] for i in chosen)
+            part = [[rows[i][j] + (ridge if i == j else 0.0) for j in chosen] + [wanted[i]] for i in chosen]
+            found = _solved(part)
+            if min(found) < 0.0:
+                continue
+            value = -0.5 * sum(wanted[i] * x for i, x in zip(chosen, found, strict=True))
+            entries = [0.0] * size
+            for i, x in zip(chosen, found, strict=True):
+                entries[i] = x
+            if value < best_value:
+                best, best_value = tuple(entries), value
+            if all(sum(map(mul, rows[i], entries)) >= wanted[i] for i in range(size) if i not in chosen):
+                return tuple(entries)
     return best
+
+
+def _solved(rows: list[list[float]]) -> list[float]:
+    """The solution of a positive definite system, whose right side is the last column; below zero where it cannot be
+    told. Changes the rows."""
+    size = len(rows)
+    for i in range(size):
+        pivot = rows[i][i]
+        if pivot <= 0.0:  # by rounding: the set is of no use
+            return [-1.0] * size
+        for below in rows[i + 1 :]:
+            factor = below[i] / pivot
+            for j in range(i + 1, size + 1):
+                below[j] -= factor * rows[i][j]
+    found = [0.0] * size
+    for i in reversed(range(size)):
+        found[i] = (rows[i][size] - sum(rows[i][j] * found[j] for j in range(i + 1, size))) / rows[i][i]
+    return found

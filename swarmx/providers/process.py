@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import shutil
-import signal
-import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import aiohttp
 
 from swarmx.core.engine import EngineProfile
 from swarmx.core.errors import ConfigError, ReplicaError
 from swarmx.core.nouns import EngineOrder, Replica, ReplicaGroup
+from swarmx.providers.server_process import ServerProcess, free_port
 
 SERVE = Path("scripts/vllm/serve.sh")
 DEFAULT_MODEL = Path(".models/qwen2.5-coder-0.5b-instruct")
 _START_S = 300.0
 _STOP_PATIENCE_S = 15.0
 _ARGUMENTS: Mapping[EngineOrder, Sequence[str]] = {"arrival": (), "priority": ("--scheduling-policy", "priority")}
-# Where util-linux is, the kernel ends the server even when its parent is killed before it can.
-_DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM") if shutil.which("setpriv") else ()
 
 # The 0.5B model in float32 on two cores without AVX-512, fitted by `python -m eval.emulator check --url ...`
 # (eval/LOG.md). Other CPUs differ by factors; between equal servers only the form matters.
@@ -59,77 +52,37 @@ class VllmServer:
     ) -> None:
         self._model_dir = model_dir
         self._name = name
-        self._log = log
         self._cores = cores
         self._arguments = _ARGUMENTS[engine_order]
-        self._process: asyncio.subprocess.Process | None = None
-        self._ended: asyncio.Task[int] | None = None
+        self._server = ServerProcess(what=f"vLLM {name}", log=log)
 
     async def start(self) -> str:
         """Returns its URL once it answers its health check, after about a minute.
 
         Raises ReplicaError with the log's end when it does not. Then, and when cancelled, nothing of it is left.
         """
-        if self._process is not None and self._process.returncode is None:
-            raise ReplicaError(f"vLLM {self._name} is running already: stop it before starting it again.")
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        port = _free_port()
-        bound = {} if self._cores is None else {"SWARMX_VLLM_CPUS": ",".join(map(str, self._cores))}
-        with self._log.open("wb") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *_DIES_WITH_PARENT,
-                *("bash", str(SERVE), str(self._model_dir), self._name, str(port), *self._arguments),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=asyncio.subprocess.STDOUT,
-                env={**os.environ, **bound},
-                start_new_session=True,
-            )
-        self._ended = asyncio.create_task(_ended(self._process), name=f"vLLM {self._name}")
+        port = free_port()
         url = f"http://127.0.0.1:{port}"
-        try:
-            await self._healthy(self._process, url)
-        except BaseException:
-            await self.stop()
-            raise
+        await self._server.start(
+            ("bash", str(SERVE), str(self._model_dir), self._name, str(port), *self._arguments),
+            health=f"{url}/health",
+            start_s=_START_S,
+            stop_s=_STOP_PATIENCE_S,
+            env={} if self._cores is None else {"SWARMX_VLLM_CPUS": ",".join(map(str, self._cores))},
+        )
         return url
 
     async def wait(self) -> int:
         """Returns the exit status once the server that was started has ended, by itself or by `stop`."""
-        if self._ended is None:
-            raise ReplicaError(f"vLLM {self._name} was never started: there is no end to wait for.")
-        return await asyncio.shield(self._ended)
+        return await self._server.wait()
 
     async def stop(self) -> None:
         """Ask it to end, and kill it after a while. Safe at any time."""
-        if self._process is None:
-            return
-        if self._process.returncode is None:
-            _signal_group(self._process, signal.SIGTERM)
-        try:
-            await asyncio.wait_for(self.wait(), _STOP_PATIENCE_S)
-        except TimeoutError:
-            _signal_group(self._process, signal.SIGKILL)
-            await self.wait()
+        await self._server.stop(_STOP_PATIENCE_S)
 
     def last_words(self) -> str:
         """The end of its log."""
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
-
-    async def _healthy(self, process: asyncio.subprocess.Process, url: str) -> None:
-        deadline_s = asyncio.get_running_loop().time() + _START_S
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as session:
-            while asyncio.get_running_loop().time() < deadline_s:
-                if process.returncode is not None:
-                    raise ReplicaError(f"vLLM ended with {process.returncode}; its log ends:\n{self.last_words()}")
-                try:
-                    async with session.get(f"{url}/health") as response:
-                        if response.status == 200:
-                            return
-                except (aiohttp.ClientError, TimeoutError):
-                    pass
-                await asyncio.sleep(0.5)
-        raise ReplicaError(f"vLLM was not healthy after {_START_S:g} s; its log ends:\n{self.last_words()}")
+        return self._server.last_words()
 
 
 def check_model(folder: Path) -> None:
@@ -204,23 +157,3 @@ class ProcessProvider:
     def _idlest_core(self) -> int:
         taken = [core for _, core in self._servers.values()]
         return min(sorted(os.sched_getaffinity(0)), key=taken.count)
-
-
-async def _ended(process: asyncio.subprocess.Process) -> int:
-    """Wait for the API server, and end its workers, which may outlive it."""
-    status = await process.wait()
-    _signal_group(process, signal.SIGKILL)
-    return status
-
-
-def _signal_group(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    """To the whole process group: vLLM's workers are children of its API server."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

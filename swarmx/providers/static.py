@@ -19,7 +19,7 @@ _UNKNOWN = EngineProfile(
     decode_ctx_token_s=2e-7,
     prefill_token_s=1e-4,
 )
-_UNKNOWN_IMAGE = EngineProfile(model="unknown", device="unknown", step_base_s=0.25, call_base_s=0.3, max_batch=1)
+UNKNOWN_IMAGE = EngineProfile(model="unknown", device="unknown", step_base_s=0.25, call_base_s=0.3, max_batch=1)
 
 
 class StaticProvider:
@@ -52,7 +52,7 @@ def static_replica(
     if profile is not None and (profile, device) not in profiles():
         devices = ", ".join(sorted(d for p, d in profiles() if p == profile)) or "no device"
         raise ConfigError(f"replica {replica_id}: profile {profile!r} is known on {devices}, not on {device!r}.")
-    fallback = _UNKNOWN if kind == "llm" else _UNKNOWN_IMAGE
+    fallback = _UNKNOWN if kind == "llm" else UNKNOWN_IMAGE
     known = profiles().get((profile or model, device), fallback)
     return Replica(
         replica_id=replica_id,

@@ -190,10 +190,15 @@ def token_from(variable: str, *, replica_id: str) -> str:
     return token
 
 
-def _environment(settings: ToolSettings) -> dict[str, str]:
+def secrets_of(settings: ToolSettings) -> dict[str, str]:
+    """The variables of this process that the tools name as secrets."""
     secret = [*(tool.secret_headers for tool in settings.http), *(server.secret_headers for server in settings.mcp)]
     named = {variable for headers in secret for variable in headers.values()}
-    return {name: os.environ[name] for name in (*_INHERITED, *sorted(named)) if name in os.environ}
+    return {name: os.environ[name] for name in sorted(named) if name in os.environ}
+
+
+def _environment(settings: ToolSettings) -> dict[str, str]:
+    return {**{name: os.environ[name] for name in _INHERITED if name in os.environ}, **secrets_of(settings)}
 
 
 def _last_words(log: Path) -> str:

@@ -1,4 +1,4 @@
-"""Tells the agents that a workflow was accepted and that it has ended, and the figures how long it took."""
+"""Tells the agents that a workflow begins here and that it has ended or left, and the figures how long it took."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ class Announcer:
     ) -> None:
         self._post = post
         self._on_latency = on_latency
+        self._here: set[str] = set()
 
     def submitted(self, record: WorkflowRecord, *, again: bool = False) -> None:
         """The workflow is in the store and begins, or goes on `again` after a restart.
 
         Records and the agents of a server go by the same clock, in Unix seconds.
         """
+        self._here.add(record.workflow_id)
         target_s = None if record.deadline_at_s is None else record.deadline_at_s - record.created_at_s
         self._tell(
             WorkflowSubmitted(
@@ -43,12 +45,21 @@ class Announcer:
         """The end of the workflow is in the store; a `state` that is not terminal says nothing."""
         if state not in ("finished", "failed", "cancelled"):
             return
+        self._here.discard(record.workflow_id)
         self._tell(WorkflowEnded(workflow_id=record.workflow_id, state=state))
         if self._on_latency is not None and state != "cancelled":
             try:
                 self._on_latency(max(0.0, ended_at_s - record.created_at_s))
             except Exception:
                 log.exception("whoever keeps the latencies of workflows raised at the end of %s", record.workflow_id)
+
+    def left(self, workflow_id: str) -> bool:
+        """This process lets the workflow go; False, and nobody is told: it has ended, or was not here."""
+        if workflow_id not in self._here:
+            return False
+        self._here.discard(workflow_id)
+        self._tell(WorkflowEnded(workflow_id=workflow_id, state="left"))
+        return True
 
     def _tell(self, message: WorkflowSubmitted | WorkflowEnded) -> None:
         if self._post is None:

@@ -137,6 +137,20 @@ class Fleet:
         else:
             self._spawn(errand, partial(self._cordon, member, action.cordoned))
 
+    def adopt(self, replica: Replica, group: ReplicaGroup) -> None:
+        """Take over a replica that an earlier life deployed: from now on it is as if it was deployed here."""
+        provider = self._providers[group.provider]
+        self._members[replica.replica_id] = _Member(replica=replica, state="starting", provider=provider)
+        self._post(ReplicaChanged(replica=replica, state="starting", group_id=group.group_id))
+        self._watch.add(replica)
+
+    def lost(self, replica_id: str) -> None:
+        """Somebody who knows says that the replica is no more; the watch would see it too, later."""
+        member = self._members.get(replica_id)
+        if member is not None and member.start is None and member.state != "gone":
+            self._watch.remove(replica_id)
+            self._post(ReplicaChanged(replica=member.replica, state="gone"))
+
     async def close(self) -> None:
         """Call off what is going on. Replicas that are up stay: their providers end them."""
         self._closed = True

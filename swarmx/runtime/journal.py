@@ -18,6 +18,7 @@ from swarmx.core.actions import Action, Dispatch
 from swarmx.core.errors import JournalError
 from swarmx.core.messages import Envelope, Message
 from swarmx.core.ports import Output, SchedulerAgent
+from swarmx.runtime.journal_files import make_room, part_of
 
 FORMAT = "swarmx-journal"
 VERSION = 3  # raise it when agents answer the same messages otherwise, or with other fields
@@ -42,12 +43,13 @@ def load_factory(text: str) -> tuple[str, AgentFactory]:
     return name, factory
 
 
-class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """First line of a journal: which agents wrote it, from which settings."""
+class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """First line of each file of a journal: which agents wrote it, from which settings, and which part it is."""
 
     format: str
     version: int
     agents: dict[str, dict[str, Any]]
+    part: int = 1
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,23 +79,36 @@ class MemoryJournal:
 
 
 class FileJournal:
-    """JSON lines in a file of their own per process life, readable by their owner only.
+    """JSON lines in files of their own per process life, readable by their owner only.
 
     Lines are buffered; `flush` puts them on the way to the disk. A crash may lose the last ones: the journal explains,
-    the database remembers.
+    the database remembers. A file that has `file_bytes` is followed by another part; whenever one begins, the oldest
+    files in the folder go, of this or earlier lives, so that all of them have about `keep_bytes`. None: no bound.
     """
 
-    def __init__(self, path: Path, agents: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        agents: Mapping[str, Mapping[str, Any]],
+        *,
+        file_bytes: int | None = None,
+        keep_bytes: int | None = None,
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file: IO[bytes] = path.open("xb", buffering=1 << 16)
-        path.chmod(0o600)
+        self._agents = {name: dict(settings) for name, settings in agents.items()}
+        self._file_bytes = file_bytes
+        self._keep_bytes = keep_bytes
         self._encoder = msgspec.json.Encoder()
-        header = Header(format=FORMAT, version=VERSION, agents={k: dict(v) for k, v in agents.items()})
-        self._file.write(self._encoder.encode(header) + b"\n")
+        self._part = 1
+        self._file, self._size = self._begun()
 
     def write(self, entry: Entry) -> None:
-        self._file.write(self._encoder.encode(entry) + b"\n")
+        if self._file_bytes is not None and self._size >= self._file_bytes:
+            self._file.close()
+            self._part += 1
+            self._file, self._size = self._begun()
+        self._size += self._file.write(self._encoder.encode(entry) + b"\n")
 
     def flush(self) -> None:
         self._file.flush()
@@ -101,9 +116,29 @@ class FileJournal:
     def close(self) -> None:
         self._file.close()
 
+    def _begun(self) -> tuple[IO[bytes], int]:
+        path = part_of(self.path, self._part)
+        file = path.open("xb", buffering=1 << 16)
+        path.chmod(0o600)
+        header = Header(format=FORMAT, version=VERSION, agents=self._agents, part=self._part)
+        size = file.write(self._encoder.encode(header) + b"\n")
+        if self._keep_bytes is not None:
+            make_room(path, self._keep_bytes)
+        return file, size
+
 
 def read(path: Path) -> tuple[Header, Iterator[Entry]]:
-    """The header and the entries of a journal file. A last line that a crash cut short is left out."""
+    """The header and the entries of a journal, by its first file. A last line that a crash cut short is left out."""
+    header = _header(path)
+    if header.part != 1:
+        raise JournalError(
+            f"{path} is part {header.part} of a journal, which is read from its first file on; if that was deleted to "
+            "make room (state.journal_keep_mb), its agents cannot be replayed."
+        )
+    return header, _entries(path)
+
+
+def _header(path: Path) -> Header:
     try:
         with path.open("rb") as file:
             first = file.readline()
@@ -124,20 +159,24 @@ def read(path: Path) -> tuple[Header, Iterator[Entry]]:
             f"{path} was written by another version of swarmx: the journal has version {header.version}, "
             f"this swarmx reads version {VERSION}. Replay it with the swarmx that wrote it."
         )
-    return header, _entries(path)
+    return header
 
 
-def _entries(path: Path) -> Iterator[Entry]:
+def _entries(first: Path) -> Iterator[Entry]:
     decoder = msgspec.json.Decoder(Entry)
-    with path.open("rb") as file:
-        file.readline()
-        for number, line in enumerate(file, start=2):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield decoder.decode(line)
-            except msgspec.MsgspecError as error:
-                raise JournalError(f"{path}, line {number}: not a journal entry ({error}).") from None
+    path, part = first, 1
+    while path.exists():
+        with path.open("rb") as file:
+            file.readline()
+            for number, line in enumerate(file, start=2):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    yield decoder.decode(line)
+                except msgspec.MsgspecError as error:
+                    raise JournalError(f"{path}, line {number}: not a journal entry ({error}).") from None
+        part += 1
+        path = part_of(first, part)
 
 
 class Divergence(msgspec.Struct, frozen=True, kw_only=True):

@@ -96,16 +96,21 @@ class Watch:
                 text = await response.read() if response.status == 200 else b""
         except (aiohttp.ClientError, ConnectionError, TimeoutError):
             return False, None
-        gauges = _gauges(text, _TOOLS if replica.kind == "tool" else _ENGINE)
-        if gauges is None:
-            return True, None
-        return True, SignalReported(
-            replica_id=replica.replica_id,
-            running=int(gauges["running"]),
-            waiting=int(gauges["waiting"]),
-            kv_usage=gauges.get("kv_usage", 0.0),  # tools have no cache
-            measured_at_s=measured_at_s,
-        )
+        return True, read_signal(text, replica, measured_at_s)
+
+
+def read_signal(text: bytes, replica: Replica, measured_at_s: float) -> SignalReported | None:
+    """What the replica's own page of counters says; None unless it says all of it."""
+    gauges = _gauges(text, _TOOLS if replica.kind == "tool" else _ENGINE)
+    if gauges is None:
+        return None
+    return SignalReported(
+        replica_id=replica.replica_id,
+        running=int(gauges["running"]),
+        waiting=int(gauges["waiting"]),
+        kv_usage=gauges.get("kv_usage", 0.0),  # tools have no cache
+        measured_at_s=measured_at_s,
+    )
 
 
 def _gauges(text: bytes, wanted: Mapping[str, re.Pattern[bytes]]) -> dict[str, float] | None:

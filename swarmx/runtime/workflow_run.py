@@ -13,10 +13,12 @@ import msgspec
 from swarmx.core import failpoints
 from swarmx.core.errors import StoreError, SwarmXError
 from swarmx.core.ports import Caller, Store
-from swarmx.core.records import CallRecord, Commit, Committed, Input, WorkflowRecord, WorkflowState
+from swarmx.core.records import Blob, CallRecord, Commit, Committed, Input, WorkflowRecord, WorkflowState
 from swarmx.core.toolbox import ToolSpec
 from swarmx.runtime.announcer import Announcer
 from swarmx.runtime.clock import Clock
+from swarmx.runtime.doubtful import RETRY_S
+from swarmx.runtime.inbox import Inbox
 from swarmx.runtime.node_work import Answered, interrupted, plain, work_on
 from swarmx.runtime.tool_catalogue import ToolCatalogue
 from swarmx.runtime.workflow_inputs import CANCEL, event_of
@@ -35,18 +37,26 @@ from swarmx.workflows.retries import after_failure
 from swarmx.workflows.spending import Prices
 from swarmx.workflows.state import Run
 from swarmx.workflows.tool_names import uses_tools
-from swarmx.workflows.work import Start
+from swarmx.workflows.work import NO_TOOLS, Start
 
 log = logging.getLogger(__name__)
 
 DEADLINE = "deadline"
 _RELEASE_S = 5.0  # how long a cancelled call may take to let go before its workflow ends without it
 _LONGEST_SLEEP_S = 3600.0
-_RETRY_S = (0.1, 0.5, 2.0, 5.0)  # between attempts to store; the last one repeats
+_GIVEN_UP = (NodeRetried, NodeFailed)
 
 
 class _LostPlace(Exception):  # control flow within this module, not an error
     """Another process owns the workflow, or it has ended: this one lets it go."""
+
+
+class _Left(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be stored with the events of a turn."""
+
+    taken: tuple[int, ...] = ()
+    calls: tuple[CallRecord, ...] = ()
+    blobs: tuple[Blob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +89,8 @@ class WorkflowRun:
         self._around = around
         self._run = run
         self._seq = seq
-        self._inbox: asyncio.Queue[Answered | None] = asyncio.Queue()
+        self._inbox = Inbox[Answered | None]()
+        self._names_tools = uses_tools(run.graph.spec)
         self._posted = False
         self._calls: dict[str, asyncio.Task[None]] = {}
         self._alarm: asyncio.TimerHandle | None = None
@@ -87,24 +98,23 @@ class WorkflowRun:
     def poke(self) -> None:
         """Something was posted to the workflow, or somebody else may have it by now."""
         self._posted = True
-        self._inbox.put_nowait(None)
+        self._inbox.put(None)
 
     async def drive(self, *, again: bool) -> None:
         """Run until the end. `again`: an earlier life began it, and calls may have been out when it ended."""
         workflow_id = self.record.workflow_id
         try:
             self._around.notify(workflow_id)
-            if uses_tools(self._run.graph.spec):
+            if self._names_tools:
                 await self._tools_known()
             out = self._again() if again else {}
             self._posted = self._posted or again
-            await self._turn(self._drained())
-            if not self._run.ended:
+            await self._turn(self._inbox.drained())
+            if out and not self._run.ended:
                 still = calls_in_flight(self._run, self._tools())
                 self._make([call for call in still if out.get(call.path) == call.attempt])
             while not self._run.ended:
-                happened = await self._inbox.get()
-                await self._turn([happened, *self._drained()])
+                await self._turn(await self._inbox.heard())
         except _LostPlace:
             log.warning("workflow %s has ended elsewhere or is run by another process; let go", workflow_id)
         except Exception as error:
@@ -115,7 +125,7 @@ class WorkflowRun:
                 self._alarm.cancel()
             for task in self._calls.values():
                 task.cancel()
-            self._around.keep(_records(self._drained()))
+            self._around.keep(_records(self._inbox.drained()))
 
     async def _tools_known(self) -> None:
         """Wait until it is known which tools there are; a workflow that is to be cancelled need not know."""
@@ -124,7 +134,7 @@ class WorkflowRun:
         settled = asyncio.ensure_future(self._around.tools.settled())
         try:
             while not settled.done() and not await self._unwanted():
-                poked = asyncio.ensure_future(self._inbox.get())  # no call is out: there is nothing else to hear of
+                poked = asyncio.ensure_future(self._inbox.heard())  # no call is out: there is nothing else to hear of
                 await asyncio.wait({settled, poked}, return_when=asyncio.FIRST_COMPLETED)
                 poked.cancel()
         finally:
@@ -146,11 +156,11 @@ class WorkflowRun:
             if lost is None:
                 out[call.path] = call.attempt
             else:
-                self._inbox.put_nowait(lost)
+                self._inbox.put(lost)
         return out
 
     def _tools(self) -> Mapping[str, ToolSpec]:
-        return self._around.tools.of(self.record.tenant)
+        return self._around.tools.of(self.record.tenant) if self._names_tools else NO_TOOLS
 
     async def _turn(self, happened: list[Answered | None]) -> None:
         try:
@@ -163,7 +173,7 @@ class WorkflowRun:
         run, now_s = self._run, self._around.clock.now_s()
         answers = [item for item in happened if item is not None]
         events = self._events_of(answers, now_s)
-        inputs = await self._inputs()
+        inputs = await self._inputs() if self._posted else []
         for given in inputs:
             if (event := event_of(run, given)) is not None:
                 run.apply(event)
@@ -172,23 +182,20 @@ class WorkflowRun:
         if due_s is not None and now_s >= due_s and not run.ended and not run.stopping:
             events.append(Failed(error=DEADLINE))
             run.apply(events[-1])
-        change = Commit(
-            workflow_id=self.record.workflow_id,
-            epoch=self.record.owner,
-            expected_seq=self._seq,
-            at_s=now_s,
-            taken=tuple(item.number for item in inputs),
-            calls=_records(happened),
-            blobs=tuple(blob for answer in answers for blob in answer.blobs),
+        left = _Left(
+            taken=tuple([item.number for item in inputs]),
+            calls=_records(answers),
+            blobs=tuple([blob for answer in answers for blob in answer.blobs]),
         )
         if run.stopping or run.ended:
             if run.cancelling and not run.ended:
-                await self._commit(change, events)
-                events, change = [], msgspec.structs.replace(change, taken=(), calls=(), blobs=())
+                await self._commit(now_s, events, left)
+                events, left = [], _Left()
             await self._release()
         following, starts = advance(run, now_s=now_s, tools=self._tools(), prices=self._around.prices)
-        await self._commit(change, events + following)
-        self._give_up_late(following)
+        events += following
+        await self._commit(now_s, events, left)
+        self._give_up_late(events)
         self._make(starts)
         self._set_alarm(now_s)
 
@@ -215,27 +222,34 @@ class WorkflowRun:
 
     async def _inputs(self) -> list[Input]:
         """What was posted. A store that cannot read now is asked again at the alarm. Raises _LostPlace."""
-        if not self._posted:
-            return []
         try:
             found = await self._around.store.inputs(self.record.workflow_id)
             record = await self._around.store.workflow(self.record.workflow_id, tenant=None)
         except StoreError as error:
             log.warning("what was posted to workflow %s cannot be read yet: %s", self.record.workflow_id, error)
-            asyncio.get_running_loop().call_later(_RETRY_S[0], self._inbox.put_nowait, None)
+            asyncio.get_running_loop().call_later(RETRY_S[0], self._inbox.put, None)
             return []
         if record is None or (record.owner, record.seq) != (self.record.owner, self._seq):
             raise _LostPlace
         self._posted = False
         return found
 
-    async def _commit(self, change: Commit, events: list[Event]) -> None:
-        """Write the change with these events, trying again for as long as the store cannot. Raises _LostPlace."""
-        if not (events or change.taken or change.calls or change.blobs):
+    async def _commit(self, at_s: float, events: list[Event], left: _Left) -> None:
+        """Write these events with what goes with them, trying again while the store cannot. Raises _LostPlace."""
+        if not (events or left.taken or left.calls or left.blobs):
             return
         state, outcome = ending_of(self._run)
-        change = msgspec.structs.replace(
-            change, expected_seq=self._seq, events=tuple(map(encode_event, events)), state=state, outcome=outcome
+        change = Commit(
+            workflow_id=self.record.workflow_id,
+            epoch=self.record.owner,
+            expected_seq=self._seq,
+            at_s=at_s,
+            events=tuple(map(encode_event, events)),
+            state=state,
+            outcome=outcome,
+            taken=left.taken,
+            calls=left.calls,
+            blobs=left.blobs,
         )
         failpoints.hit("run.commit")
         if await self._written(change) != "stored":
@@ -254,7 +268,7 @@ class WorkflowRun:
                 break
             except StoreError as error:
                 log.warning("workflow %s waits for the store: %s", change.workflow_id, error)
-                await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
+                await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
                 attempt += 1
         if done != "stored" and attempt:  # a write that was reported as failed may have reached the disk
             record = await self._around.store.workflow(change.workflow_id, tenant=None)
@@ -274,15 +288,17 @@ class WorkflowRun:
         failpoints.hit("run.send")
         answered = await work_on(self._around.caller, self.record, self._run, call, self._tools(), self._around.prices)
         failpoints.hit("run.answered")
-        self._inbox.put_nowait(answered)
+        self._inbox.put(answered)
 
-    def _give_up_late(self, following: list[Event]) -> None:
+    def _give_up_late(self, events: list[Event]) -> None:
         """Let go of the attempts that took longer than their nodes allow, or whose nodes went with others."""
-        for event in following:
-            if isinstance(event, NodeRetried | NodeFailed) and event.path in self._calls:
-                self._calls.pop(event.path).cancel()
-        for path in self._calls.keys() - self._run.in_flight.keys():
-            self._calls.pop(path).cancel()
+        given_up = [event.path for event in events if isinstance(event, _GIVEN_UP)]
+        for path in given_up:
+            if path in self._calls:
+                self._calls.pop(path).cancel()
+        if given_up:
+            for path in self._calls.keys() - self._run.in_flight.keys():
+                self._calls.pop(path).cancel()
 
     async def _release(self) -> None:
         """Cancel the calls that are still out and give them time to let go."""
@@ -301,17 +317,11 @@ class WorkflowRun:
         times = [at_s for at_s in (wake_at_s(self._run), self.record.deadline_at_s) if at_s is not None]
         if times and not self._run.ended:
             left_s = min(_LONGEST_SLEEP_S, max(0.0, min(times) - now_s))
-            self._alarm = asyncio.get_running_loop().call_later(left_s, self._inbox.put_nowait, None)
-
-    def _drained(self) -> list[Answered | None]:
-        found: list[Answered | None] = []
-        while not self._inbox.empty():
-            found.append(self._inbox.get_nowait())
-        return found
+            self._alarm = asyncio.get_running_loop().call_later(left_s, self._inbox.put, None)
 
 
-def _records(happened: list[Answered | None]) -> tuple[CallRecord, ...]:
-    return tuple(item.record for item in happened if item is not None and item.record is not None)
+def _records(happened: Sequence[Answered | None]) -> tuple[CallRecord, ...]:
+    return tuple([item.record for item in happened if item is not None and item.record is not None])
 
 
 async def give_up(around: Surroundings, record: WorkflowRecord, seq: int, why: str) -> None:

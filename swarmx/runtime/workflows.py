@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -16,16 +17,21 @@ from swarmx.core import failpoints
 from swarmx.core.errors import NotFound, StoreError, Unavailable, WorkflowError
 from swarmx.core.messages import Message
 from swarmx.core.ports import Caller, WorkflowStore
-from swarmx.core.records import TERMINAL, Accepted, CallRecord, Commit, Idempotency, WorkflowRecord
+from swarmx.core.records import TERMINAL, Accepted, CallRecord, Idempotency, WorkflowRecord
+from swarmx.runtime import beginnings
 from swarmx.runtime.announcer import Announcer
+from swarmx.runtime.beginnings import Beginning
+from swarmx.runtime.call_records import CallRecords
 from swarmx.runtime.clock import Clock
+from swarmx.runtime.doubtful import once_readable
+from swarmx.runtime.folding import folded
+from swarmx.runtime.kills import Kills
 from swarmx.runtime.ownership import Owner
 from swarmx.runtime.tool_catalogue import ToolCatalogue
-from swarmx.runtime.workflow_inputs import CANCEL, check_signal_for, encode_signal
+from swarmx.runtime.workflow_inputs import CANCEL, encode_signal, may_signal
 from swarmx.runtime.workflow_run import Surroundings, WorkflowRun, give_up
 from swarmx.runtime.workflow_view import describe_run
-from swarmx.workflows.events import Cancelled, Event, NewerEvent, Submitted, decode_event, encode_event
-from swarmx.workflows.forks import fork
+from swarmx.workflows.events import NewerEvent, decode_event, encode_event
 from swarmx.workflows.spec import WorkflowSpec
 from swarmx.workflows.spending import NO_PRICES, Prices
 from swarmx.workflows.state import Run
@@ -45,7 +51,7 @@ class WorkflowRunner:
 
     Whatever it acknowledged is in the store first. A call that was out when the process died is made again (at least
     once); its node still finishes once. `on_change` hears the id of a workflow after each stored change, `post` that it
-    begins and, exactly once, that its end is stored; `on_latency` then hears its seconds.
+    begins and, exactly once, that its end is stored or that it is left; `on_latency` hears the seconds to an end.
 
     A runner that is `exclusive` is the only one that uses the store, as a lock on its folder has to assure. Others
     share the workflows of one store: each keeps its own for `lease_s` at a time, and takes over those of one that died.
@@ -77,7 +83,7 @@ class WorkflowRunner:
         self._driving: dict[str, asyncio.Task[None]] = {}
         self._accepting: set[str] = set()
         self._left_alone: set[str] = set()
-        self._records: list[CallRecord] = []
+        self._records = CallRecords(store)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
         self._owner = Owner(
@@ -88,6 +94,7 @@ class WorkflowRunner:
             on_lost=self._let_go,
             on_beat=self._look_around,
         )
+        self._kills = Kills(store, clock, epoch=self._owner.epoch, spawn=self._spawn, killed=self._killed)
         self._around = Surroundings(
             store=store,
             caller=caller,
@@ -124,12 +131,15 @@ class WorkflowRunner:
         self._check_open()
         if self._tools.is_settled:
             check_tools(spec, self._tools.of(tenant))
-        now_s = self._clock.now_s()
-        if deadline_at_s is None and spec.deadline_s is not None:
-            deadline_at_s = now_s + spec.deadline_s
-        run, submitted = Run.start(spec, inputs, workflow_id=self._new_id(), deadline_at_s=deadline_at_s)
-        record = self._new(run, submitted, tenant, now_s)
-        return await self._accept(record, run, [submitted], idempotency)
+        new = beginnings.submitted(
+            spec,
+            inputs,
+            workflow_id=self._new_id(),
+            tenant=tenant,
+            now_s=self._clock.now_s(),
+            deadline_at_s=deadline_at_s,
+        )
+        return await self._accept(new, idempotency)
 
     async def fork(
         self,
@@ -150,21 +160,11 @@ class WorkflowRunner:
         self._check_open()
         old = await self._record(workflow_id, tenant)
         _check_declared(old)
-        now_s = self._clock.now_s()
-        events = [decode_event(event.body) for event in await self._store.events(workflow_id)]
-        deadline_s = Run.rebuild(events[:1]).graph.spec.deadline_s
-        begun = fork(
-            events,
-            path,
-            forked_from=workflow_id,
-            workflow_id=self._new_id(),
-            deadline_at_s=None if deadline_s is None else now_s + deadline_s,
-            inputs=inputs,
+        fold = partial(
+            beginnings.forked, old, path=path, workflow_id=self._new_id(), now_s=self._clock.now_s(), inputs=inputs
         )
-        run, submitted = Run.rebuild(begun), begun[0]
-        assert isinstance(submitted, Submitted)  # noqa: S101  # a fork begins with it
-        record = self._new(run, submitted, old.tenant, now_s)
-        return await self._accept(record, run, begun, idempotency)
+        new = await folded(await self._store.events(workflow_id), fold)
+        return await self._accept(new, idempotency)
 
     async def recover(self) -> int:
         """Continue every unfinished workflow that no other process runs; returns how many.
@@ -197,18 +197,17 @@ class WorkflowRunner:
         """Send a value that the workflow waits for, or will wait for; False: this one (by `dedup`) came before.
 
         It is durable before this returns. Raises NotFound; WorkflowError when the workflow has ended, declares no such
-        signal, does not take the value, or has got this signal from somebody else.
+        signal, or does not take the value; Refused when it has got this signal from somebody else.
         """
-        record = await self._record(workflow_id, tenant)
-        _check_declared(record)
-        events = [decode_event(event.body) for event in await self._store.events(workflow_id)]
-        if not check_signal_for(record, events, name, value, signal_id=dedup):
+        _check_declared(await self._record(workflow_id, tenant))
+        if not await may_signal(self._store, workflow_id, name, value, signal_id=dedup):
             return False
         body = encode_signal(name, value, signal_id=dedup)
-        new = await self._post(workflow_id, body, dedup=f"signal:{dedup}", tenant=tenant)
-        if not new and (await self._record(workflow_id, tenant)).state in TERMINAL:
-            raise WorkflowError(f"the workflow {workflow_id} ended before the signal {name!r} came")
-        return new
+        if await self._post(workflow_id, body, dedup=f"signal:{name}", tenant=tenant):  # the first one has the place
+            return True
+        if not await may_signal(self._store, workflow_id, name, value, signal_id=dedup):
+            return False
+        raise WorkflowError(f"the workflow {workflow_id} ended before the signal {name!r} came")
 
     async def kill(self, workflow_id: str, tenant: str | None) -> WorkflowRecord:
         """End a workflow at once, whoever runs it and whether or not that still answers; its calls are let go after.
@@ -216,36 +215,24 @@ class WorkflowRunner:
         Works for workflows whose events cannot be read, too. Raises NotFound, StoreError.
         """
         _check_declared(await self._record(workflow_id, tenant))
-        while (taken := await self._store.take(workflow_id, epoch := await self._owner.epoch())) is not None:
-            failpoints.hit("runner.taken")
-            now_s = self._clock.now_s()
-            change = Commit(
-                workflow_id=workflow_id,
-                epoch=epoch,
-                expected_seq=taken.seq,
-                at_s=now_s,
-                events=(encode_event(Cancelled(killed=True)),),
-                state="cancelled",
-            )
-            if await self._store.commit(change) == "stored":  # else it took another step meanwhile
-                if (driving := self._driving.get(workflow_id)) is not None:
-                    driving.cancel()
-                self._announcer.ended(taken, "cancelled", now_s)
-                self._notify(workflow_id)
+        await self._kills.kill(workflow_id)
         return await self._record(workflow_id, tenant)
 
     async def wait(self, workflow_id: str, tenant: str | None) -> WorkflowRecord:
         """The workflow's record once it has ended, or once this runner has let it go. Raises NotFound."""
-        await self._record(workflow_id, tenant)  # is it there, and may the tenant see it
         live = self._live.get(workflow_id)
-        if live is not None:
+        if live is not None and tenant in (None, live.record.tenant):
             await live.ended.wait()
         return await self._record(workflow_id, tenant)
 
     async def describe(self, workflow_id: str, tenant: str | None) -> dict[str, Any]:
         """A workflow with its nodes, their states and times, its outputs or its error. Raises NotFound."""
         record = await self._record(workflow_id, tenant)
-        return describe_run(record, await self._store.events(workflow_id))
+        return await folded(await self._store.events(workflow_id), partial(describe_run, record))
+
+    async def epoch(self) -> int:
+        """That of this process, which its workflows have as their owner. Raises StoreError."""
+        return await self._owner.epoch()
 
     def posted(self, workflow_id: str) -> None:
         """Another process may have posted something to the workflow, or taken it; who runs it looks."""
@@ -270,27 +257,18 @@ class WorkflowRunner:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        await self._write_records()
+        await self._records.flush()
         await self._owner.retire()
+
+    def _killed(self, record: WorkflowRecord, now_s: float) -> None:
+        if (driving := self._driving.get(record.workflow_id)) is not None:
+            driving.cancel()
+        self._announcer.ended(record, "cancelled", now_s)
+        self._notify(record.workflow_id)
 
     def _check_open(self) -> None:
         if self._closed:
             raise Unavailable("this server is stopping and accepts no workflows; submit again once it is back")
-
-    def _new(self, run: Run, submitted: Submitted, tenant: str, now_s: float) -> WorkflowRecord:
-        spec = run.graph.spec
-        return WorkflowRecord(
-            workflow_id=submitted.workflow_id,
-            tenant=tenant,
-            mode="declared",
-            kind=spec.kind,
-            name=spec.name,
-            state="running",
-            created_at_s=now_s,
-            deadline_at_s=submitted.deadline_at_s,
-            spec_sha256=submitted.spec_sha256,
-            forked_from=submitted.forked_from,
-        )
 
     async def _record(self, workflow_id: str, tenant: str | None) -> WorkflowRecord:
         record = await self._store.workflow(workflow_id, tenant=tenant)
@@ -298,39 +276,51 @@ class WorkflowRunner:
             raise NotFound(f"there is no workflow {workflow_id!r}; `swarmx workflows` lists those that there are")
         return record
 
-    async def _accept(
-        self, record: WorkflowRecord, run: Run, events: Sequence[Event], idempotency: Idempotency | None
-    ) -> Accepted:
+    async def _accept(self, new: Beginning, idempotency: Idempotency | None) -> Accepted:
         """Store and begin, also if the client goes away meanwhile: what is stored must have somebody who runs it."""
 
         async def store_and_begin() -> Accepted:
-            owned = msgspec.structs.replace(record, owner=await self._owner.epoch())
-            bodies = [encode_event(event) for event in events]
+            owned = msgspec.structs.replace(new.record, owner=await self._owner.epoch())
+            bodies = [encode_event(event) for event in new.events]
             failpoints.hit("runner.accept")
-            self._accepting.add(record.workflow_id)
+            self._accepting.add(owned.workflow_id)
             try:
-                accepted = await self._store.accept(owned, bodies, idempotency=idempotency)
+                try:
+                    accepted = await self._store.accept(owned, bodies, idempotency=idempotency)
+                except StoreError:
+                    self._spawn(once_readable(partial(self._take_up, owned.workflow_id)))
+                    raise
                 failpoints.hit("runner.accepted")
                 if not accepted.replayed:
-                    self._begin(WorkflowRun(self._around, owned, run, seq=len(bodies)), again=False)
+                    self._begin(WorkflowRun(self._around, owned, new.run, seq=len(bodies)), again=False)
             finally:
-                self._accepting.discard(record.workflow_id)
+                self._accepting.discard(owned.workflow_id)
             return accepted
 
         return await asyncio.shield(self._spawn(store_and_begin()))
 
     async def _post(self, workflow_id: str, body: bytes, *, dedup: str, tenant: str | None) -> bool:
-        """Leave something for a workflow and see that it is looked at; False: it came before, or too late."""
-        new = await self._store.post(workflow_id, body, dedup=dedup, tenant=tenant)
-        failpoints.hit("runner.posted")
-        if workflow_id not in self._live and self._exclusive:
-            await self._take_up(workflow_id)
-        if (live := self._live.get(workflow_id)) is not None:
-            live.poke()
-        return new
+        """Leave something for a workflow and see that it is looked at; False: it came before, or too late.
+
+        It is looked at also if the client goes away meanwhile, and if the store says that it failed: it may be there.
+        """
+
+        async def post_and_poke() -> bool:
+            try:
+                new = await self._store.post(workflow_id, body, dedup=dedup, tenant=tenant)
+                failpoints.hit("runner.posted")
+                if workflow_id not in self._live and self._exclusive:
+                    await self._take_up(workflow_id)
+                return new
+            finally:
+                self.posted(workflow_id)
+
+        return await asyncio.shield(self._spawn(post_and_poke()))
 
     async def _take_up(self, workflow_id: str) -> None:
         """Run a workflow that this process should run and does not."""
+        if workflow_id in self._live:
+            return
         record = await self._store.take(workflow_id, await self._owner.epoch())
         if record is not None:
             await self._pick_up(record)
@@ -361,6 +351,7 @@ class WorkflowRunner:
         def let_go(_: object) -> None:
             if self._live.get(workflow_id) is live:
                 del self._live[workflow_id], self._driving[workflow_id]
+                self._leave(workflow_id)
             live.ended.set()
 
         self._live[workflow_id] = live
@@ -371,8 +362,15 @@ class WorkflowRunner:
     def _let_go(self) -> None:
         """Stop all work without writing: another process may have taken it over."""
         while self._driving:
-            self._driving.popitem()[1].cancel()
-        self._live.clear()  # its own successor here need not wait for that
+            workflow_id, driving = self._driving.popitem()
+            driving.cancel()
+            del self._live[workflow_id]  # its own successor here need not wait for that
+            self._leave(workflow_id)
+
+    def _leave(self, workflow_id: str) -> None:
+        """Tell the agents, and who waits, that it is not run here any more; its end, if it has one, tells the store."""
+        if self._announcer.left(workflow_id):
+            self._notify(workflow_id)
 
     async def _look_around(self) -> None:
         """Among several processes: see what was posted to this one's workflows, and take over those of the dead.
@@ -393,19 +391,9 @@ class WorkflowRunner:
 
     def _keep(self, records: Sequence[CallRecord]) -> None:
         if records:
-            self._records.extend(records)
+            self._records.add(records)
             if not self._closed:
-                self._spawn(self._write_records())
-
-    async def _write_records(self) -> None:
-        while self._records:
-            record = self._records[0]
-            try:
-                await self._store.record_call(record)
-            except StoreError as error:
-                log.error("the record of call %s was lost: %s", record.call_id, error)
-            if self._records and self._records[0] is record:
-                self._records.pop(0)
+                self._spawn(self._records.flush())
 
     def _notify(self, workflow_id: str) -> None:
         if self._on_change is None:

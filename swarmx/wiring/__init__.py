@@ -54,6 +54,7 @@ from swarmx.wiring.curves import curves
 from swarmx.wiring.fleet import elastic_providers, emulated_provider, fixed_providers, groups
 from swarmx.wiring.forecast_book import forecast_book
 from swarmx.wiring.predictors import forecasters, path_forecasts, refiner, workflow_forecasts
+from swarmx.wiring.ray_fleet import ray_provider, take_over
 from swarmx.wiring.records import Background
 from swarmx.wiring.state import open_state
 from swarmx.wiring.tasks import flushed, running_task
@@ -77,14 +78,25 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
             settings.state, stack, clock=clock.now_s, on_posted=lambda workflow_id: workflows.posted(workflow_id)
         )
         store, control = state.store, state.control
-        audit = AuditLog(state_dir / "audit.jsonl", clock=clock.now_s, on_head=_log_head)
+        keep_mb = settings.state.audit_keep_mb
+        audit = AuditLog(
+            state_dir / "audit.jsonl",
+            clock=clock.now_s,
+            on_head=_log_head,
+            file_bytes=settings.state.audit_file_mb << 20,
+            keep_bytes=None if keep_mb is None else keep_mb << 20,
+        )
         await audit.open()
         stack.push_async_callback(audit.close)
 
         elastic = groups(settings)
         emulated = emulated_provider(settings)
-        tools = tool_pools(settings, state_dir / "logs")
-        providers = elastic_providers(settings, emulated, tools, state_dir / "logs")
+        ray = ray_provider(
+            settings, clock=clock, post=lambda message: post(message), on_lost=lambda replica_id: fleet.lost(replica_id)
+        )
+        on_ray = (lambda replica_id: None) if ray is None else ray.token_of
+        tools = tool_pools(settings, state_dir / "logs", token_on_ray=on_ray)
+        providers = elastic_providers(settings, emulated, tools, state_dir / "logs", ray)
         on_demand = {group.model: group.kind for group in elastic}
         book = FleetBook(clock, elastic=lambda replica_id: fleet.is_elastic(replica_id), models=on_demand)
         figures = Figures(models=on_demand)
@@ -229,14 +241,19 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
             forecasts.observe,
             log_decision,
         ]
-        published = await curves(settings.predictor, stack, clock=clock, post=post)
+        published = await curves(
+            settings.predictor, stack, clock=clock, post=post, is_beside=lambda name: on_ray(name) is not None
+        )
         if published is not None:
             switchboard.observers.append(published.observe)
         await stack.enter_async_context(running_task(tools.catalogue.run(), name="tools"))
-        for provider in providers.values():
+        fixed_ones = fixed_providers(settings, emulated, tools)
+        for provider in (*providers.values(), *fixed_ones):
             stack.push_async_callback(provider.stop)
         stack.push_async_callback(fleet.close)  # first: it calls off the starts that are going on
-        for fixed in fixed_providers(settings, emulated, tools):
+        if ray is not None:
+            await take_over(ray, fleet, elastic)
+        for fixed in fixed_ones:
             for replica in await fixed.start():
                 watch.add(replica)
 
@@ -257,7 +274,9 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
         transparent = TransparentWorkflows(
             store,
             clock,
+            epoch=workflows.epoch,
             idle_s=settings.workflows.transparent_idle_s,
+            others_every_s=None if state.exclusive else settings.state.lease_s / 3.0,
             traces=settings.workflows.traces,
             post=post,
             on_latency=workflow_took,
@@ -353,6 +372,11 @@ async def _journal(settings: Settings, agents: Sequence[Any], stack: AsyncExitSt
         return MemoryJournal(limit=0)
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{time.time_ns() % 1_000_000_000:09d}"
     path = settings.state.dir / "journals" / f"{stamp}.jsonl"
-    journal = FileJournal(path, {agent.name: msgspec.to_builtins(agent.settings) for agent in agents})
+    journal = FileJournal(
+        path,
+        {agent.name: msgspec.to_builtins(agent.settings) for agent in agents},
+        file_bytes=settings.state.journal_file_mb << 20,
+        keep_bytes=settings.state.journal_keep_mb << 20,
+    )
     await stack.enter_async_context(flushed(journal))
     return journal

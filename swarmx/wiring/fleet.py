@@ -12,9 +12,11 @@ from swarmx.core.engine import EngineProfile, profiles
 from swarmx.core.errors import ConfigError
 from swarmx.core.nouns import ReplicaGroup
 from swarmx.core.ports import ElasticProvider, Provider
+from swarmx.providers.comfyui_servers import ComfyUIProvider, ComfyUISpec
 from swarmx.providers.emulated.provider import EmulatedGroup, EmulatedProvider, EmulatedSpec
 from swarmx.providers.process import CPU_PROFILE, ProcessProvider
-from swarmx.providers.static import StaticProvider, static_replica
+from swarmx.providers.ray.provider import RayProvider
+from swarmx.providers.static import UNKNOWN_IMAGE, StaticProvider, static_replica
 from swarmx.providers.tool_replicas import read_pool, tool_profile
 from swarmx.wiring.toolbox import ToolPools
 
@@ -51,7 +53,7 @@ def emulated_provider(settings: Settings) -> EmulatedProvider | None:
     return EmulatedProvider(
         specs,
         groups={
-            name: EmulatedGroup(profile=_emulated_profile(entry), size_class=entry.size_class, start_s=entry.start_s)
+            name: EmulatedGroup(profile=emulated_profile(entry), size_class=entry.size_class, start_s=entry.start_s)
             for name, entry in elastic.items()
         },
         time_scale=settings.emulation.time_scale,
@@ -60,9 +62,15 @@ def emulated_provider(settings: Settings) -> EmulatedProvider | None:
 
 
 def elastic_providers(
-    settings: Settings, emulated: EmulatedProvider | None, tools: ToolPools, logs: Path
+    settings: Settings,
+    emulated: EmulatedProvider | None,
+    tools: ToolPools,
+    logs: Path,
+    ray: RayProvider | None = None,
 ) -> Mapping[str, ElasticProvider]:
-    """Who starts and stops the replicas of a group, by the provider's name."""
+    """Who starts and stops the replicas of a group, by the provider's name; where there is Ray, that does."""
+    if ray is not None:
+        return {entry.provider: ray for entry in settings.elastic}
     found: dict[str, ElasticProvider] = {}
     if tools.here is not None:
         found["tools"] = tools.here
@@ -71,17 +79,25 @@ def elastic_providers(
     folders = {e.group_id: e.folder for e in settings.elastic if e.provider == "process" and e.folder is not None}
     if folders:
         found["process"] = ProcessProvider(models=folders, logs=logs)
+    comfy = {
+        e.group_id: ComfyUISpec(folder=e.folder, graph=e.graph, python=e.python, options=e.options)
+        for e in settings.elastic
+        if e.provider == "comfyui" and e.folder is not None and e.graph is not None
+    }
+    if comfy:
+        found["comfyui"] = ComfyUIProvider(groups=comfy, logs=logs, work=logs.parent / "comfyui-servers")
     return found
 
 
 def _group(entry: ElasticReplicas, time_scale: float) -> ReplicaGroup:
     if entry.provider == "emulated":
-        profile, start_s = _emulated_profile(entry).scaled(time_scale), entry.start_s / time_scale
+        profile, start_s = emulated_profile(entry).scaled(time_scale), entry.start_s / time_scale
     elif entry.file is not None:
         profile, start_s = tool_profile(entry.model, read_pool(entry.file).settings.slots), entry.start_s
     else:
+        unknown = CPU_PROFILE if entry.kind == "llm" else UNKNOWN_IMAGE
         profile = msgspec.structs.replace(
-            profiles().get((entry.model, entry.device), CPU_PROFILE), model=entry.model, device=entry.device
+            profiles().get((entry.model, entry.device), unknown), model=entry.model, device=entry.device
         )
         start_s = entry.start_s
     return ReplicaGroup(
@@ -100,7 +116,7 @@ def _group(entry: ElasticReplicas, time_scale: float) -> ReplicaGroup:
 
 
 def _specs(entry: EmulatedReplicas) -> Sequence[EmulatedSpec]:
-    profile = _emulated_profile(entry)
+    profile = emulated_profile(entry)
     return [
         EmulatedSpec(
             replica_id=replica_id,
@@ -115,7 +131,7 @@ def _specs(entry: EmulatedReplicas) -> Sequence[EmulatedSpec]:
     ]
 
 
-def _emulated_profile(entry: EmulatedReplicas | ElasticReplicas) -> EngineProfile:
+def emulated_profile(entry: EmulatedReplicas | ElasticReplicas) -> EngineProfile:
     """The fitted profile, in real seconds. Raises ConfigError where there is none."""
     profile = profiles().get((entry.model, entry.device))
     if profile is None:

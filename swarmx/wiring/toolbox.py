@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +15,20 @@ from swarmx.runtime.tool_catalogue import ToolCatalogue
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolPools:
-    """`here` runs the replicas of this host, if there are any; `elsewhere` are those that somebody else runs."""
+    """`here` runs the replicas of this host, if there are any; `elsewhere` are those that somebody else runs.
+
+    `token_of` says what a replica wants to be shown, None for one that wants nothing.
+    """
 
     here: ToolReplicas | None
     elsewhere: Sequence[Replica]
     catalogue: ToolCatalogue
-    tokens: dict[str, str]
-
-    def token_of(self, replica_id: str) -> str | None:
-        """What a replica wants to be shown, None for one of models."""
-        return _token_of(self.here, self.tokens, replica_id)
+    token_of: Callable[[str], str | None]
 
 
-def tool_pools(settings: Settings, logs: Path) -> ToolPools:
+def tool_pools(
+    settings: Settings, logs: Path, *, token_on_ray: Callable[[str], str | None] = lambda replica_id: None
+) -> ToolPools:
     """All pools. Raises ConfigError."""
     pools = _pools(settings)
     tokens: dict[str, str] = {}
@@ -41,13 +42,13 @@ def tool_pools(settings: Settings, logs: Path) -> ToolPools:
     here = ToolReplicas(pools, logs=logs) if pools else None
     names = {*pools, *(replica.model for replica in elsewhere)}
     _check(settings, pools, names)
-    catalogue = ToolCatalogue(names, token_of=lambda replica_id: _token_of(here, tokens, replica_id))
-    return ToolPools(here=here, elsewhere=elsewhere, catalogue=catalogue, tokens=tokens)
 
+    def token_of(replica_id: str) -> str | None:
+        own = None if here is None else here.token_of(replica_id)
+        return own or tokens.get(replica_id) or token_on_ray(replica_id)
 
-def _token_of(here: ToolReplicas | None, tokens: dict[str, str], replica_id: str) -> str | None:
-    own = None if here is None else here.token_of(replica_id)
-    return own or tokens.get(replica_id)
+    catalogue = ToolCatalogue(names, token_of=token_of)
+    return ToolPools(here=here, elsewhere=elsewhere, catalogue=catalogue, token_of=token_of)
 
 
 def _pools(settings: Settings) -> dict[str, ToolPool]:

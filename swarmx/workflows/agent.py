@@ -116,7 +116,7 @@ def admitted(run: Run, paths: Iterable[str]) -> list[str]:
     for path in paths:
         run_node = run.nodes[path]
         node, prefix = run_node.step.node, run_node.scope.prefix
-        if isinstance(node, UseNode) and run_node.state == "ready" and path not in run.resting:
+        if type(node) is UseNode and run_node.state == "ready" and path not in run.resting:
             if prefix not in out:
                 out[prefix] = sum(_out(run, prefix + id) for id in run_node.scope.body.steps)
             if out[prefix] >= node.agent.parallel_tools:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -25,16 +24,14 @@ _ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usable:
+class Usable(msgspec.Struct, frozen=True, kw_only=True):
     """A node's output, and the blobs that it refers to."""
 
     output: Json
     blobs: tuple[Blob, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unusable:
+class Unusable(msgspec.Struct, frozen=True, kw_only=True):
     """Why the answer gives no output."""
 
     error: str

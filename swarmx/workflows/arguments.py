@@ -46,9 +46,17 @@ class Arguments:
 
 
 def without_patterns(schema: Any) -> Any:
-    """A stranger's schema without regular expressions: a backtracking engine can be kept busy with one for years."""
+    """A stranger's schema without regular expressions: a backtracking engine can be kept busy with one for years.
+
+    Where names follow a pattern, nothing is said any more of those that follow none.
+    """
     if isinstance(schema, dict):
-        return {key: without_patterns(value) for key, value in schema.items() if not _is_pattern(key, value)}
+        named = isinstance(schema.get("patternProperties"), dict)
+        return {
+            key: without_patterns(value)
+            for key, value in schema.items()
+            if not (_is_pattern(key, value) or (named and key in ("additionalProperties", "unevaluatedProperties")))
+        }
     if isinstance(schema, list):
         return [without_patterns(value) for value in schema]
     return schema

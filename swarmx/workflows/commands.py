@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -22,8 +21,7 @@ from swarmx.workflows.values import Json, checked, nearest
 from swarmx.workflows.work import Start, StartModelCall, StartToolCall
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Record this event: it follows from the others."""
 
     event: Event

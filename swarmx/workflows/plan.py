@@ -84,7 +84,9 @@ def plan(run: Run, now_s: float, tools: Mapping[str, ToolSpec] = NO_TOOLS) -> li
             wanted += missing
         else:
             decided.append(_decide(run, run.nodes[path], now_s, tools))
-    return [*(Record(event=event) for event in signals.await_signals(run, wanted, now_s)), *decided]
+    if wanted:
+        decided[:0] = [Record(event=event) for event in signals.await_signals(run, wanted, now_s)]
+    return decided
 
 
 def wake_at_s(run: Run) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateError, nodes
 from jinja2 import Template as JinjaTemplate
 from jinja2.exceptions import UndefinedError
-from jinja2.runtime import Undefined
+from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
@@ -56,7 +55,7 @@ class Template:
     native: bool
     _compiled: JinjaTemplate
 
-    def value(self, context: Mapping[str, Json], *, where: str = "") -> Json:
+    def value(self, context: dict[str, Json], *, where: str = "") -> Json:
         """The expression's own value where the template is nothing but an expression, else its text."""
         parts = self._parts(context, where)
         try:
@@ -64,7 +63,7 @@ class Template:
         except WorkflowError as error:
             raise WorkflowError(error.detail, where=where) from error
 
-    def text(self, context: Mapping[str, Json], *, where: str = "") -> str:
+    def text(self, context: dict[str, Json], *, where: str = "") -> str:
         """The text; values that are not text appear as JSON."""
         parts = self._parts(context, where)
         try:
@@ -72,9 +71,9 @@ class Template:
         except WorkflowError as error:
             raise WorkflowError(error.detail, where=where) from error
 
-    def _parts(self, context: Mapping[str, Json], where: str) -> list[Json]:
+    def _parts(self, context: dict[str, Json], where: str) -> list[Json]:
         try:
-            run = self._compiled.new_context({name: context[name] for name in self.names if name in context})
+            run = Context(_ENVIRONMENT, context, None, {})  # all that `new_context` comes to without globals
             for _ in self._compiled.root_render_func(run):
                 pass  # a template here writes nothing: it leaves the list of its parts in a variable
             parts: list[Json] = run.vars[_PARTS]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
+
+import msgspec
 
 from swarmx.core.nouns import CallKind
 from swarmx.core.toolbox import ToolSpec
@@ -13,8 +14,7 @@ from swarmx.workflows.events import NodeStarted
 from swarmx.workflows.values import Json
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartModelCall:
+class StartModelCall(msgspec.Struct, frozen=True, kw_only=True):
     """Record NodeStarted, then have this call answered. `body` is the OpenAI request, ready for the wire.
 
     What has not answered by `timeout_at_s` (Unix seconds) is given up.
@@ -33,8 +33,7 @@ class StartModelCall:
         return NodeStarted(path=self.path, kind=self.kind, attempt=self.attempt, timeout_at_s=self.timeout_at_s)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartToolCall:
+class StartToolCall(msgspec.Struct, frozen=True, kw_only=True):
     """Record NodeStarted, then have this tool called. The arguments have been checked against its parameters.
 
     What has not answered by `timeout_at_s` (Unix seconds) is given up. A tool that is not `idempotent` may not be

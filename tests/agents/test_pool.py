@@ -237,11 +237,12 @@ def test_calls_of_other_routers_are_what_an_engine_had_beyond_our_own_of_that_ti
     pool.set_state(a_replica("a"), "ready", 0.0)
     for i in range(4):
         pool.dispatched("a", a_call(f"c{i}"), point(10.0, unit="tokens"), i, float(i), 0.0)
-    pool.set_signal("a", 5, 1, 0.5, 1.5)  # two of our calls were there at that time
+    assert pool.set_signal("a", 5, 1, 0.5, 1.5)  # two of our calls were there at that time
     assert pool.view(pool.eligible(frozenset()), 5.0).in_flight.tolist() == [8]
     assert len(pool.open(frozenset())) == 0
     pool.ended("a", 10.0, 0.0, 100.0, 6.0)
-    pool.set_signal("a", 3, 0, 0.5, 7.0)
+    assert pool.set_signal("a", 3, 0, 0.5, 7.0)
+    assert not pool.set_signal("a", 2, 1, 0.5, 8.0)  # no news of others
     assert pool.view(pool.eligible(frozenset()), 7.0).in_flight.tolist() == [3]
     assert pool.view(pool.eligible(frozenset()), 7.0).weight.tolist() == [3.0]
     assert len(pool.open(frozenset())) == 1

@@ -119,6 +119,28 @@ async def test_claims_are_bounded_and_take_the_oldest_first_but_no_transparent_o
     assert claimed == [["wf4", "wf3", "wf2"], ["wf1", "wf0"], []]
 
 
+async def test_transparent_workflows_have_an_owner_too_and_anybody_writes_to_them(
+    store: WorkflowStore, place: Place
+) -> None:
+    first = await store.enlist("first", ttl_s=100.0, exclusive=False)
+    second = await store.enlist("second", ttl_s=1000.0, exclusive=False)
+    await store.accept(workflow("t", mode="transparent", owner=first), [b"1"])
+    await store.accept(workflow("wf", owner=first), [b"1"])
+    assert await store.claim(second, limit=9, mode="transparent") == [], "its owner lives"
+    assert await store.append("t", [b"2"], expected_seq=1, at_s=2.0)
+    assert not await store.append("wf", [b"2"], expected_seq=1, at_s=2.0)
+    await place.passes(500.0)
+    (taken,) = await store.claim(second, limit=9, mode="transparent")
+    assert (taken.workflow_id, taken.owner) == ("t", second)
+    assert await store.take("t", second) is None, "not as a declared one"
+    third = await store.enlist("third", ttl_s=1000.0, exclusive=False)
+    moved = await store.take("t", third, mode="transparent")
+    assert moved is not None
+    assert moved.owner == third
+    assert await store.append("t", [b"3"], expected_seq=2, at_s=3.0, state="finished")
+    assert await store.take("t", second, mode="transparent") is None, "it has ended"
+
+
 async def test_the_workflows_of_an_epoch_are_those_that_it_has_to_run(store: WorkflowStore) -> None:
     epoch = await accepted(store)
     await store.accept(workflow("ended", owner=epoch), [])
@@ -180,6 +202,15 @@ async def test_a_key_brings_its_first_workflow_until_it_expires(store: WorkflowS
         await store.accept(workflow("w3", at_s=49.0), [], idempotency=other)
     late = await store.accept(workflow("w4", at_s=50.0), [], idempotency=other)
     assert (late.workflow_id, late.replayed) == ("w4", False)
+
+
+async def test_a_key_belongs_to_whoever_sent_it_not_to_whose_workflow_it_began(store: WorkflowStore) -> None:
+    theirs = Idempotency(key="k", fingerprint="f", expires_at_s=1e10)
+    ours = msgspec.structs.replace(theirs, fingerprint="g", tenant="operators")
+    fork = [await store.accept(workflow(name), [b"e"], idempotency=ours) for name in ("w1", "w2")]
+    assert [(a.workflow_id, a.replayed) for a in fork] == [("w1", False), ("w1", True)]
+    assert not (await store.accept(workflow("w3"), [b"e"], idempotency=theirs)).replayed, "the tenant's own"
+    assert (await store.of_key("operators", ours), await store.of_key("a", theirs)) == ("w1", "w3")
 
 
 async def test_a_key_that_two_requests_came_with_at_once_stays_that_of_the_first(store: WorkflowStore) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,26 @@ from swarmx.providers.process import CPU_PROFILE, DEFAULT_MODEL, ProcessProvider
 from tests.e2e.fleet import alive, children
 
 
+def processes() -> set[int]:
+    """Everything that descends from this process."""
+    found, new = set(), {os.getpid()}
+    while new:
+        new = {child for pid in new if alive(pid) for child in children(pid)} - found
+        found |= new
+    return {pid for pid in found if alive(pid)}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A provider, a group whose replicas start, and one whose replicas die at their start."""
+    """A provider, a group whose replicas start, and one whose replicas die at their start.
+
+    `running` are the processes that its replicas are.
+    """
 
     provider: ElasticProvider
     sound: ReplicaGroup
     broken: ReplicaGroup
+    running: Callable[[], set[int]] = processes
 
 
 def a_group(group_id: str, provider: str, profile: EngineProfile, *, kind: Any) -> ReplicaGroup:
@@ -90,15 +103,6 @@ async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
     assert processes() == before
 
 
-def processes() -> set[int]:
-    """Everything that descends from this process."""
-    found, new = set(), {os.getpid()}
-    while new:
-        new = {child for pid in new if alive(pid) for child in children(pid)} - found
-        found |= new
-    return {pid for pid in found if alive(pid)}
-
-
 async def healthy(url: str) -> bool:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10.0)) as session:
         try:
@@ -108,8 +112,14 @@ async def healthy(url: str) -> bool:
             return False
 
 
+def killed(subject: Subject, before: set[int]) -> set[int]:
+    """The processes to kill: where they are children of this one, only those, as their own may end by themselves."""
+    new = subject.running() - before
+    return new & set(children(os.getpid())) or new
+
+
 async def test_a_deployed_replica_is_what_its_group_says_and_answers_until_it_is_retired(subject: Subject) -> None:
-    before = processes()
+    before = subject.running()
     group = subject.sound
     assert list(await subject.provider.start()) == []
     replica = await subject.provider.deploy("a", group)
@@ -123,40 +133,40 @@ async def test_a_deployed_replica_is_what_its_group_says_and_answers_until_it_is
     assert await healthy(replica.url)
     await subject.provider.retire("a")
     assert not await healthy(replica.url)
-    assert processes() == before
+    assert subject.running() == before
     await subject.provider.retire("a")
     await subject.provider.retire("never seen")
 
 
 async def test_one_that_was_killed_can_be_retired_and_its_name_used_again(subject: Subject) -> None:
-    before = processes()
+    before = subject.running()
     await subject.provider.deploy("a", subject.sound)
-    for pid in set(children(os.getpid())) & (processes() - before):
+    for pid in killed(subject, before):
         os.kill(pid, signal.SIGKILL)
     await subject.provider.retire("a")
-    assert processes() == before
+    assert subject.running() == before
     replica = await subject.provider.deploy("a", subject.sound)
     assert await healthy(replica.url)
     await subject.provider.stop()
-    assert processes() == before
+    assert subject.running() == before
 
 
 async def test_a_deploy_that_is_cancelled_leaves_nothing_running(subject: Subject) -> None:
-    before = processes()
+    before = subject.running()
     task = asyncio.create_task(subject.provider.deploy("a", subject.sound))
-    while processes() == before:
+    while subject.running() == before:
         await asyncio.sleep(0.005)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert processes() == before
+    assert subject.running() == before
 
 
 async def test_one_that_dies_at_its_start_is_an_error_with_its_last_words_and_leaves_nothing(subject: Subject) -> None:
-    before = processes()
+    before = subject.running()
     with pytest.raises(ReplicaError, match=r"(?s)told to fail at its start|its log ends:\n.*\w"):
         await subject.provider.deploy("a", subject.broken)
-    assert processes() == before
+    assert subject.running() == before
 
 
 async def test_a_group_that_it_does_not_know_is_refused_with_those_it_knows(subject: Subject) -> None:

@@ -38,6 +38,9 @@ EXAMPLES: list[Message | Action] = [
     messages.CallFailed(call_id="c", attempt=1, reason="connect", retryable=True),
     messages.CallCancelled(call_id="c"),
     messages.ReplicaChanged(replica=a_replica("a"), state="draining"),
+    messages.ReplicaChanged(replica=a_replica("a"), state="starting", group_id="m-cpu"),
+    messages.DrainNoticed(replica_id="a", deadline_at_s=1e9 / 3),
+    messages.DrainNoticed(replica_id="a", deadline_at_s=None),
     messages.SignalReported(replica_id="a", running=1, waiting=2, kv_usage=0.3, measured_at_s=1e9 / 3),
     messages.ServiceCurvePublished(
         replica_id="a",

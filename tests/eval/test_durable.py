@@ -18,8 +18,10 @@ async def test_every_answer_is_a_step(tmp_path: Path) -> None:
 
 
 async def test_figures_are_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert await main(["steps", "--workflows", "5", "--concurrent", "2", "64", "--out", str(tmp_path)]) == 0
+    given = ["steps", "--workflows", "5", "--concurrent", "2", "64", "--normal", "--out", str(tmp_path)]
+    assert await main(given) == 0
     result = msgspec.json.decode((tmp_path / "result.json").read_bytes())
-    assert [(row["where"], row["concurrent"]) for row in result["rows"]] == [("sqlite", 2), ("sqlite", 64)]
+    places = ("sqlite", "sqlite, synchronous=NORMAL")
+    assert [(row["where"], row["concurrent"]) for row in result["rows"]] == [(w, n) for w in places for n in (2, 64)]
     assert [claim["name"] for claim in result["claims"]] == ["durable_steps_a_second@64"]
     assert "steps_a_second" in capsys.readouterr().out

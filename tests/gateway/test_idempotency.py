@@ -153,6 +153,29 @@ async def test_a_retry_and_a_fork_with_a_key_begin_one_workflow(world: World) ->
         assert await count(client) == 3
 
 
+async def test_the_keys_of_an_operator_are_not_those_of_the_tenant_whose_workflow_it_is(world: World) -> None:
+    async with world.whole.client("client", tenant="red") as red, world.whole.client("operator", tenant="ops") as ops:
+        world.answers.mood = "reject"
+        old = (await ended(red, await submitted(red, ASK)))["workflow_id"]
+        for path, body in (("retry", None), ("fork", {"from_node": "a"})):
+            headers = {"idempotency-key": path}
+            first, again = [await ops.post(f"{API}/{old}/{path}", json=body, headers=headers) for _ in range(2)]
+            assert (again.json(), again.headers["idempotency-replayed"]) == (first.json(), "true")
+            own = await red.post(f"{API}/{old}/{path}", json=body, headers=headers)
+            assert (own.status_code, "idempotency-replayed" in own.headers) == (202, False)
+            assert own.json()["workflow_id"] != first.json()["workflow_id"]
+            assert (await red.get(first.headers["location"])).json()["tenant"] == "red"
+
+
+async def test_another_signal_of_the_same_name_is_a_conflict(world: World) -> None:
+    async with world.whole.client("client") as client:
+        workflow_id = await submitted(client, HANGS | {"signals": {"approve": {}}})
+        path = f"{API}/{workflow_id}/signals/approve"
+        assert (await client.post(path, json={"who": "ann"})).status_code == 202
+        second = refused(await client.post(path, json={"who": "bob"}), 409)
+        assert (second["rule"], '{"who":"ann"}' in second["detail"]) == ("signal", True)
+
+
 async def test_a_signal_with_a_key_counts_once_also_after_its_workflow_has_ended(world: World) -> None:
     async with world.whole.client("client") as client:
         workflow_id = await submitted(client, WAITS)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
@@ -141,6 +144,74 @@ def test_a_role_has_its_rights_and_no_others(role: Role, right: Right) -> None:
 @pytest.mark.parametrize(("role", "sees"), [("client", "red"), ("viewer", None), ("operator", None), ("admin", None)])
 def test_only_a_client_is_held_to_its_tenant(role: Role, sees: str | None) -> None:
     assert Key(name="ann", role=role, tenant="red", sha256="").sees == sees
+
+
+FIRST = """
+import os, signal, sys
+from pathlib import Path
+from swarmx.core import failpoints
+from swarmx.gateway import keys
+
+write = keys.write_private
+
+def step(*_):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def written(path, data):
+    step()
+    write(path, data)
+    step()
+
+failpoints.hit, keys.write_private = step, written
+for left in range(1, 7):
+    path = Path(sys.argv[1], str(left), "keys.json")
+    if (child := os.fork()) == 0:
+        keys.Keyring(path).add_first()
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.process
+def test_a_crash_at_any_point_of_the_first_start_leaves_a_token_that_works_after_the_next(tmp_path: Path) -> None:
+    """Killed before, between and after any two of its writes; the last one of six is not killed."""
+    died = subprocess.run([sys.executable, "-c", FIRST, tmp_path], capture_output=True, text=True, check=True)
+    assert died.stdout.split() == ["-9"] * 5 + ["0"], died.stderr
+    for folder in tmp_path.iterdir():
+        ring = Keyring(folder / "keys.json")
+        ring.add_first()
+        token = (folder / "admin.token").read_text()
+        assert ring.check(f"Bearer {token}").role == "admin", f"died at point {folder.name}"
+        assert len(ring.all()) == 1
+
+
+def test_the_first_key_is_made_once(path: Path) -> None:
+    ring = Keyring(path)
+    ring.add_first()
+    token = path.with_name("admin.token").read_text()
+    Keyring(path).add_first()
+    assert path.with_name("admin.token").read_text() == token
+    assert stat.S_IMODE(path.with_name("admin.token").stat().st_mode) == 0o600
+
+
+def test_keys_that_are_added_and_revoked_at_once_are_all_counted(path: Path) -> None:
+    ring = Keyring(path)
+    for number in range(8):
+        ring.add(f"old{number}", "client", "red")
+
+    def change(number: int) -> str:
+        other = Keyring(path)
+        other.all()
+        other.revoke(f"old{number}")
+        return other.add(f"new{number}", "client", "red")
+
+    with ThreadPoolExecutor(8) as pool:
+        tokens = list(pool.map(change, range(8)))
+    assert [key.name for key in Keyring(path).all()] == [f"new{number}" for number in range(8)]
+    assert [Keyring(path).check(f"Bearer {token}").name for token in tokens] == [f"new{n}" for n in range(8)]
 
 
 def test_a_private_file_replaces_what_was_there(tmp_path: Path) -> None:

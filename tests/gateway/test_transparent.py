@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,6 +70,23 @@ async def store(tmp_path: Path) -> AsyncIterator[ShakyStore]:
     await found.close()
 
 
+def alone(store: SqliteStore, *, exclusive: bool = True) -> Callable[[], Awaitable[int]]:
+    """The epoch of a server that has the store to itself: it ends those before it once it is asked for."""
+    enlisted: list[asyncio.Future[int]] = []
+
+    async def epoch() -> int:
+        if not enlisted:
+            enlisted.append(asyncio.ensure_future(store.enlist("me", ttl_s=1e9, exclusive=exclusive)))
+        return await enlisted[0]
+
+    return epoch
+
+
+def among(store: SqliteStore) -> Callable[[], Awaitable[int]]:
+    """The epoch of one of several servers that share the store."""
+    return alone(store, exclusive=False)
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -82,7 +100,7 @@ def heard() -> list[Message]:
 
 @pytest.fixture
 def open_ones(store: ShakyStore, clock: Clock, heard: list[Message]) -> TransparentWorkflows:
-    return TransparentWorkflows(store, clock, idle_s=0.04, post=heard.append)
+    return TransparentWorkflows(store, clock, epoch=alone(store), idle_s=0.04, post=heard.append)
 
 
 def a(workflow_id: str = "w", *, final: bool = False, source: Source = "swarmx", parent: str | None = None) -> Identity:
@@ -203,32 +221,95 @@ async def test_silence_ends_a_workflow_but_not_one_with_a_call_in_flight(
 
 
 async def test_a_restart_takes_open_workflows_up_again(store: ShakyStore, clock: Clock) -> None:
-    await TransparentWorkflows(store, clock, idle_s=60.0).touch(a(), "red")
-    later = TransparentWorkflows(store, clock, idle_s=60.0)
+    await TransparentWorkflows(store, clock, epoch=alone(store), idle_s=60.0).touch(a(), "red")
+    later = TransparentWorkflows(store, clock, epoch=alone(store), idle_s=60.0)
     await later.recover()
     await visit(later, a(final=True))
     assert await state(store) == "finished"
 
 
-async def test_what_another_server_goes_on_with_is_not_ended_by_one_that_took_it_up(
+@asynccontextmanager
+async def running(workflows: TransparentWorkflows) -> AsyncIterator[None]:
+    task = asyncio.create_task(workflows.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def test_what_its_client_goes_on_with_at_another_server_is_left_to_that_one(
     store: ShakyStore, clock: Clock
 ) -> None:
-    there, here = (TransparentWorkflows(store, clock, idle_s=0.1) for _ in range(2))
+    told: list[list[Message]] = [[], []]
+    there, here = (
+        TransparentWorkflows(store, clock, epoch=among(store), idle_s=0.1, post=told[i].append) for i in range(2)
+    )
+    await visit(there, a("moved"))
+    await visit(there, a("stayed"))
+    moved = await here.touch(a("moved"), "red")
+    clock.at_s += 60.0
+    async with running(there):
+        await until(lambda: state(store, "red:stayed"), "finished")
+        async with asyncio.timeout(20.0):
+            while len(told[0]) < 4:
+                await asyncio.sleep(0.005)
+        assert await state(store, "red:moved") == "running"
+    ends = {m.workflow_id: m.state for m in told[0] if isinstance(m, WorkflowEnded)}
+    assert ends == {"red:moved": "left", "red:stayed": "finished"}
+    await here.release(moved)
+    clock.at_s += 60.0
+    async with running(here):
+        await until(lambda: state(store, "red:moved"), "finished")
+    assert told[1][1:] == [WorkflowEnded(workflow_id="red:moved", state="finished")]
+    assert await visit(there, a("moved")) == "red:moved~2"
+
+
+async def test_what_a_client_does_at_a_server_that_does_not_own_it_counts_as_heard_of(
+    store: ShakyStore, clock: Clock
+) -> None:
+    there, here = (TransparentWorkflows(store, clock, epoch=among(store), idle_s=0.1) for _ in range(2))
     busy = await there.touch(a("busy"), "red")
-    await there.touch(a("quiet"), "red")
-    await here.recover()
+    await visit(here, a("busy"))
+    await visit(here, a("quiet"))
     there.seen(busy, msgspec.structs.replace(a_call("c1"), workflow_id="red:busy"), tools_offered=0)
     await there.outline("red:busy")  # writes it down
     clock.at_s += 60.0
-    watcher = asyncio.create_task(here.run())
-    try:
+    async with running(here):
         await until(lambda: state(store, "red:quiet"), "finished")
         assert await state(store, "red:busy") == "running"
         clock.at_s += 60.0
         await until(lambda: state(store, "red:busy"), "finished")
-    finally:
-        watcher.cancel()
-        await asyncio.wait({watcher})
+
+
+async def test_the_workflows_of_a_server_that_is_gone_are_ended_once_by_one_of_the_others(
+    store: ShakyStore, clock: Clock
+) -> None:
+    gone = TransparentWorkflows(store, clock, epoch=(died := among(store)), idle_s=60.0)
+    await gone.touch(a(), "red")  # and its call never comes back
+    told: list[list[Message]] = [[], [], []]
+    others = [
+        TransparentWorkflows(store, clock, epoch=among(store), idle_s=0.1, others_every_s=0.01, post=told[i].append)
+        for i in range(3)
+    ]
+    async with running(others[0]), running(others[1]), running(others[2]):
+        for other, name in zip(others, "xyz", strict=True):
+            await visit(other, a(name))
+        clock.at_s += 1000.0
+        for name in "xyz":
+            await until(lambda name=name: state(store, f"red:{name}"), "finished")  # type: ignore[misc]
+        assert await state(store) == "running", "while its server may still hear of it"
+        await store.retire(await died())
+        async with asyncio.timeout(20.0):
+            while not any(isinstance(m, WorkflowSubmitted) and m.workflow_id == "red:w" for t in told for m in t):
+                await asyncio.sleep(0.005)
+        assert await state(store) == "running", "silence counts from then on"
+        clock.at_s += 1000.0
+        await until(lambda: state(store), "finished")
+    heard = [m for t in told for m in t if m.workflow_id == "red:w"]  # type: ignore[union-attr]
+    assert [type(m) for m in heard] == [WorkflowSubmitted, WorkflowEnded]
+    ends = [event for event in await events_of(store) if isinstance(event, ProgramEnded)]
+    assert [end.why for end in ends] == ["silence"]
 
 
 async def test_a_workflow_that_could_not_be_stored_can_be_begun_again(
@@ -271,7 +352,7 @@ class Listener:
 
     def listen(self, store: SqliteStore, clock: Clock) -> TransparentWorkflows:
         return TransparentWorkflows(
-            store, clock, idle_s=0.04, post=self.messages.append, on_latency=self.latencies_s.append
+            store, clock, epoch=alone(store), idle_s=0.04, post=self.messages.append, on_latency=self.latencies_s.append
         )
 
     async def hear_the_end(self, workflows: TransparentWorkflows) -> None:
@@ -331,7 +412,7 @@ async def test_the_silence_that_ends_a_workflow_is_not_in_its_latency(
 async def test_a_workflow_that_was_open_at_the_restart_is_told_again_and_ends_once(
     store: ShakyStore, clock: Clock, listener: Listener
 ) -> None:
-    await TransparentWorkflows(store, clock, idle_s=60.0).touch(a(), "red")
+    await TransparentWorkflows(store, clock, epoch=alone(store), idle_s=60.0).touch(a(), "red")
     await store.record_call(ended_call("c", at_s=1004.0))
     await store.record_call(ended_call("d", at_s=1003.0))
     clock.at_s += 60.0
@@ -360,7 +441,7 @@ async def test_agents_that_raise_do_not_hurt_a_workflow(store: ShakyStore, clock
     def raises(heard: object) -> None:
         raise RuntimeError("listener")
 
-    workflows = TransparentWorkflows(store, clock, idle_s=0.04, post=raises, on_latency=raises)
+    workflows = TransparentWorkflows(store, clock, epoch=alone(store), idle_s=0.04, post=raises, on_latency=raises)
     await visit(workflows, a(final=True))
     assert await state(store) == "finished"
 
@@ -441,7 +522,7 @@ async def test_a_call_that_comes_while_its_workflow_ends_belongs_to_the_next_gen
 
 
 async def test_a_beginning_whose_answer_was_lost_is_taken_up(store: ShakyStore, clock: Clock) -> None:
-    workflows = TransparentWorkflows(store, clock, idle_s=60.0)
+    workflows = TransparentWorkflows(store, clock, epoch=alone(store), idle_s=60.0)
     store.unanswered = 1
     with pytest.raises(StoreError):
         await workflows.touch(a(), "red")
@@ -550,12 +631,12 @@ async def test_a_tenant_cannot_cancel_what_is_another_s_and_nobody_what_is_not_o
 
 
 async def test_a_cancel_holds_over_a_restart(store: ShakyStore, clock: Clock) -> None:
-    before = TransparentWorkflows(store, clock, idle_s=60.0)
+    before = TransparentWorkflows(store, clock, epoch=alone(store), idle_s=60.0)
     await before.touch(a("p"), "red")
     await before.touch(a("c", parent="p"), "red")
     await before.touch(a("q"), "red")
     assert await before.cancel("red:c", None)
-    later = TransparentWorkflows(store, clock, idle_s=1.0)
+    later = TransparentWorkflows(store, clock, epoch=alone(store), idle_s=1.0)
     await later.recover()
     reaper = asyncio.create_task(later.run())
     try:
@@ -569,10 +650,10 @@ async def test_a_cancel_holds_over_a_restart(store: ShakyStore, clock: Clock) ->
 
 
 async def test_the_tree_is_known_after_a_restart(store: ShakyStore, clock: Clock) -> None:
-    before = TransparentWorkflows(store, clock, idle_s=60.0)
+    before = TransparentWorkflows(store, clock, epoch=alone(store), idle_s=60.0)
     await before.touch(a("p"), "red")
     await before.touch(a("c", parent="p"), "red")
-    later = TransparentWorkflows(store, clock, idle_s=60.0)
+    later = TransparentWorkflows(store, clock, epoch=alone(store), idle_s=60.0)
     await later.recover()
     assert await later.cancel("red:p", None)
     assert (await state(store, "red:p"), await state(store, "red:c")) == ("cancelled", "cancelled")

@@ -28,14 +28,14 @@ class Whole:
     context: Context
     folder: Path
 
-    def token(self, role: Role) -> str:
+    def token(self, role: Role, tenant: str = "default") -> str:
         """The token of a new key that is named after its role, and numbered when there is one already."""
         taken = sum(key.role == role for key in self.context.keys.all())
-        return self.context.keys.add(f"{role}-{taken}" if taken else role, role, "default")
+        return self.context.keys.add(f"{role}-{taken}" if taken else role, role, tenant)
 
-    def client(self, role: Role | None = None) -> httpx.AsyncClient:
+    def client(self, role: Role | None = None, tenant: str = "default") -> httpx.AsyncClient:
         """A client with a token of that role, or without any."""
-        headers = {"authorization": f"Bearer {self.token(role)}"} if role is not None else {}
+        headers = {"authorization": f"Bearer {self.token(role, tenant)}"} if role is not None else {}
         return httpx.AsyncClient(
             transport=httpx.ASGITransport(self.app), base_url="http://swarmx.test", headers=headers, timeout=30.0
         )

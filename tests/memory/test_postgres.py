@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
+from typing import Any
 
 import asyncpg
 import pytest
@@ -12,6 +14,7 @@ from swarmx.core import failpoints
 from swarmx.core.errors import NotFound, StoreError
 from swarmx.core.records import Idempotency
 from swarmx.memory.postgres.connection import place_of
+from swarmx.memory.postgres.reading import Listener
 from swarmx.memory.postgres.store import PostgresStore
 from tests.contract.test_ownership import change
 from tests.contract.test_store import workflow
@@ -157,6 +160,67 @@ async def test_a_name_with_the_character_nul_is_nobodys(store: PostgresStore) ->
         with pytest.raises(NotFound, match="NUL"):
             await asked
     assert await store.post("wf", b"x", dedup="d", tenant="a")
+
+
+async def test_whatever_ends_the_listening_others_are_heard_again(
+    store: PostgresStore,
+    url: str,
+    postgres: PostgresServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    heard: list[str] = []
+    connect = asyncpg.connect
+    odd = [RuntimeError("an odd one"), ValueError("another")]
+
+    async def connected(*arguments: Any, **more: Any) -> asyncpg.Connection:
+        name = more.get("server_settings", {}).get("application_name")
+        if name == "swarmx-listener" and broken and odd:
+            raise odd.pop()
+        return await connect(*arguments, **more)
+
+    def hear(workflow_id: str) -> None:
+        heard.append(workflow_id)
+        raise RuntimeError("whoever listens raises")
+
+    async def take() -> list[str]:
+        assert await store.take("wf", 7) is not None
+        return heard
+
+    async def logged() -> str:
+        return caplog.text
+
+    broken = False
+    monkeypatch.setattr(asyncpg, "connect", connected)
+    owner = PostgresStore(url, on_posted=hear)
+    await owner.open()
+    await store.accept(workflow(), [])
+    await until(take, lambda found: len(found) > 1)
+    broken = True
+    with caplog.at_level(logging.INFO, "swarmx.memory.postgres.reading"):
+        gone = await postgres.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND application_name = 'swarmx-listener'",
+            url=url,
+        )
+        await until(logged, lambda text: "heard again" in text)
+        heard.clear()
+        assert await until(take, bool), "it listens again"
+    assert (len(gone), odd) == (1, [])
+    told = [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "INFO")]
+    assert [text.split(" at ")[0] for text in told] == ["other servers", "other servers"]
+    assert ("not heard" in told[0], "heard again" in told[1]) == (True, True)
+    await owner.close()
+
+
+async def test_a_connection_that_says_nothing_is_asked_whether_it_is_there(url: str, postgres: PostgresServer) -> None:
+    asked = (
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() "
+        "AND application_name = 'swarmx-listener' AND query = 'SELECT 1'"
+    )
+    quiet = Listener(url, "quiet", str, where="here", timeout_s=5.0, quiet_s=0.05)
+    await until(lambda: postgres.sql(asked, url=url), bool)
+    await quiet.close()
 
 
 async def test_the_owner_of_a_workflow_hears_that_another_process_took_it(store: PostgresStore, url: str) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swarmx.core.errors import PredictorError
 from swarmx.neural.heads.comfy_nodes import NodeWork
 from swarmx.neural.node_costs import MOST_KEYS, MOST_SERVERS, NodeCosts
 
@@ -97,3 +101,45 @@ def test_memory_is_bounded() -> None:
         costs.observe(f"s{number % (2 * MOST_SERVERS)}", NodeWork(node="n", class_type=f"c{number}"), 1.0)
     assert len(costs._lines) == MOST_KEYS
     assert len(costs._servers) == MOST_SERVERS
+
+
+def test_intervals_hold_as_often_as_they_say_from_few_graphs_on() -> None:
+    """P5 to P95 over graphs of several nodes, each forecast before it ran."""
+    inside: list[bool] = []
+    for seed in range(6):
+        rng, costs = np.random.default_rng(seed), NodeCosts()
+        for number in range(80):
+            works = [a_sampler(float(rng.integers(4, 60)), float(rng.uniform(0.1, 2.0)), m) for m in ("m", "n")]
+            took_s = [true_s(work) * math.exp(0.15 * rng.normal()) for work in works]
+            forecast, expected_s = costs.forecast("a", works), sum(costs.seconds("a", work) for work in works)
+            if number >= 10:
+                inside.append(forecast.quantile(0.05) <= sum(took_s) <= forecast.quantile(0.95))
+            for work, each_s in zip(works, took_s, strict=True):
+                costs.observe("a", work, each_s)
+            costs.observe_graph("a", expected_s, sum(took_s))
+    assert 0.85 <= sum(inside) / len(inside) <= 0.96
+
+
+def test_what_was_learnt_is_the_same_after_it_was_kept() -> None:
+    costs = taught(("a", 1.0), ("b", 2.5), noise=0.1)
+    again = NodeCosts.loaded(costs.dumped())
+    work = a_sampler(25.0, 0.7)
+    assert again.dumped() == costs.dumped()
+    assert again.forecast("b", [work]) == costs.forecast("b", [work])
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda kept: kept | {"format": 99}, "format 99"),
+        (lambda kept: kept | {"lines": [kept["lines"][0] | {"gram": [[1.0]]}]}, "another size"),
+        (lambda kept: kept | {"lines": [kept["lines"][0] | {"gram": [[0.0] * 4] * 4}]}, "no sums of squares"),
+        (lambda kept: kept | {"servers": [kept["servers"][0] | {"factor": 1e9}]}, "factor"),
+        (lambda kept: kept | {"servers": [kept["servers"][0] | {"errors": []}]}, "errors"),
+        (lambda kept: [], "no costs"),
+    ],
+)
+def test_what_was_not_kept_so_is_refused(change: Callable[[Any], Any], why: str) -> None:
+    kept = msgspec.json.decode(taught(("a", 1.0)).dumped())
+    with pytest.raises(PredictorError, match=why):
+        NodeCosts.loaded(msgspec.json.encode(change(kept)))

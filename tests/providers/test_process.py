@@ -139,7 +139,7 @@ async def test_a_server_that_is_never_healthy_is_given_up(
 async def test_a_server_that_dies_is_quoted(model: Path, tmp_path: Path) -> None:
     (model / "broken").touch()
     server = VllmServer(model_dir=model, name="m", log=tmp_path / "m.log")
-    with pytest.raises(ReplicaError, match=r"vLLM ended with 1; its log ends:\ncores None\nthis model is broken"):
+    with pytest.raises(ReplicaError, match=r"vLLM m ended with 1; its log ends:\ncores None\nthis model is broken"):
         await server.start()
 
 

@@ -269,6 +269,33 @@ async def test_a_deploy_that_cannot_be_announced_does_not_happen(scene: Scene) -
     await scene.has("a")
 
 
+async def test_a_replica_that_an_earlier_life_deployed_is_taken_over_and_ended_like_our_own(scene: Scene) -> None:
+    replica = a_replica("m-fast-7", url=f"{scene.machine.url}/m-fast-7")
+    scene.provider.running.add("m-fast-7")
+    scene.fleet.adopt(replica, GROUP)
+    await scene.becomes("m-fast-7", "ready")
+    assert scene.fleet.is_elastic("m-fast-7")
+    scene.deploy("m-fast-7")
+    assert await scene.closed() == [("deploy", "failed")]  # it is there already
+    scene.drain("m-fast-7")
+    await scene.becomes("m-fast-7", "gone")
+    await until(lambda: not scene.provider.running, lambda: scene.said)
+    assert scene.started == []
+
+
+async def test_a_replica_of_which_somebody_knows_that_it_is_lost_is_gone_at_once_and_its_remains_are_ended(
+    scene: Scene,
+) -> None:
+    await scene.has("a")
+    scene.fleet.lost("a")
+    assert scene.states["a"] == "gone"
+    scene.fleet.lost("a")  # said twice, and of one that is not known
+    scene.fleet.lost("unknown")
+    await scene.closed(2)
+    assert scene.said.count("gone a") == scene.said.count("retire a") == 1
+    await scene.has_static("a")  # the name is free again
+
+
 async def test_a_drain_that_cannot_be_announced_stays_undone(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     await scene.has("a")
     scene.audit.broken = True

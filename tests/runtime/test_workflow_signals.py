@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from swarmx.core.errors import NotFound, WorkflowError
+from swarmx.core.errors import NotFound, Refused, WorkflowError
 from swarmx.memory.sqlite import SqliteStore
 from swarmx.runtime.workflows import WorkflowRunner
 from swarmx.workflows.events import SignalAwaited, SignalReceived, decode_event
@@ -64,19 +64,36 @@ async def test_of_two_senders_the_first_one_counts_and_the_second_is_told(store:
     await runner.signal(workflow_id, "approve", True, dedup="1", tenant="a")
     while not await signals_of(store, workflow_id):
         await asyncio.sleep(0)
-    with pytest.raises(WorkflowError, match="'approve' has come already; it has one value in a run"):
+    with pytest.raises(Refused, match="'approve' has come already: true; it has one value in a run"):
         await runner.signal(workflow_id, "approve", False, dedup="2", tenant="a")
 
 
+async def test_another_signal_is_refused_also_before_the_owner_has_looked(store: SqliteStore, start: Start) -> None:
+    owner = start(EchoModel(hung=frozenset({"draft"})), exclusive=False)
+    workflow_id = await submit(owner)
+    others = [start(EchoModel(), exclusive=False) for _ in range(2)]
+    assert await others[0].signal(workflow_id, "approve", True, dedup="1", tenant="a") is True
+    for other in others:
+        with pytest.raises(Refused, match="'approve' has come already: true"):
+            await other.signal(workflow_id, "approve", False, dedup="2", tenant="a")
+        assert await other.signal(workflow_id, "approve", True, dedup="1", tenant="a") is False
+    assert await others[1].signal(workflow_id, "note", "late", dedup="3", tenant="a") is True, "another name"
+    assert await signals_of(store, workflow_id) == [], "its owner has not looked"
+    assert len(await store.inputs(workflow_id)) == 2
+
+
 async def test_of_two_that_come_at_once_one_counts_and_nothing_is_stuck(store: SqliteStore, start: Start) -> None:
-    runner = start(EchoModel())
-    workflow_id = await submit(runner)
-    await asyncio.gather(
-        *(runner.signal(workflow_id, "approve", True, dedup=str(number), tenant="a") for number in range(5)),
+    runners = [start(EchoModel(), exclusive=False) for _ in range(2)]
+    workflow_id = await submit(runners[0])
+    told = await asyncio.gather(
+        *(runners[n % 2].signal(workflow_id, "approve", True, dedup=str(n), tenant="a") for n in range(6)),
         return_exceptions=True,
     )
-    assert (await runner.wait(workflow_id, "a")).state == "finished"
-    assert len(await signals_of(store, workflow_id)) == 1
+    assert [type(said) for said in told if said is not True] == [Refused] * 5
+    runners[0].posted(workflow_id)
+    assert (await runners[0].wait(workflow_id, "a")).state == "finished"
+    (counted,) = await signals_of(store, workflow_id)
+    assert counted.signal_id == str(told.index(True)), "the sender who was told so"
     assert await store.inputs(workflow_id) == []
 
 

@@ -69,8 +69,9 @@ async def test_a_turn_of_the_real_model_is_a_valid_call_or_a_named_fallback(mode
     REGISTRY.understand(turn.call)
     assert (turn.source == "rules") == bool(turn.fallback)
     assert turn.outcome in ("no_op", "applied", "open") or turn.outcome.startswith("refused:")
-    assert turn.prompt_tokens > 0
-    assert turn.output_tokens > 0
+    if turn.source != "rules":  # no answer, or one that came too late, has no usage
+        assert turn.prompt_tokens > 0
+        assert turn.output_tokens > 0
     assert office.episode(turn).outcome == turn.outcome
 
 

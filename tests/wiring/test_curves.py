@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from swarmx.core.messages import SignalReported
 from swarmx.neural.checkpoint import save_head
 from swarmx.neural.heads.latency import COMPLETION, TTFT
-from swarmx.wiring.curves import LatencyHeads, latency_heads
+from swarmx.runtime.latency_heads import LatencyHeads, latency_heads
 from tests.agents.worlds import a_replica
 from tests.e2e.fleet import until
 from tests.gateway.whole import MODEL, whole

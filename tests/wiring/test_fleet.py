@@ -79,3 +79,28 @@ def test_a_process_group_without_a_model_in_its_folder_is_an_error(tmp_path: Pat
     settings = parse({"elastic": [{"model": "m", "device": "cpu", "provider": "process", "folder": str(tmp_path)}]})
     with pytest.raises(ConfigError, match="holds no model"):
         elastic_providers(settings, None, NO_TOOLS, Path("logs"))
+
+
+COMFY = {"model": "m", "device": "cpu", "provider": "comfyui", "folder": "none", "graph": "graph.json"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({**COMFY, "graph": None}, "needs folder"),
+        ({**COMFY, "kind": "llm"}, "serves images"),
+        ({**COMFY, "slots": 2}, "serves images"),
+        ({"model": "m", "device": "cpu", "options": ["--cpu"]}, "are for provider"),
+    ],
+)
+def test_a_group_of_comfyui_that_cannot_be_is_an_error(entry: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse({"elastic": [entry]})
+
+
+def test_a_group_of_comfyui_without_a_checkout_is_an_error_and_serves_one_image_at_a_time() -> None:
+    settings = parse({"elastic": [COMFY]})
+    (group,) = groups(settings)
+    assert (group.kind, group.profile.max_batch, group.start_s) == ("image", 1, 30.0)
+    with pytest.raises(ConfigError, match="holds no ComfyUI"):
+        elastic_providers(settings, None, NO_TOOLS, Path("logs"))

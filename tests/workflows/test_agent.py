@@ -196,6 +196,18 @@ def test_an_answer_that_does_not_follow_the_schema_may_be_corrected() -> None:
     assert agent.left["json"] == {"verdict": "yes"}
 
 
+def test_all_of_the_schema_counts_and_the_model_reads_what_is_wrong() -> None:
+    strict = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1}}, "additionalProperties": False}
+    agent = Agent(schema=strict)
+    agent.model("a.1", called(("answer", {"n": 0, "m": 1})))
+    told = agent.body("a.2")["messages"][-1]["content"]
+    assert told.startswith("Error: ")
+    for part in ("the answer: Additional properties are not allowed", "the answer.n: 0 is less than the minimum of 1"):
+        assert part in told
+    agent.model("a.2", called(("answer", {"n": 1})))
+    assert agent.run.nodes["a"].state == "finished"
+
+
 def test_an_answer_in_words_counts_if_it_follows_the_schema_and_is_asked_for_again_if_not() -> None:
     agent = Agent(schema=VERDICT)
     agent.model("a.1", said("Yes, I think."))

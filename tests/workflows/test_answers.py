@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from hashlib import sha256
 from typing import Any
@@ -55,6 +56,59 @@ def test_an_answer_off_the_schema_says_where(text: str, says: str) -> None:
     read = output_of("llm", chat(text), SCHEMA)
     assert isinstance(read, Unusable)
     assert re.search(says, read.error), read.error
+
+
+STRICT = {
+    "type": "object",
+    "properties": {
+        "n": {"type": "integer", "minimum": 1, "maximum": 5},
+        "tags": {"type": "array", "items": {"type": "string", "minLength": 2}, "maxItems": 2, "uniqueItems": True},
+        "id": {"anyOf": [{"type": "string", "const": "x"}, {"type": "null"}]},
+        "code": {"type": "string", "pattern": "^(a+)+$"},
+    },
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"n": 6}', "the answer.n: 6 is greater than the maximum of 5"),
+        ('{"tags": ["ab", "c"]}', "the answer.tags[1]: 'c' is too short"),
+        ('{"tags": ["ab", "ab"]}', "the answer.tags: item 1 is there already"),
+        ('{"id": "y"}', "the answer.id: 'y' is not valid under any of the given schemas"),
+        ('{"m": 1}', "the answer: Additional properties are not allowed ('m' was unexpected)"),
+        ('{"n": 0, "id": 1, "tags": ["a", "b", "c"], "m": 1}', "; and 4 more"),
+    ],
+)
+def test_the_whole_schema_counts(text: str, says: str) -> None:
+    read = output_of("llm", chat(text), STRICT)
+    assert isinstance(read, Unusable)
+    assert says in read.error
+
+
+@pytest.mark.parametrize("text", ['{"n": 5.0, "id": null}', '{"tags": ["ab", "cd"]}', '{"code": "%s!"}' % ("a" * 40)])
+def test_what_follows_the_schema_is_taken_and_no_regular_expression_is_tried(text: str) -> None:
+    assert isinstance(output_of("llm", chat(text), STRICT), Usable)
+
+
+def test_items_are_unique_by_value_and_there_may_be_many() -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "array", "uniqueItems": True}}}
+    many = [{"n": i, "m": [i]} for i in range(20_000)]
+    assert isinstance(output_of("llm", chat(json.dumps({"x": many})), schema), Usable)
+    for last in ({"m": [7.0], "n": 7}, {"m": [19_999], "n": 19_999}):
+        assert isinstance(output_of("llm", chat(json.dumps({"x": [*many, last]})), schema), Unusable)
+
+
+def test_names_that_a_pattern_allows_are_not_refused_for_want_of_it() -> None:
+    schema = {"type": "object", "properties": {}, "patternProperties": {"^x-": {}}, "additionalProperties": False}
+    assert isinstance(output_of("llm", chat('{"x-a": 1}'), schema), Usable)
+
+
+def test_of_what_is_no_schema_by_the_standard_types_and_fields_count() -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": "one"}}, "required": ["n"]}
+    assert isinstance(output_of("llm", chat('{"n": 0}'), schema), Usable)
+    assert isinstance(output_of("llm", chat("{}"), schema), Unusable)
 
 
 def test_an_answer_that_was_cut_off_says_so() -> None:

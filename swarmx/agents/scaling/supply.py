@@ -31,11 +31,14 @@ class Held:
     is_heard_of: bool = True
     is_leaving: bool = False
     drained_at_s: float = -math.inf  # when it was last asked to go
+    doomed_at_s: float | None = None  # when it was heard that its machine is to go, at `leaves_at_s`
+    leaves_at_s: float = math.inf
+    is_adopted: bool = False  # nobody here saw its start
 
     @property
     def counts(self) -> bool:
-        """Whether it serves, or soon will."""
-        return self.state in ("starting", "ready") and not self.is_leaving
+        """Whether it serves, or soon will, and can be counted on."""
+        return self.state in ("starting", "ready") and not self.is_leaving and self.doomed_at_s is None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -94,8 +97,13 @@ class Supply:
             is_heard_of=False,
         )
 
-    def changed(self, replica: Replica, state: ReplicaState, now_s: float) -> Event | None:
-        """Take a change in; tells when a start of ours came to its end, or a replica that served is gone."""
+    def changed(
+        self, replica: Replica, state: ReplicaState, now_s: float, *, group_id: str | None = None
+    ) -> Event | None:
+        """Take a change in; tells when a start of ours came to its end, or a replica that served is gone.
+
+        With `group_id`, one that is not known yet is ours from now on.
+        """
         replica_id = replica.replica_id
         held = self.held.get(replica_id)
         if state == "gone":
@@ -108,19 +116,31 @@ class Supply:
                 return "failed" if held.group is not None else None
             return "lost"
         if held is None:
-            group = self._gone.pop(replica_id, None)
+            group = next((g for g in self.groups if g.group_id == group_id), self._gone.pop(replica_id, None))
             self.held[replica_id] = Held(
-                replica_id=replica_id, profile=replica.profile, group=group, state=state, since_s=now_s
+                replica_id=replica_id,
+                profile=replica.profile,
+                group=group,
+                state=state,
+                since_s=now_s,
+                is_adopted=group_id is not None,
             )
             return None
         held.is_heard_of = True
         if state == held.state:
             return None
-        started = held.state == "starting" and state == "ready" and held.group is not None and not held.is_leaving
+        came_up = held.state == "starting" and state == "ready"
+        started = came_up and held.group is not None and not (held.is_leaving or held.is_adopted)
         if started and held.group is not None:
             self._starts[held.group.group_id].seconds.append(now_s - held.since_s)
         held.state, held.since_s = state, now_s
         return "started" if started else None
+
+    def noticed(self, replica_id: str, deadline_at_s: float | None, now_s: float) -> None:
+        """The machine of a replica is to go; without a deadline, as soon as something stands in for it."""
+        held = self.held[replica_id]
+        held.leaves_at_s = math.inf if deadline_at_s is None else deadline_at_s
+        held.doomed_at_s = now_s if held.doomed_at_s is None else held.doomed_at_s
 
     def forget(self, replica_id: str) -> None:
         """It is gone; should it come back, it is still known whether it is ours."""
@@ -150,7 +170,8 @@ class Supply:
         return sorted(self.groups, key=lambda group: (measure.price(group.profile), group.group_id))
 
     def has_room(self, group: ReplicaGroup) -> bool:
-        return sum(held.group is group for held in self.held.values()) < group.limit
+        """One that is to go anyway takes no place: what stands in for it has to start before it is gone."""
+        return sum(held.group is group and held.doomed_at_s is None for held in self.held.values()) < group.limit
 
     def is_backing_off(self, group: ReplicaGroup, now_s: float) -> bool:
         return now_s < self._starts[group.group_id].not_before_s
@@ -173,13 +194,29 @@ class Supply:
             and now_s - held.since_s > max(floor_s, patience * self.startup_s(held.group) if held.group else 0.0)
         ]
 
-    def unheeded(self, now_s: float) -> list[Held]:
-        """Ours that were to go a while ago and still serve: the audit log could not be written, say."""
+    def due(self, now_s: float, *, drain_s: float) -> list[Held]:
+        """Ours that are to be drained now: by a notice, or again.
+
+        With a notice they go once another has come up, and in time to let calls end. Those that were to go a while ago
+        and still serve are asked again: the audit log could not be written, say.
+        """
         return [
-            held
-            for held in self.held.values()
-            if held.is_leaving and held.state in ("ready", "cordoned") and now_s - held.drained_at_s > _UNHEEDED_S
+            held for held in self.held.values() if self._unheeded(held, now_s) or self._must_go(held, now_s + drain_s)
         ]
+
+    def _unheeded(self, held: Held, now_s: float) -> bool:
+        return held.is_leaving and held.state in ("ready", "cordoned") and now_s - held.drained_at_s > _UNHEEDED_S
+
+    def _must_go(self, held: Held, gone_at_s: float) -> bool:
+        """Whether a replica of ours whose machine is to go had better be drained by now, to be gone at that time."""
+        noticed_s = held.doomed_at_s
+        if noticed_s is None or held.group is None or held.is_leaving or held.state in ("draining", "gone"):
+            return False
+        if held.state == "starting" or gone_at_s >= held.leaves_at_s:
+            return True
+        return any(
+            other.state == "ready" and other.counts and other.since_s > noticed_s for other in self.held.values()
+        )
 
     def startup_s(self, group: ReplicaGroup) -> float:
         """P90 of the start-up times that were seen; the group's own guess before the first."""

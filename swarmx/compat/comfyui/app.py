@@ -18,15 +18,18 @@ from swarmx.compat.comfyui.files_api import FileRoutes
 from swarmx.compat.comfyui.forecasts import JobForecaster, NodeForecaster
 from swarmx.compat.comfyui.front import JobRoutes
 from swarmx.compat.comfyui.info_api import InfoRoutes
+from swarmx.compat.comfyui.kept_costs import KeptCosts
 from swarmx.compat.comfyui.nodes import NodeBook
+from swarmx.compat.comfyui.quotas import Quotas
 from swarmx.compat.comfyui.relay import Relay
 from swarmx.compat.comfyui.runner import JobRunner
 from swarmx.compat.comfyui.scheduling import Scheduler
 from swarmx.compat.comfyui.servers import Servers
 from swarmx.compat.comfyui.settings import FrontSettings
 from swarmx.compat.comfyui.store import JobStore
+from swarmx.compat.comfyui.trail import Trail
 from swarmx.compat.comfyui.validation import error
-from swarmx.core.errors import Forbidden, StoreError, SwarmXError, Unauthorized, Unavailable
+from swarmx.core.errors import ConfigError, Forbidden, StoreError, SwarmXError, Unauthorized, Unavailable
 from swarmx.gateway.keys import Keyring
 from swarmx.runtime.clock import WallClock
 
@@ -37,7 +40,13 @@ BLOCKED = (
     *("manager", "v2", "customnode", "snapshot", "externalmodel", "comfyui_manager", "internal", "userdata", "users"),
     *("settings", "experiment", "view_metadata", "workflow_templates", "global_subgraphs", "i18n"),
 )
-_STATUS: dict[type[SwarmXError], int] = {Unauthorized: 401, Forbidden: 403, StoreError: 503, Unavailable: 503}
+_STATUS: dict[type[SwarmXError], int] = {
+    ConfigError: 400,
+    Unauthorized: 401,
+    Forbidden: 403,
+    StoreError: 503,
+    Unavailable: 503,
+}
 
 
 @asynccontextmanager
@@ -58,14 +67,22 @@ async def running(
         )
         book = NodeBook(settings.allow, hidden=PREFIX)
         servers = Servers(settings, session, book)
-        files = Files(store, servers)
+        trail = Trail(folder if settings.audit else None)
+        await trail.open()
+        stack.push_async_callback(trail.close)
+        store.on_decision = trail.decided
+        kept = KeptCosts(folder)
+        costs = await asyncio.to_thread(kept.read)
+        stack.push_async_callback(kept.write, costs)
+        files = Files(store, servers, settings.tenant)
         await files.open()
         scheduler = Scheduler(
-            forecaster or NodeForecaster(),
+            forecaster or NodeForecaster(costs),
             policy=settings.policy,
             parameters=settings.parameters,
             weights={name: tenant.weight for name, tenant in settings.tenants.items()},
         )
+        quotas = Quotas(settings=settings, store=store, files=files, servers=servers, clock=clock.now_s)
         runner = JobRunner(
             settings=settings,
             store=store,
@@ -82,6 +99,8 @@ async def running(
             runner=runner,
             book=book,
             files=files,
+            quotas=quotas,
+            trail=trail,
             clock=clock.now_s,
             seq=await store.last_seq(),
         )
@@ -98,7 +117,9 @@ async def running(
         routes = [
             *jobs.routes(),
             *FileRoutes(files=files, store=store, servers=servers, max_upload_bytes=settings.max_upload_bytes).routes(),
-            *InfoRoutes(servers=servers, book=book, scheduler=scheduler, store=store, relay=relay).routes(),
+            *InfoRoutes(
+                servers=servers, book=book, scheduler=scheduler, store=store, relay=relay, trail=trail
+            ).routes(),
         ]
 
         async def events(request: web.Request) -> web.StreamResponse:
@@ -124,7 +145,13 @@ async def running(
                 app.router.add_route("*", f"{prefix}/{name}{{rest:(/.*)?}}", _blocked)
         await runner.recover(await store.open_jobs())
         stack.push_async_callback(runner.close)
-        for work, name in ((servers.run(), "servers"), (runner.run(), "jobs")):
+        for name, work in (
+            ("servers", servers.run()),
+            ("jobs", runner.run()),
+            ("costs", kept.run(costs)),
+            ("quotas", quotas.run()),
+            ("audit", trail.run()),
+        ):
             task = asyncio.create_task(work, name=f"comfyui {name}")
             stack.push_async_callback(_ended, task)
         yield app
@@ -157,7 +184,7 @@ async def _answered(
         return refusal(400, bad.problem)
     except SwarmXError as problem:
         status = next((status for kind, status in _STATUS.items() if isinstance(problem, kind)), 500)
-        kind = {401: "unauthorized", 403: "forbidden"}.get(status, "unavailable")
+        kind = {400: "invalid_query", 401: "unauthorized", 403: "forbidden"}.get(status, "unavailable")
         headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
         return refusal(status, error(kind, str(problem)), headers)
     except (ConnectionError, asyncio.CancelledError):

@@ -20,7 +20,8 @@ _RETRY_S = 0.5
 _PREVIEW, _PREVIEW_WITH_METADATA = 1, 4
 _IMAGE_TYPES = {"image/jpeg": 1, "image/png": 2}
 
-OnEvent = Callable[[str, dict[str, Any]], None]
+OnEvent = Callable[[str, dict[str, Any], str], None]
+"""Hears the type and the data of an event, and its text as it came."""
 OnBinary = Callable[[bytes], None]
 
 
@@ -61,7 +62,7 @@ class Listener:
         elif message.type is aiohttp.WSMsgType.TEXT:
             event = event_of(message.data)
             if event is not None:
-                self._on_event(*event)
+                self._on_event(*event, message.data)
 
 
 def event_of(text: str) -> tuple[str, dict[str, Any]] | None:
@@ -80,6 +81,16 @@ def prompt_of(frame: bytes) -> str | None:
     metadata = _metadata(frame)
     found = metadata.get("prompt_id") if metadata else None
     return found if isinstance(found, str) else None
+
+
+def renamed(frame: bytes, prompt_id: str) -> bytes:
+    """The frame as one of this job, if it says to which one it belongs."""
+    metadata = _metadata(frame)
+    if metadata is None or "prompt_id" not in metadata:
+        return frame
+    about = msgspec.json.encode(metadata | {"prompt_id": prompt_id})
+    image = frame[8 + int.from_bytes(frame[4:8], "big") :]
+    return frame[:4] + len(about).to_bytes(4, "big") + about + image
 
 
 def without_metadata(frame: bytes) -> bytes | None:

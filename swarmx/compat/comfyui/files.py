@@ -7,14 +7,17 @@ that loads it, can be given back.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import PurePosixPath
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from swarmx.compat.comfyui.graph import Graph, file_name, with_inputs
 from swarmx.compat.comfyui.jobs import Job
 from swarmx.compat.comfyui.server import ComfyServer, ServerAway
+from swarmx.compat.comfyui.settings import TenantSettings
 from swarmx.compat.comfyui.store import JobStore, Upload, digest_of
 
 MARK = "~"
@@ -30,12 +33,26 @@ class BadName(Exception):
     """A name of a file or folder that cannot be one."""
 
 
+class QuotaFull(Exception):
+    """The tenant has uploaded as much as it may; with `never`, the file alone is more than that."""
+
+    def __init__(self, detail: str, *, never: bool) -> None:
+        super().__init__(detail)
+        self.never = never
+
+
 class Files:
     """The uploads of all tenants, and which server has a copy of which content."""
 
-    def __init__(self, store: JobStore, servers: Mapping[str, ComfyServer]) -> None:
+    def __init__(
+        self, store: JobStore, servers: Mapping[str, ComfyServer], owed: Callable[[str], TenantSettings]
+    ) -> None:
         self._store = store
         self._servers = servers
+        self._owed = owed
+        self._sizes: dict[str, int] = {}  # of contents, by hash
+        self._kept: Counter[str] = Counter()  # files by tenant
+        self._kept_bytes: Counter[str] = Counter()
         self._uploads: dict[tuple[str, str, str], Upload] = {}  # by tenant, folder and path
         self._keeping = asyncio.Lock()  # two uploads of one name at a time: the second gets a number
         self._copied: dict[str, set[str]] = {}
@@ -44,12 +61,17 @@ class Files:
     async def open(self) -> None:
         """Read what was uploaded before."""
         for upload in await self._store.uploads():
-            self._uploads[upload.tenant, upload.folder, upload.path] = upload
+            path = self._store.content(upload.sha256)
+            self._sizes[upload.sha256] = path.stat().st_size if path.exists() else 0
+            self._put(upload)
 
     async def keep(
         self, tenant: str, folder: str, subfolder: str, name: str, data: bytes, *, overwrite: bool
     ) -> Upload:
-        """Keep an upload. A name that is taken by another content gets a number, as on a ComfyUI server."""
+        """Keep an upload. A name that is taken by another content gets a number, as on a ComfyUI server.
+
+        Raises BadName, QuotaFull, StoreError.
+        """
         if folder not in FOLDERS:
             raise BadName(f"the type of a file is one of {', '.join(FOLDERS)}, not {folder!r}")
         subfolder = _subfolder(subfolder)
@@ -66,9 +88,57 @@ class Files:
                     break
                 count += 1
                 wanted = f"{stem} ({count}){suffix}"
+            self._check_room(tenant, known, len(data))
             await self._store.keep_upload(upload, data)
-            self._uploads[tenant, folder, upload.path] = upload
+            await asyncio.to_thread(os.utime, self._store.content(digest))  # it may have been there for long
+            self._sizes[digest] = len(data)
+            self._put(upload)
         return upload
+
+    async def forget(self, before_s: float) -> None:
+        """Uploads whose content nobody has kept or used since then (Unix seconds) are no more."""
+        async with self._keeping:
+            used_s = await asyncio.to_thread(self._used_s)
+            gone = [upload for upload in self._uploads.values() if used_s.get(upload.sha256, 0.0) < before_s]
+            if not gone:
+                return
+            await self._store.forget_uploads(gone)
+            for upload in gone:
+                self._take(upload)
+            left = {upload.sha256 for upload in self._uploads.values()}
+            for digest in {upload.sha256 for upload in gone} - left:
+                del self._sizes[digest]
+                await asyncio.to_thread(self._store.content(digest).unlink, missing_ok=True)
+
+    def _check_room(self, tenant: str, known: Upload | None, size: int) -> None:
+        """Whether a file may be kept, in the place of the known one. Raises QuotaFull."""
+        owed = self._owed(tenant)
+        if size > owed.max_uploaded_bytes:
+            detail = f"the file has {size} bytes, all uploads together may have {owed.max_uploaded_bytes}"
+            raise QuotaFull(detail, never=True)
+        files = self._kept[tenant] + (known is None)
+        total = self._kept_bytes[tenant] + size - (0 if known is None else self._sizes[known.sha256])
+        if files > owed.max_uploads or total > owed.max_uploaded_bytes:
+            detail = f"it would be {files} files of {owed.max_uploads}, {total} bytes of {owed.max_uploaded_bytes}"
+            raise QuotaFull(detail, never=False)
+
+    def _put(self, upload: Upload) -> None:
+        before = self._uploads.get((upload.tenant, upload.folder, upload.path))
+        if before is not None:
+            self._take(before)
+        self._uploads[upload.tenant, upload.folder, upload.path] = upload
+        self._kept[upload.tenant] += 1
+        self._kept_bytes[upload.tenant] += self._sizes[upload.sha256]
+
+    def _take(self, upload: Upload) -> None:
+        del self._uploads[upload.tenant, upload.folder, upload.path]
+        self._kept[upload.tenant] -= 1
+        self._kept_bytes[upload.tenant] -= self._sizes[upload.sha256]
+
+    def _used_s(self) -> dict[str, float]:
+        """When each content was kept or used last: the time of its file."""
+        paths = {digest: self._store.content(digest) for digest in list(self._sizes)}
+        return {digest: path.stat().st_mtime for digest, path in paths.items() if path.exists()}
 
     def names(self, tenant: str) -> NamesOf:
         """The files that a graph of the tenant may name."""
@@ -120,9 +190,9 @@ class Files:
             if owner is not None and owner[0] == server.name:
                 changes[node_id, name] = f"{owner[1]} [{_made_in(folder)}]"
                 continue
-            data = await self._content(job.tenant, folder, path)
+            data = await self.content(job.tenant, folder, path)
             if data is not None:  # else it was deleted: the server says so in its own words
-                changes[node_id, name] = await self._copy(server, path, data)
+                changes[node_id, name] = await self.copy(server, path, data)
         return with_inputs(job.graph, changes)
 
     async def masked(self, tenant: str, folder: str, path: str, mask: bytes, server: ComfyServer) -> bytes:
@@ -131,24 +201,24 @@ class Files:
         Raises BadName where there is no such picture, or the server cannot read one of them; ServerAway.
         """
         seen = await self.may_load(tenant, f"{path} [{folder}]")
-        picture = await self._content(tenant, folder, path) if seen else None
+        picture = await self.content(tenant, folder, path) if seen else None
         if picture is None:
             raise BadName(f"there is no picture {path[:200]!r} to paint the mask into")
         name = f"{PREFIX}{digest_of(picture + mask)[:32]}.png"
-        painted = await server.masked(await self._copy(server, path, picture), mask, name)
+        painted = await server.masked(await self.copy(server, path, picture), mask, name)
         if painted is None:
             raise BadName(f"the server cannot paint the mask into {path[:200]!r}")
         return painted
 
-    async def _content(self, tenant: str, folder: str, path: str) -> bytes | None:
+    async def content(self, tenant: str, folder: str, path: str) -> bytes | None:
         """What is in an output of a server, or an upload; None where that is not there. Raises ServerAway."""
         owner = self.owner_of(path)
         if owner is not None:
             return await self._fetch(self._servers[owner[0]], owner[1], _made_in(folder))
         upload = self.find(tenant, folder, path)
-        return None if upload is None else await asyncio.to_thread(self._store.content(upload.sha256).read_bytes)
+        return None if upload is None else await asyncio.to_thread(_read, self._store.content(upload.sha256))
 
-    async def _copy(self, server: ComfyServer, path: str, data: bytes) -> str:
+    async def copy(self, server: ComfyServer, path: str, data: bytes) -> str:
         """Put the content onto the server under a name that is the same for the same content."""
         suffix = PurePosixPath(path).suffix
         name = f"{PREFIX}{(await asyncio.to_thread(digest_of, data))[:32]}{suffix if _SUFFIX.fullmatch(suffix) else ''}"
@@ -207,6 +277,15 @@ def files_in(output: Any) -> Iterator[tuple[str, str, str]]:
     elif isinstance(output, list):
         for value in output:
             yield from files_in(value)
+
+
+def _read(path: Path) -> bytes | None:
+    """The content of an upload, which has been used by that; None where it has just been forgotten."""
+    try:
+        os.utime(path)
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _made_in(folder: str) -> str:

@@ -10,12 +10,14 @@ import msgspec
 from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from swarmx.compat.comfyui.answers import refusal
 from swarmx.compat.comfyui.auth import KEY, require
-from swarmx.compat.comfyui.files import BadName, Files
+from swarmx.compat.comfyui.files import BadName, Files, QuotaFull
 from swarmx.compat.comfyui.graph import file_name
 from swarmx.compat.comfyui.server import ServerAway
 from swarmx.compat.comfyui.servers import Servers
 from swarmx.compat.comfyui.store import JobStore
+from swarmx.compat.comfyui.validation import error
 
 _PASSED_ON = ("Range", "If-Range", "If-None-Match", "If-Modified-Since")
 _PASSED_BACK = ("Content-Type", "Content-Length", "Content-Range", "Accept-Ranges", "Content-Disposition", "ETag")
@@ -73,6 +75,10 @@ class FileRoutes:
             )
         except BadName as bad:
             raise web.HTTPBadRequest(text=str(bad)) from None
+        except QuotaFull as full:
+            if full.never:
+                return refusal(413, error("file_too_large", "the file is larger than all uploads may be", str(full)))
+            return refusal(429, error("upload_quota", "the files of earlier uploads fill the quota", str(full)))
         return web.json_response({"name": upload.name, "subfolder": upload.subfolder, "type": upload.folder})
 
     async def view(self, request: web.Request) -> web.StreamResponse:

@@ -61,6 +61,16 @@ class JobFacts:
             signatures=frozenset(names.values()),
         )
 
+    def only(self, wanted: AbstractSet[str]) -> JobFacts:
+        """Of these nodes alone."""
+        nodes = {node_id: node for node_id, node in self.nodes.items() if node_id in wanted}
+        return JobFacts(
+            key=self.key,
+            nodes=nodes,
+            models=frozenset[str]().union(*(node.loads for node in nodes.values())),
+            signatures=frozenset(node.signature for node in nodes.values()),
+        )
+
 
 @dataclass(slots=True, kw_only=True)
 class ServerState:
@@ -124,8 +134,8 @@ class NodeForecaster:
     what its nodes took, each is taken for its share of the job.
     """
 
-    def __init__(self) -> None:
-        self._costs = NodeCosts()
+    def __init__(self, costs: NodeCosts | None = None) -> None:
+        self._costs = costs or NodeCosts()
 
     def forecast(self, facts: JobFacts, server: ServerState) -> Forecast:
         return self._costs.forecast(server.name, [*_to_run(facts, server), _REST])

@@ -14,17 +14,20 @@ from aiohttp import web
 from swarmx.compat.comfyui.answers import answer, read_json, refusal, whole_number
 from swarmx.compat.comfyui.auth import require
 from swarmx.compat.comfyui.files import Files
-from swarmx.compat.comfyui.jobs import Job, State, is_canonical
-from swarmx.compat.comfyui.jobs_api import detailed, overview
+from swarmx.compat.comfyui.jobs import ENDED, Job, State, is_canonical
+from swarmx.compat.comfyui.jobs_api import brief, detailed, page_of
 from swarmx.compat.comfyui.nodes import NodeBook
+from swarmx.compat.comfyui.quotas import Quotas
 from swarmx.compat.comfyui.runner import JobRunner
 from swarmx.compat.comfyui.scheduling import Scheduler
 from swarmx.compat.comfyui.settings import FrontSettings
-from swarmx.compat.comfyui.store import JobStore, StoredJob
+from swarmx.compat.comfyui.store import JobLine, JobStore, StoredJob
+from swarmx.compat.comfyui.trail import Trail
 from swarmx.compat.comfyui.validation import Accepted, Rejected, error, validate
 from swarmx.gateway.keys import Key
 
 _PAGE = 10_000
+_TOLD = 100  # ids that one note of the audit log names
 
 
 class JobRoutes:
@@ -39,6 +42,8 @@ class JobRoutes:
         runner: JobRunner,
         book: NodeBook,
         files: Files,
+        quotas: Quotas,
+        trail: Trail,
         clock: Callable[[], float],
         seq: int,
     ) -> None:
@@ -48,6 +53,8 @@ class JobRoutes:
         self._runner = runner
         self._book = book
         self._files = files
+        self._quotas = quotas
+        self._trail = trail
         self._clock = clock
         self._seq = seq
         self._accepting: Counter[str] = Counter()  # jobs on their way into the store, by tenant
@@ -101,6 +108,9 @@ class JobRoutes:
             return refusal(400, self._nobody(job))
         if not await self._may_load(key, job):
             return refusal(400, error("invalid_prompt", "the graph loads a file that is not its client's"))
+        filled = await self._quotas.outputs_full(key.tenant)
+        if filled is not None:
+            return refusal(429, filled, {"Retry-After": "3600"})
         full = self._full(key)
         if full is not None:
             return full
@@ -203,20 +213,20 @@ class JobRoutes:
 
     async def change_queue(self, request: web.Request) -> web.Response:
         """Take out jobs that wait: those named by id, or with `clear` all of the tenant."""
-        tenant = _touches(require(request, "submit"))
+        key = require(request, "submit")
         body = _dict(await read_json(request, self._settings.max_prompt_bytes))
         wanted = _ids(body.get("delete"))
         if body.get("clear"):
-            wanted = [job.prompt_id for job in self._scheduler.waiting(tenant)]
-        await self._runner.cancel(wanted, tenant=tenant, running=False)
+            wanted = [job.prompt_id for job in self._scheduler.waiting(_touches(key))]
+        await self._stop(key, wanted, running=False)
         return web.Response()
 
     async def interrupt(self, request: web.Request) -> web.Response:
         """Stop the running job of this id, or all running jobs of the tenant."""
-        tenant = _touches(require(request, "submit"))
+        key = require(request, "submit")
         wanted = _dict(await read_json(request, 65_536, lenient=True)).get("prompt_id")
-        found = [job.prompt_id for job in self._runner.running(tenant) if wanted in (None, "", job.prompt_id)]
-        await self._runner.cancel(found, tenant=tenant)
+        found = [job.prompt_id for job in self._runner.running(_touches(key)) if wanted in (None, "", job.prompt_id)]
+        await self._stop(key, found)
         return web.Response()
 
     # History
@@ -226,12 +236,12 @@ class JobRoutes:
         limit, offset = whole_number(request, "max_items"), whole_number(request, "offset")
         limit = None if limit is None else max(0, min(_PAGE, limit))
         rows = await self._store.history(tenant, limit=limit, offset=-1 if offset is None else offset)
-        entries = (_entry(row) for row in rows if row.history)
+        entries = (_entry(prompt_id, history) for prompt_id, history in rows if history)
         return web.Response(body=b"{" + b",".join(entries) + b"}", content_type="application/json")
 
     async def one_history(self, request: web.Request) -> web.Response:
         row = await self._store.job(request.match_info["prompt_id"], require(request, "read").sees)
-        entry = _entry(row) if row is not None and row.history else b""
+        entry = _entry(row.job.prompt_id, row.history) if row is not None and row.history else b""
         return web.Response(body=b"{" + entry + b"}", content_type="application/json")
 
     async def change_history(self, request: web.Request) -> web.Response:
@@ -243,11 +253,20 @@ class JobRoutes:
     # The jobs API
 
     async def jobs(self, request: web.Request) -> web.Response:
+        """A page of all jobs. Only those that it shows are read."""
         tenant = require(request, "read").sees
-        rows = [await self._open(job, "in_progress") for job in self._runner.running(tenant)]
-        rows += [await self._open(job, "pending") for job in self._scheduler.waiting(tenant)]
-        rows += (await self._store.history(tenant, limit=_PAGE, offset=-1))[::-1]
-        return overview(rows, request)
+        running, pending = self._runner.running(tenant), list(self._scheduler.waiting(tenant))
+        lines = {job.prompt_id: JobLine(job.prompt_id, "in_progress", job.created_s, None, None) for job in running}
+        lines |= {job.prompt_id: JobLine(job.prompt_id, "pending", job.created_s, None, None) for job in pending}
+        lines |= {line.prompt_id: line for line in await self._store.ended_lines(tenant)}  # some may have ended by now
+        try:
+            page = page_of(list(lines.values()), request.query)
+        except ValueError as wrong:
+            return answer({"error": str(wrong)}, status=400)
+        ended = await self._store.some([line.prompt_id for line in page.lines if line.state in ENDED])
+        rows = {job.prompt_id: _open(job, lines[job.prompt_id].state) for job in (*running, *pending)} | ended
+        shown = [brief(rows[line.prompt_id]) for line in page.lines if line.prompt_id in rows]  # else it was cleared
+        return answer({"jobs": shown, "pagination": page.pagination})
 
     async def job(self, request: web.Request) -> web.Response:
         row = await self._store.job(request.match_info["prompt_id"], require(request, "read").sees)
@@ -255,26 +274,32 @@ class JobRoutes:
 
     async def cancel(self, request: web.Request) -> web.Response:
         """Cancel a job, wherever it is; one that has ended stays as it is."""
-        tenant = _touches(require(request, "submit"))
-        prompt_id = request.match_info["prompt_id"]
-        row = await self._store.job(prompt_id, tenant)
+        key, prompt_id = require(request, "submit"), request.match_info["prompt_id"]
+        row = await self._store.job(prompt_id, _touches(key))
         if row is None:
             return _no_job()
-        return answer({"cancelled": bool(await self._runner.cancel([prompt_id], tenant=tenant))})
+        return answer({"cancelled": bool(await self._stop(key, [prompt_id]))})
 
     async def cancel_many(self, request: web.Request) -> web.Response:
-        tenant = _touches(require(request, "submit"))
+        key = require(request, "submit")
         body = _dict(await read_json(request, self._settings.max_prompt_bytes))
-        wanted = _ids(body.get("job_ids"))
-        cancelled = await self._runner.cancel(wanted, tenant=tenant)
+        cancelled = await self._stop(key, _ids(body.get("job_ids")))
         return answer({"cancelled": bool(cancelled), "job_ids": cancelled})
 
-    async def _open(self, job: Job, state: State) -> StoredJob:
-        return StoredJob(job=job, state=state, server=None, attempts=0, started_s=None, ended_s=None, history=None)
+    async def _stop(self, key: Key, prompt_ids: list[str], *, running: bool = True) -> list[str]:
+        """The jobs that end by it. What the key may not stop, or has ended, is left out."""
+        stopped = await self._runner.cancel(prompt_ids, tenant=_touches(key), running=running)
+        if stopped:
+            self._trail.asked(key, "stop", {"jobs": stopped[:_TOLD], "count": len(stopped)})
+        return stopped
 
 
-def _entry(row: StoredJob) -> bytes:
-    return msgspec.json.encode(row.job.prompt_id) + b":" + (row.history or b"{}")
+def _open(job: Job, state: State) -> StoredJob:
+    return StoredJob(job=job, state=state, server=None, attempts=0, started_s=None, ended_s=None, history=None)
+
+
+def _entry(prompt_id: str, history: bytes) -> bytes:
+    return msgspec.json.encode(prompt_id) + b":" + history
 
 
 def _touches(key: Key) -> str | None:

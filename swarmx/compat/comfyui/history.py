@@ -1,4 +1,4 @@
-"""What `/history` shows of a job that has ended, as JSON."""
+"""What `/history` shows of a job that has ended, as JSON, and the ends that no server told."""
 
 from __future__ import annotations
 
@@ -6,17 +6,45 @@ from typing import Any
 
 import msgspec
 
-from swarmx.compat.comfyui.jobs import Job
+from swarmx.compat.comfyui.jobs import Event, Job, Outcome, State
 
 
-def shown(job: Job, outputs: Any, status: Any, meta: Any, facts: dict[str, Any]) -> bytes:
-    """A job that a server ran to its end. `facts` are ours: where it ran, how long it waited."""
-    entry = {"prompt": job.row(), "outputs": outputs, "status": status, "meta": meta or {}, "swarmx": facts}
+def shown(job: Job, outcome: Outcome) -> bytes:
+    """The entry of a job; empty for one that ended before it began."""
+    if not outcome.status:
+        return b""
+    entry = {
+        "prompt": job.row(),
+        "outputs": outcome.outputs,
+        "status": outcome.status,
+        "meta": outcome.meta,
+        "swarmx": outcome.facts,
+    }
     return msgspec.json.encode(entry)
 
 
-def given_up(job: Job, kind: str, detail: str) -> tuple[bytes, dict[str, Any]]:
-    """A job that no server ran to its end, and the event that tells its client."""
+def outcome_of(
+    entry: dict[str, Any], outputs: dict[str, Any], facts: dict[str, Any], told: list[Event], *, cancelled: bool
+) -> Outcome:
+    """What became of a job that its server kept so. It is cancelled where we wanted that and the server stopped."""
+    kept = entry.get("status")
+    status: dict[str, Any] = kept if isinstance(kept, dict) else {}
+    messages = status.get("messages")
+    rows = messages if isinstance(messages, list) else []
+    stopped = any(isinstance(row, list) and row and row[0] == "execution_interrupted" for row in rows)
+    state: State = "completed" if succeeded(entry) else "cancelled" if stopped and cancelled else "failed"
+    meta = entry.get("meta") or {}
+    return Outcome(state=state, outputs=outputs, status=status, meta=meta, facts=facts, told=told)
+
+
+def succeeded(entry: dict[str, Any]) -> bool:
+    """Whether the server ran the job to its end."""
+    status = entry.get("status")
+    return isinstance(status, dict) and status.get("status_str") == "success"
+
+
+def given_up(job: Job, kind: str, detail: str, **more: Any) -> Outcome:
+    """A job that no server ran to its end; its client hears `more`, too."""
     data: dict[str, Any] = {
         "prompt_id": job.prompt_id,
         "node_id": None,
@@ -29,12 +57,13 @@ def given_up(job: Job, kind: str, detail: str) -> tuple[bytes, dict[str, Any]]:
         "current_outputs": [],
     }
     status = {"status_str": "error", "completed": False, "messages": [["execution_error", data]]}
-    return shown(job, {}, status, {}, {"server": None}), data
+    told = [("execution_error", data | more)]
+    return Outcome(state="failed", status=status, facts={"server": None}, told=told)
 
 
-def refused_by_server(job: Job, body: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+def refused_by_server(job: Job, body: dict[str, Any]) -> Outcome:
     """A job that no server took, though it looked right when it was accepted."""
     found = body.get("error")
     message = found.get("message") if isinstance(found, dict) else None
-    history, data = given_up(job, "GraphRefused", f"no server takes the graph: {message or 'no reason given'}")
-    return history, data | {"node_errors": body.get("node_errors", {})}
+    detail = f"no server takes the graph: {message or 'no reason given'}"
+    return given_up(job, "GraphRefused", detail, node_errors=body.get("node_errors", {}))

@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from swarmx.agents.counterfactual import explain_instead, instead
 from swarmx.agents.explain import explain
+from swarmx.agents.policies import make_policy
 from swarmx.compat.comfyui.answers import answer, read_json
 from swarmx.compat.comfyui.auth import require
 from swarmx.compat.comfyui.nodes import NodeBook
@@ -17,6 +19,8 @@ from swarmx.compat.comfyui.scheduling import Scheduler
 from swarmx.compat.comfyui.server import ServerAway
 from swarmx.compat.comfyui.servers import Servers
 from swarmx.compat.comfyui.store import JobStore
+from swarmx.compat.comfyui.trail import Trail
+from swarmx.core.nouns import Decision
 
 _HIDDEN = ("argv", "embedded_python")
 
@@ -25,13 +29,21 @@ class InfoRoutes:
     """All servers together answer as one."""
 
     def __init__(
-        self, *, servers: Servers, book: NodeBook, scheduler: Scheduler, store: JobStore, relay: Relay
+        self,
+        *,
+        servers: Servers,
+        book: NodeBook,
+        scheduler: Scheduler,
+        store: JobStore,
+        relay: Relay,
+        trail: Trail,
     ) -> None:
         self._servers = servers
         self._book = book
         self._scheduler = scheduler
         self._store = store
         self._relay = relay
+        self._trail = trail
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -46,6 +58,7 @@ class InfoRoutes:
             web.post("/free", self.free),
             web.get("/swarmx/servers", self.servers),
             web.get("/swarmx/why/{prompt_id}", self.why),
+            web.get("/v1/calls/{prompt_id}/why", self.why),  # where `swarmx why` asks
         ]
 
     async def object_info(self, request: web.Request) -> web.Response:
@@ -99,13 +112,14 @@ class InfoRoutes:
 
     async def free(self, request: web.Request) -> web.Response:
         """Have every server free its memory."""
-        require(request, "control")
+        key = require(request, "control")
         body = await read_json(request, 65_536)
         wanted = body if isinstance(body, dict) else {}
         up = [name for name in self._servers if self._servers.is_up(name)]
         await asyncio.gather(*(self._servers[name].free(wanted) for name in up), return_exceptions=True)
         for name in up:
             self._scheduler.states[name].forget()
+        self._trail.asked(key, "free", {"servers": up})
         return web.Response()
 
     async def servers(self, request: web.Request) -> web.Response:
@@ -118,7 +132,7 @@ class InfoRoutes:
                 {
                     "name": name,
                     "up": self._servers.is_up(name),
-                    "running": running.waiting.job.prompt_id if running else None,
+                    "running": running.waiting.job.shown_id if running else None,
                     "resident": list(state.resident) if state else [],
                     "cached_nodes": len(state.cached) if state else 0,
                 }
@@ -126,13 +140,15 @@ class InfoRoutes:
         return answer({"servers": rows, "waiting": len(self._scheduler)})
 
     async def why(self, request: web.Request) -> web.Response:
-        """Attempt by attempt: where a job went, and what spoke for it."""
+        """Attempt by attempt: where a job went, and what spoke for it; with `policy`, also what that one had done."""
         key, prompt_id = require(request, "read"), request.match_info["prompt_id"]
+        policy = request.query.get("policy")
+        if policy is not None:
+            make_policy(policy)
         if await self._store.job(prompt_id, key.sees) is None:
             raise web.HTTPNotFound
         decisions = await self._store.decisions(prompt_id)
-        rows = [{"explanation": explain(d), "decision": msgspec.to_builtins(d)} for d in decisions]
-        return answer({"call_id": prompt_id, "decisions": rows})
+        return answer({"call_id": prompt_id, "decisions": [_why(decision, policy) for decision in decisions]})
 
     async def _all_of(self, path: str) -> list[Any]:
         """The union of what the servers list at a path."""
@@ -145,3 +161,11 @@ class InfoRoutes:
             if isinstance(found, list):
                 merged |= dict.fromkeys(row for row in found if isinstance(row, str))
         return list(merged)
+
+
+def _why(decision: Decision, policy: str | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"explanation": explain(decision), "decision": decision}
+    if policy is not None:
+        other = instead(decision, policy)
+        row["instead"] = msgspec.to_builtins(other) | {"explanation": explain_instead(decision, other)}
+    return row

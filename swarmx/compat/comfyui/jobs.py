@@ -12,6 +12,8 @@ from swarmx.compat.comfyui.graph import Graph
 
 State = Literal["pending", "in_progress", "completed", "failed", "cancelled"]
 """In the words of ComfyUI's jobs API."""
+Event = tuple[str, dict[str, Any]]
+"""The type and the data of what a server or this front says over a websocket."""
 ENDED: frozenset[State] = frozenset({"completed", "failed", "cancelled"})
 
 _CANONICAL = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -19,11 +21,21 @@ _CANONICAL = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-
 _SECRETS = frozenset({"auth_token_comfy_org", "api_key_comfy_org"})
 
 
+class PartOf(msgspec.Struct, frozen=True, kw_only=True):
+    """Which part it is, of the job `of`. One that `saves` makes the latent that the one that `loads` needs."""
+
+    of: str
+    number: int
+    saves: bool = False
+    loads: bool = False
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What a client submitted, and what is needed to run it: stored before the client hears of it.
 
     `order` is (number, how-manieth): lower ones of the same tenant and priority go first. `able` is not kept: which
-    servers can run it is asked anew after a restart. Times are Unix seconds.
+    servers can run it is asked anew after a restart. Times are Unix seconds. With `part`, it is a piece of a job that
+    runs on several servers, and no client knows of it.
     """
 
     prompt_id: str
@@ -38,6 +50,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[str, ...]
     files: frozenset[tuple[str, str]]
     created_s: float
+    part: PartOf | None = None
+
+    @property
+    def shown_id(self) -> str:
+        """The id under which its client knows it."""
+        return self.prompt_id if self.part is None else self.part.of
 
     @property
     def order(self) -> tuple[float, int]:
@@ -51,6 +69,21 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def shared_extra(self) -> dict[str, Any]:
         """`extra` without secrets."""
         return {key: value for key, value in self.extra.items() if key not in _SECRETS}
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a job, or of a part of one: what its server kept of it, with files named as the server's.
+
+    `facts` are ours: where it ran, how long it waited. `told` are the last events, which its client hears once this is
+    stored; one without a status ended before it began.
+    """
+
+    state: State
+    outputs: dict[str, Any] = {}
+    status: dict[str, Any] = {}
+    meta: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    told: list[Event] = []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

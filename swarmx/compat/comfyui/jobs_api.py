@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from aiohttp import web
 
-from swarmx.compat.comfyui.answers import answer
 from swarmx.compat.comfyui.files import files_in
 from swarmx.compat.comfyui.jobs import ENDED
-from swarmx.compat.comfyui.store import StoredJob
+from swarmx.compat.comfyui.store import JobLine, StoredJob
 
 _STATES = ("pending", "in_progress", "completed", "failed", "cancelled")
 _MOST = 1000
 _SORTS = ("created_at", "execution_duration")
 
 
-def overview(rows: list[StoredJob], request: web.Request) -> web.Response:
-    """One page of jobs, by the query's `status`, `sort_by`, `sort_order`, `limit` and `offset`."""
-    query = request.query
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Which jobs a list shows, and what it says of the rest."""
+
+    lines: list[JobLine]
+    pagination: dict[str, Any]
+
+
+def page_of(lines: list[JobLine], query: Mapping[str, str]) -> Page:
+    """One page of jobs, by the query's `status`, `sort_by`, `sort_order`, `limit` and `offset`. Raises ValueError."""
     wanted = [s for s in query.get("status", "").split(",") if s] or list(_STATES)
     sort_by, order = query.get("sort_by", "created_at"), query.get("sort_order", "desc")
     try:
         limit, offset = int(query.get("limit", _MOST)), int(query.get("offset", 0))
     except ValueError:
-        return _bad("limit and offset are whole numbers")
+        raise ValueError("limit and offset are whole numbers") from None
     if any(state not in _STATES for state in wanted):
-        return _bad(f"status is one or several of {', '.join(_STATES)}")
+        raise ValueError(f"status is one or several of {', '.join(_STATES)}")
     if sort_by not in _SORTS or order not in ("asc", "desc"):
-        return _bad(f"sort_by is one of {', '.join(_SORTS)}, sort_order asc or desc")
+        raise ValueError(f"sort_by is one of {', '.join(_SORTS)}, sort_order asc or desc")
     if limit < 1 or offset < 0:
-        return _bad("limit is at least 1, offset at least 0")
+        raise ValueError("limit is at least 1, offset at least 0")
     limit = min(limit, _MOST)
-    found = [row for row in rows if row.state in wanted]
+    found = [line for line in lines if line.state in wanted]
     found.sort(key=_created if sort_by == "created_at" else _duration, reverse=order == "desc")
     page = found[offset : offset + limit]
     more = offset + len(page) < len(found)
-    pagination = {"offset": offset, "limit": limit, "total": len(found), "has_more": more}
-    return answer({"jobs": [brief(row) for row in page], "pagination": pagination})
+    return Page(lines=page, pagination={"offset": offset, "limit": limit, "total": len(found), "has_more": more})
 
 
 def brief(row: StoredJob) -> dict[str, Any]:
@@ -91,17 +97,13 @@ def _preview(file: tuple[str, str, str]) -> dict[str, Any]:
     return {"filename": name, "subfolder": subfolder, "type": folder, "mediaType": "images"}
 
 
-def _created(row: StoredJob) -> float:
-    return row.job.created_s
+def _created(line: JobLine) -> float:
+    return line.created_s
 
 
-def _duration(row: StoredJob) -> float:
-    return (row.ended_s or 0.0) - (row.started_s or row.ended_s or 0.0)
+def _duration(line: JobLine) -> float:
+    return (line.ended_s or 0.0) - (line.started_s or line.ended_s or 0.0)
 
 
 def _ms(seconds: float | None) -> int | None:
     return None if seconds is None else int(seconds * 1000)
-
-
-def _bad(message: str) -> web.Response:
-    return answer({"error": message}, status=400)

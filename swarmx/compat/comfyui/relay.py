@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from swarmx.compat.comfyui.events import event_of, without_metadata
 
 MAX_BEHIND = 2000  # messages that a client may be behind before it is hung up on
 _MAX_PREVIEWS_BEHIND = 8
+_MOST_AT_ONCE = 256
 _PATIENCE_S = 1.0  # with a client that is to hang up
 FEATURES: dict[str, Any] = {"supports_preview_metadata": True}
 
@@ -22,8 +24,9 @@ FEATURES: dict[str, Any] = {"supports_preview_metadata": True}
 class _Socket:
     """One connection: what is to be sent waits here, so that a slow client holds up nobody."""
 
-    def __init__(self, socket: web.WebSocketResponse) -> None:
+    def __init__(self, socket: web.WebSocketResponse, transport: asyncio.WriteTransport) -> None:
         self.socket = socket
+        self._transport = transport
         self.metadata = False
         self.left_behind = False
         self._behind: asyncio.Queue[str | bytes] = asyncio.Queue(MAX_BEHIND)
@@ -39,13 +42,28 @@ class _Socket:
         return True
 
     async def pump(self) -> None:
+        """Send what waits. What came in the same moment leaves in one write: writes are most of what an event costs."""
         with contextlib.suppress(ConnectionError):
             while True:
                 message = await self._behind.get()
-                if isinstance(message, bytes):
+                if self._is_free():
+                    self._write(message)
+                elif isinstance(message, bytes):
                     await self.socket.send_bytes(message)
                 else:
                     await self.socket.send_str(message)
+
+    def _is_free(self) -> bool:
+        """Whether the client has taken all that it was sent; else it is for the websocket to wait for it."""
+        transport = self._transport
+        return not (self.socket.closed or transport.is_closing() or transport.get_write_buffer_size())
+
+    def _write(self, message: str | bytes) -> None:
+        """The message and those behind it."""
+        frames = [_frame(message)]
+        while not self._behind.empty() and len(frames) < _MOST_AT_ONCE:
+            frames.append(_frame(self._behind.get_nowait()))
+        self._transport.write(b"".join(frames))
 
 
 class Relay:
@@ -74,9 +92,10 @@ class Relay:
     async def serve(self, request: web.Request, tenant: str) -> web.WebSocketResponse:
         """One connection, from its first message to its last. A newer one with the same id takes nothing from it."""
         client_id = request.query.get("clientId") or uuid.uuid4().hex
-        response = web.WebSocketResponse(heartbeat=30.0, max_msg_size=1 << 20)
+        response = web.WebSocketResponse(heartbeat=30.0, max_msg_size=1 << 20, compress=False)
         await response.prepare(request)
-        socket, key = _Socket(response), (tenant, client_id)
+        assert isinstance(request.transport, asyncio.WriteTransport), "it was just written to"  # noqa: S101
+        socket, key = _Socket(response, request.transport), (tenant, client_id)
         self._sessions.setdefault(key, set()).add(socket)
         pump = asyncio.create_task(socket.pump(), name="comfyui client")
         try:
@@ -96,15 +115,20 @@ class Relay:
 
     def send(self, tenant: str, client_id: str | None, kind: str, data: dict[str, Any]) -> None:
         """One event to every connection of a client."""
-        sockets = self._sessions.get((tenant, client_id)) if client_id is not None else None
-        if sockets:
-            text = _text(kind, data)
-            for socket in list(sockets):
-                self._put(socket, text)
+        if self._hears(tenant, client_id):
+            self.forward(tenant, client_id, _text(kind, data))
+
+    def forward(self, tenant: str, client_id: str | None, text: str) -> None:
+        """One event as a server sent it."""
+        for socket in self._hears(tenant, client_id):
+            self._put(socket, text)
+
+    def _hears(self, tenant: str, client_id: str | None) -> Sequence[_Socket]:
+        return tuple(self._sessions.get((tenant, client_id), ())) if client_id is not None else ()
 
     def preview(self, tenant: str, client_id: str | None, frame: bytes) -> None:
         """One binary frame, with its metadata where the client asked for it."""
-        for socket in list(self._sessions.get((tenant, client_id), ()) if client_id is not None else ()):
+        for socket in self._hears(tenant, client_id):
             message = frame if socket.metadata else without_metadata(frame)
             if message is not None:
                 self._put(socket, message)
@@ -150,3 +174,14 @@ async def _closed(socket: _Socket, code: int) -> None:
 
 def _text(kind: str, data: dict[str, Any]) -> str:
     return msgspec.json.encode({"type": kind, "data": data}).decode()
+
+
+def _frame(message: str | bytes) -> bytes:
+    """A whole message as one frame of a server (RFC 6455, 5.2)."""
+    first, payload = (0x82, message) if isinstance(message, bytes) else (0x81, message.encode())
+    size = len(payload)
+    if size < 126:
+        return struct.pack(">BB", first, size) + payload
+    if size < 1 << 16:
+        return struct.pack(">BBH", first, 126, size) + payload
+    return struct.pack(">BBQ", first, 127, size) + payload

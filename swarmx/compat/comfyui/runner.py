@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, assert_never
+
+import msgspec
 
 from swarmx.compat.comfyui.attempt import Attempt, Done, Lost
 from swarmx.compat.comfyui.events import prompt_of
 from swarmx.compat.comfyui.files import Files, files_in, tagged
-from swarmx.compat.comfyui.history import given_up, refused_by_server, shown
-from swarmx.compat.comfyui.jobs import Ended, Job, State
+from swarmx.compat.comfyui.history import given_up, outcome_of, refused_by_server, shown, succeeded
+from swarmx.compat.comfyui.jobs import Ended, Event, Job, Outcome
 from swarmx.compat.comfyui.nodes import NodeBook
+from swarmx.compat.comfyui.parts import Parts
 from swarmx.compat.comfyui.relay import Relay
 from swarmx.compat.comfyui.scheduling import Placement, Scheduler, Waiting
 from swarmx.compat.comfyui.server import ServerAway
@@ -38,7 +41,7 @@ class _Run:
         self.attempt = attempt
         self.started_s = started_s
         self.placement: Placement | None = None
-        self.held: list[tuple[str, dict[str, Any]]] = []
+        self.held: list[Event] = []
         self.cancelled = False
         self.awaited = False  # a client waits for the server's word on its graph
         self.verdict: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
@@ -73,6 +76,16 @@ class JobRunner:
         self._server_of: dict[str, str] = {}  # by prompt id
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
+        self._parts = Parts(
+            settings=settings,
+            store=store,
+            scheduler=scheduler,
+            book=book,
+            files=files,
+            runs=self,
+            folder=store.latents,
+            clock=clock,
+        )
         self.relay: Relay
         servers.on_event, servers.on_binary = self._event, self._binary
         servers.on_change = self._servers_changed
@@ -81,19 +94,20 @@ class JobRunner:
 
     def running(self, tenant: str | None = None) -> list[Job]:
         """The jobs that run, first begun first."""
-        runs = sorted(self._runs.values(), key=lambda run: run.started_s)
-        return [run.job for run in runs if tenant in (None, run.job.tenant)]
+        whole = [(run.started_s, run.job) for run in self._runs.values() if run.job.part is None]
+        found = sorted([*whole, *self._parts.running(tenant)], key=lambda pair: pair[0])
+        return [job for _, job in found if tenant in (None, job.tenant)]
 
     def open_count(self, tenant: str | None = None) -> int:
         """Jobs that have not ended."""
         waiting = len(self._scheduler) if tenant is None else self._scheduler.waits(tenant)
-        return waiting + sum(tenant in (None, run.job.tenant) for run in self._runs.values())
+        return waiting - self._parts.waiting(tenant) + len(self.running(tenant))
 
     def current(self, tenant: str, client_id: str) -> dict[str, Any] | None:
         """The node at which a running job of the client is."""
         for run in self._runs.values():
             if (run.job.tenant, run.job.client_id) == (tenant, client_id) and run.attempt.node is not None:
-                return run.attempt.node
+                return run.attempt.node | {"prompt_id": run.job.shown_id}
         return None
 
     # From outside
@@ -121,6 +135,9 @@ class JobRunner:
         """Go on with what an earlier life of the front left: jobs that ran are looked for at their servers."""
         for row in stored:
             job = row.job
+            if row.state == "in_progress" and row.server is None and (parts := await self._store.parts(job.prompt_id)):
+                await self.recover(await self._parts.recover(row, parts))
+                continue
             waiting = Waiting(job=job, able=self._able(job), since_s=job.created_s, attempt=row.attempts)
             if row.state == "in_progress" and row.server in self._servers.names and row.server not in self._runs:
                 started_s = self._clock() if row.started_s is None else row.started_s
@@ -134,24 +151,32 @@ class JobRunner:
 
         Gives the ids of those that end by it: at once where they wait, and once their servers have stopped else.
         """
-        stopped, waited = [], []
+        stopped: list[str] = []
+        waited: list[Job] = []
         for prompt_id in prompt_ids:
+            if running and (parts := self._parts.cancelled(prompt_id, tenant)):
+                await self.cancel(parts, tenant=tenant)
+                stopped.append(prompt_id)
             server = self._server_of.get(prompt_id)
             if server is not None and running and tenant in (None, self._runs[server].job.tenant):
                 self._runs[server].cancelled = True
-                self._spawn(self._interrupt(self._runs[server], server))
+                self.spawn(self._interrupt(self._runs[server], server))
                 stopped.append(prompt_id)
             job = self._scheduler.find(prompt_id)
             if job is not None and tenant in (None, job.tenant):
                 self._scheduler.remove(prompt_id)
-                waited.append(prompt_id)
+                waited.append(job)
+        ids = [job.prompt_id for job in waited]
         if waited:
-            await self._kept(lambda: self._store.cancelled(waited, self._clock()))
+            await self.kept(lambda: self._store.cancelled(ids, self._clock()))
             self.relay.queue_changed()
-        return stopped + waited
+        for job in waited:
+            await self._parts.ended(job, Outcome(state="cancelled"))
+        return stopped + ids
 
     async def run(self) -> None:
         """Look again from time to time: a policy that waits for a server may change its mind."""
+        self._parts.sweep()
         while True:
             await asyncio.sleep(_TICK_S)
             try:
@@ -184,7 +209,17 @@ class JobRunner:
             return
         now_s = self._clock()
         while (placement := self._scheduler.next(now_s)) is not None:
-            self._start(placement.waiting, placement.server, placement, now_s)
+            if not self._parts.divide(placement, now_s):
+                self.begin(placement)
+
+    def begin(self, placement: Placement) -> None:
+        """Run the job there, now."""
+        self._start(placement.waiting, placement.server, placement, self._clock())
+
+    def line_up(self, job: Job) -> None:
+        """Run it where and when the scheduler says."""
+        self._scheduler.add(Waiting(job=job, able=self._able(job), since_s=job.created_s))
+        self._kick()
 
     def _start(self, waiting: Waiting, server: str, placement: Placement | None, started_s: float) -> None:
         """Run the job there; without a placement it is there already."""
@@ -196,9 +231,10 @@ class JobRunner:
         run = self._runs[server] = _Run(waiting, attempt, started_s)
         run.placement = placement
         self._server_of[waiting.job.prompt_id] = server
-        self._spawn(self._go(run, server))
+        self.spawn(self._go(run, server))
 
-    def _spawn(self, work: Any) -> None:
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Do it beside other things."""
         task = asyncio.get_running_loop().create_task(work, name="comfyui job")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -211,7 +247,8 @@ class JobRunner:
             if run.placement is not None:
                 run.waiting.attempt += 1
                 decision = run.placement.decision
-                await self._kept(lambda: self._store.started(job.prompt_id, server, run.started_s, decision))
+                await self._parts.written(job)
+                await self.kept(lambda: self._store.started(job.prompt_id, server, run.started_s, decision))
                 outcome = await self._submit(run, server)
             else:
                 outcome = await run.attempt.follow()
@@ -235,7 +272,7 @@ class JobRunner:
     async def _submit(self, run: _Run, server: str) -> Done | Lost | dict[str, Any]:
         job, comfy = run.job, self._servers[server]
         try:
-            graph = await self._files.localised(job, comfy)
+            graph = await self._parts.localised(job, await self._files.localised(job, comfy), comfy)
         except ServerAway as away:
             return Lost(reason="files", detail=str(away), may_run=False)
         if run.cancelled:
@@ -255,17 +292,16 @@ class JobRunner:
         if not run.verdict.done():
             run.verdict.set_result(None)
         if run.cancelled:  # meanwhile: the server did not know the job when it was told to stop it
-            self._spawn(self._interrupt(run, server))
+            self.spawn(self._interrupt(run, server))
         return await run.attempt.follow()
 
     async def _done(self, run: _Run, server: str, entry: dict[str, Any]) -> None:
         job, now_s = run.job, self._clock()
-        told = entry.get("status")
-        status: dict[str, Any] = told if isinstance(told, dict) else {}
-        interrupted = any(message[0] == "execution_interrupted" for message in _messages(status))
-        success = status.get("status_str") == "success"
-        state: State = "completed" if success else "cancelled" if interrupted and run.cancelled else "failed"
+        success = succeeded(entry)
         outputs = tagged(server, entry.get("outputs") or {})
+        if success and not await self._parts.has_made(job, outputs):
+            await self._lost(run, server, Lost(reason="files", detail="its latent cannot be had", may_run=False))
+            return
         facts: dict[str, Any] = {
             "server": server,
             "attempts": run.waiting.attempt,
@@ -275,12 +311,8 @@ class JobRunner:
         if run.placement is not None:
             forecast = run.placement.forecast
             facts |= {"forecast_p50_s": forecast.quantile(0.5), "forecast_p95_s": forecast.quantile(0.95)}
-        history = shown(job, outputs, status, entry.get("meta"), facts)
         self._leave(run, server, seconds=now_s - run.started_s if success else None)
-        await self._end(job, state, history, outputs)
-        for kind, data in run.held:
-            self.relay.send(job.tenant, job.client_id, kind, data)
-        self._finale(job)
+        await self.finish(job, outcome_of(entry, outputs, facts, run.held, cancelled=run.cancelled))
 
     async def _lost(self, run: _Run, server: str, lost: Lost) -> None:
         """Run it elsewhere, unless that was tried often enough, or nobody wants it any more."""
@@ -290,11 +322,10 @@ class JobRunner:
             self._servers.abandon(server, job.prompt_id)
         self._leave(run, server, seconds=None, lost=lost.reason != "cancelled")
         if run.cancelled:
-            await self._end(job, "cancelled", b"", {})
-            self._finale(job)
+            await self.finish(job, Outcome(state="cancelled"))
         elif waiting.attempt >= self._settings.attempts:
             detail = f"it was lost {waiting.attempt} times, last at {server}: {lost.detail}"
-            await self._give_up(job, given_up(job, "ServerLost", detail))
+            await self.finish(job, given_up(job, "ServerLost", detail))
         else:
             waiting.tried |= {server}
             await self._again(waiting)
@@ -305,7 +336,7 @@ class JobRunner:
         self._leave(run, server, seconds=None)
         if run.awaited and not run.verdict.done():
             run.verdict.set_result(body)
-            await self._kept(lambda: self._store.forget(job.prompt_id))
+            await self.kept(lambda: self._store.forget(job.prompt_id))
             self.relay.queue_changed()
             return
         waiting.tried |= {server}
@@ -314,7 +345,7 @@ class JobRunner:
         if waiting.able - waiting.tried and not run.cancelled:
             await self._again(waiting)
         else:
-            await self._give_up(job, refused_by_server(job, body))
+            await self.finish(job, refused_by_server(job, body))
 
     async def _again(self, waiting: Waiting) -> None:
         waiting.able = self._able(waiting.job)
@@ -323,12 +354,6 @@ class JobRunner:
             await self._store.back(waiting.job.prompt_id)
         self._kick()
         self.relay.queue_changed()
-
-    async def _give_up(self, job: Job, end: tuple[bytes, dict[str, Any]]) -> None:
-        history, data = end
-        await self._end(job, "failed", history, {})
-        self.relay.send(job.tenant, job.client_id, "execution_error", data)
-        self._finale(job)
 
     async def _interrupt(self, run: _Run, server: str) -> None:
         """Have the server stop the job, once it listens."""
@@ -351,13 +376,22 @@ class JobRunner:
             self._files.restarted(server)
             self._servers.doubt(server)
 
-    async def _end(self, job: Job, state: State, history: bytes, outputs: dict[str, Any]) -> None:
+    async def finish(self, job: Job, outcome: Outcome) -> None:
+        """Store the end of a job, then tell its client; that of a part goes into the end of its job."""
         self._kick()  # the next job need not wait for the disk
-        end = Ended(state=state, ended_s=self._clock(), history=history)
-        made = list(files_in(outputs))
-        await self._kept(lambda: self._store.ended(job.prompt_id, end, made))
+        history = shown(job, outcome) if job.part is None else msgspec.json.encode(outcome)
+        end = Ended(state=outcome.state, ended_s=self._clock(), history=history)
+        made = list(files_in(outcome.outputs))
+        await self.kept(lambda: self._store.ended(job.prompt_id, end, made))
+        if job.part is not None:
+            await self._parts.ended(job, outcome)
+            return
+        for kind, data in outcome.told:
+            self.relay.send(job.tenant, job.client_id, kind, data)
+        self.relay.send(job.tenant, job.client_id, "executing", {"node": None, "prompt_id": job.prompt_id})
+        self.relay.queue_changed()
 
-    async def _kept(self, write: Callable[[], Awaitable[Any]]) -> None:
+    async def kept(self, write: Callable[[], Awaitable[Any]]) -> None:
         """Until the store has it: a disk that is full for a while loses no job."""
         while True:
             try:
@@ -367,13 +401,9 @@ class JobRunner:
                 log.error("a job could not be written, which is tried again: %s", problem)
                 await asyncio.sleep(_TICK_S)
 
-    def _finale(self, job: Job) -> None:
-        self.relay.send(job.tenant, job.client_id, "executing", {"node": None, "prompt_id": job.prompt_id})
-        self.relay.queue_changed()
-
     # What servers say
 
-    def _event(self, server: str, kind: str, data: dict[str, Any]) -> None:
+    def _event(self, server: str, kind: str, data: dict[str, Any], text: str) -> None:
         run = self._runs.get(server)
         if run is None or data.get("prompt_id") != run.job.prompt_id:
             return
@@ -383,15 +413,16 @@ class JobRunner:
             self._files.made(run.job.tenant, files_in(data["output"]))
         if kind in _ENDS:
             run.held.append((kind, data))
-        elif not (kind == "executing" and data.get("node") is None):
+        elif kind == "executing" and data.get("node") is None:
+            return
+        elif run.job.part is not None:
+            self._parts.heard(run.job, kind, data)
+        elif kind == "executed":
             self.relay.send(run.job.tenant, run.job.client_id, kind, data)
+        else:
+            self.relay.forward(run.job.tenant, run.job.client_id, text)
 
     def _binary(self, server: str, frame: bytes) -> None:
         run = self._runs.get(server)
         if run is not None and prompt_of(frame) in (None, run.job.prompt_id):
-            self.relay.preview(run.job.tenant, run.job.client_id, frame)
-
-
-def _messages(status: dict[str, Any]) -> list[list[Any]]:
-    found = status.get("messages")
-    return [m for m in found if isinstance(m, list) and m] if isinstance(found, list) else []
+            self.relay.preview(run.job.tenant, run.job.client_id, self._parts.preview(run.job, frame))

@@ -27,7 +27,7 @@ from swarmx.compat.comfyui.jobs import Job
 from swarmx.core.engine import EngineProfile
 from swarmx.core.fleet import CallView, FleetView, WorkflowView
 from swarmx.core.forecast import Forecast
-from swarmx.core.nouns import Call, Candidates, Decision
+from swarmx.core.nouns import Call, Candidates, Decision, SeenWorkflow
 
 DEPTH = 8  # jobs that are asked about before the rest of a line waits for them
 WINDOW = 64  # jobs at the head of all lines that may go in another order than they came
@@ -129,7 +129,7 @@ class Scheduler:
 
     def waiting(self, tenant: str | None = None) -> Iterator[Job]:
         """The jobs that wait, in the order of ComfyUI's own queue: about that in which they go."""
-        found = (w for w in self._waiting.values() if tenant in (None, w.job.tenant))
+        found = (w for w in self._waiting.values() if tenant in (None, w.job.tenant) and w.job.part is None)
         return (w.job for w in sorted(found, key=lambda w: (-w.job.priority, w.job.order)))
 
     def find(self, prompt_id: str) -> Job | None:
@@ -222,9 +222,14 @@ class Scheduler:
             placed = self._place(waiting, ahead, now_s)
             if placed is not None:
                 self.remove(waiting.job.prompt_id)
-                self._shares.charge(waiting.job.tenant, placed.forecast.mean)
+                if waiting.job.part is None or waiting.attempt:  # the job that it is a part of was charged for it
+                    self._shares.charge(waiting.job.tenant, placed.forecast.mean)
                 return placed
         return None
+
+    def placed(self, waiting: Waiting, now_s: float) -> Placement | None:
+        """The placement of a job that is in no line, if the policy agrees."""
+        return self._place(waiting, 0, now_s)
 
     def _heads(self) -> list[Waiting]:
         """Who is next of those that a free server may run."""
@@ -246,9 +251,12 @@ class Scheduler:
 
         By number where its client gave one, before all that have none or behind them; else by when it came and
         `stretch` times what it takes on the idle server where it takes least: short ones, and those that find their
-        model and results there, pass long ones that have not waited for long.
+        model and results there, pass long ones that have not waited for long. The rest of a job that has begun goes
+        first.
         """
         job = waiting.job
+        if job.part is not None:
+            return -math.inf, 0.0
         if job.number != job.seq:
             return math.copysign(1.0, job.number - job.seq), job.number
         return 0.0, waiting.since_s + self._stretch * min(self._on(waiting, name).mean for name in waiting.able & idle)
@@ -309,6 +317,7 @@ class Scheduler:
                 view=keep(view, slice(None), [_fixed_of(extra) for extra in view.prefill_token_s.tolist()]),
             ),
             note="retry" if waiting.attempt else "",
+            workflow=_seen(about.workflow),
             waited_s=about.waited_s,
             ahead=ahead,
         )
@@ -372,13 +381,17 @@ def _call(waiting: Waiting) -> Call:
         role="graph",
         workflow_id=job.prompt_id,
         workflow_kind="comfyui",
-        node="",
+        node="" if job.part is None else f"part {job.part.number + 1}",
         prompt_key=waiting.facts.key,
         prompt_bytes=0,
         prompt_tokens=1,
         work_limit=0.0,
         priority=job.priority,
     )
+
+
+def _seen(alone: WorkflowView) -> SeenWorkflow:
+    return SeenWorkflow(**{name: getattr(alone, name) for name in SeenWorkflow.__struct_fields__})
 
 
 def _alone(waiting: Waiting, least_s: float, now_s: float) -> WorkflowView:

@@ -110,6 +110,16 @@ class ComfyServer:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise ServerAway(f"no file from it: {error!r}") from None
 
+    async def size(self, query: Mapping[str, str]) -> int | None:
+        """Bytes of a file of its own; None where it has none. Raises ServerAway."""
+        try:
+            async with self._session.head(
+                f"{self.url}/view", params=query, timeout=self._timeout, allow_redirects=False
+            ) as response:
+                return response.content_length or 0 if response.status == 200 else None
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise ServerAway(f"no size of a file from it: {error!r}") from None
+
     def listen(self, client_id: str) -> Any:
         """Its event stream, a context manager. A message may be as large as a preview."""
         return self._session.ws_connect(

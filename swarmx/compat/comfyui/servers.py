@@ -39,7 +39,7 @@ class Servers(Mapping[str, ComfyServer]):
         self._listeners = {
             name: Listener(
                 server,
-                on_event=lambda kind, data, name=name: self.on_event(name, kind, data),  # type: ignore[misc]
+                on_event=lambda *event, name=name: self.on_event(name, *event),
                 on_binary=lambda frame, name=name: self.on_binary(name, frame),  # type: ignore[misc]
             )
             for name, server in self._servers.items()
@@ -49,7 +49,7 @@ class Servers(Mapping[str, ComfyServer]):
         self._looks = {name: asyncio.Event() for name in self._servers}
         self.stats: dict[str, dict[str, Any]] = {}
         self.on_change: OnChange = lambda server, *, told: None
-        self.on_event: Any = lambda server, kind, data: None
+        self.on_event: Any = lambda server, kind, data, text: None
         self.on_binary: Any = lambda server, frame: None
 
     def __getitem__(self, name: str) -> ComfyServer:

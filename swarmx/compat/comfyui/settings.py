@@ -32,6 +32,16 @@ class TenantSettings(_Section):
     weight: float = Field(1.0, gt=0.0, le=1000.0, description="Its share of the servers, next to others that wait.")
     priority: int = Field(0, ge=-10, le=10, description="The highest priority that its jobs may have.")
     max_waiting: int = Field(1000, ge=1, description="Jobs of it that may wait; further ones are answered 429.")
+    max_uploads: int = Field(10_000, ge=1, description="Files that it may have uploaded; more are answered 429.")
+    max_uploaded_bytes: int = Field(
+        10 << 30, ge=1024, description="What they may come to; a file that alone is larger is answered 413."
+    )
+    max_outputs: int = Field(
+        100_000, ge=1, description="Files that its jobs may have made; further jobs are answered 429."
+    )
+    max_output_bytes: int | None = Field(
+        None, ge=1, description="What those may come to; servers are asked for sizes where it is given."
+    )
 
 
 class FrontSettings(_Section):
@@ -50,6 +60,15 @@ class FrontSettings(_Section):
     default_tenant: TenantSettings = Field(TenantSettings(), description="What tenants have that are not named.")
     max_waiting: int = Field(10_000, ge=1, description="Jobs that may wait in all; further ones are answered 429.")
     keep: int = Field(10_000, ge=1, description="Ended jobs that are kept.")
+    keep_files_s: Seconds = Field(
+        30 * 86_400.0, description="Outputs are forgotten so long after they were made, uploads after their last use."
+    )
+    split: bool = Field(True, description="Whether a graph may run in parts on several servers, where that pays.")
+    split_classes: tuple[str, ...] = Field(
+        (),
+        description="Further classes that such a graph may have: custom nodes, and outputs that leave more than files.",
+    )
+    audit: bool = Field(True, description="Whether decisions are noted in an audit log, audit.jsonl beside the jobs.")
     attempts: int = Field(2, ge=1, le=10, description="Servers that a job may be lost with before it is given up.")
     poll_s: Seconds = Field(1.0, description="How often a server that says nothing is asked about its job.")
     timeout_s: Seconds = Field(10.0, description="How long a server may take for an answer.")

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -20,14 +20,15 @@ from swarmx.memory.lane import Lane, explained
 
 T = TypeVar("T")
 
-_VERSION = 1
+_VERSION = 2
 _PRUNE_EVERY = 250  # ends
 _SCHEMA = """
 CREATE TABLE job (
   prompt_id TEXT PRIMARY KEY, tenant TEXT NOT NULL, seq INTEGER NOT NULL UNIQUE, state TEXT NOT NULL,
   body BLOB NOT NULL, server TEXT, attempts INTEGER NOT NULL DEFAULT 0,
-  created_s REAL NOT NULL, started_s REAL, ended_s REAL, history BLOB
+  created_s REAL NOT NULL, started_s REAL, ended_s REAL, history BLOB, parent TEXT
 ) STRICT;
+CREATE INDEX job_part ON job (parent) WHERE parent IS NOT NULL;
 CREATE INDEX job_open ON job (seq) WHERE state IN ('pending', 'in_progress');
 CREATE INDEX job_done ON job (seq) WHERE ended_s IS NOT NULL;
 CREATE INDEX job_ended ON job (tenant, ended_s) WHERE ended_s IS NOT NULL;
@@ -35,6 +36,7 @@ CREATE TABLE decision (prompt_id TEXT NOT NULL, attempt INTEGER NOT NULL, body B
   PRIMARY KEY (prompt_id, attempt)) STRICT;
 CREATE TABLE output (
   tenant TEXT NOT NULL, folder TEXT NOT NULL, subfolder TEXT NOT NULL, name TEXT NOT NULL,
+  prompt_id TEXT NOT NULL DEFAULT '', made_s REAL NOT NULL DEFAULT 0, size INTEGER,
   PRIMARY KEY (tenant, folder, subfolder, name)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE upload (
@@ -42,6 +44,16 @@ CREATE TABLE upload (
   PRIMARY KEY (tenant, folder, subfolder, name)
 ) STRICT;
 """
+
+_FROM_1 = """
+ALTER TABLE job ADD COLUMN parent TEXT;
+CREATE INDEX job_part ON job (parent) WHERE parent IS NOT NULL;
+ALTER TABLE output ADD COLUMN prompt_id TEXT NOT NULL DEFAULT '';
+ALTER TABLE output ADD COLUMN made_s REAL NOT NULL DEFAULT 0;
+ALTER TABLE output ADD COLUMN size INTEGER;
+UPDATE output SET made_s = strftime('%s', 'now');
+"""
+_MOST_PARTS = 64  # of a job: parts are numbered below 0, as many for each job
 
 
 class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +66,16 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
     started_s: float | None
     ended_s: float | None
     history: bytes | None
+
+
+class JobLine(NamedTuple):
+    """A job in a list, without its graph."""
+
+    prompt_id: str
+    state: State
+    created_s: float
+    started_s: float | None
+    ended_s: float | None
 
 
 class Upload(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +104,8 @@ class JobStore:
         self._keep = keep
         self._lane: Lane | None = None
         self._ends = 0
+        self.on_decision: Callable[[str, Decision], None] = lambda prompt_id, decision: None
+        """Hears where a job goes, once that is kept."""
 
     async def open(self) -> None:
         """Create or open the database in the folder. Raises StoreError."""
@@ -110,30 +134,60 @@ class JobStore:
             )
             return None
 
-        return await self._do(work)
+        return await self.do(work)
 
     async def forget(self, prompt_id: str) -> None:
         """The job was never accepted after all: a server said so before its client heard anything."""
-        await self._do(lambda db: db.execute("DELETE FROM job WHERE prompt_id = ?", (prompt_id,)) and None)
+        await self.do(lambda db: db.execute("DELETE FROM job WHERE prompt_id = ?", (prompt_id,)) and None)
 
     async def started(self, prompt_id: str, server: str, at_s: float, decision: Decision | None) -> None:
         """One more attempt begins, on the server."""
 
-        def work(db: sqlite3.Connection) -> None:
+        def work(db: sqlite3.Connection) -> str | None:
             db.execute(
                 "UPDATE job SET state = 'in_progress', server = ?, attempts = attempts + 1, started_s = ? "
                 "WHERE prompt_id = ? AND ended_s IS NULL",
                 (server, at_s, prompt_id),
             )
+            found = db.execute("SELECT parent FROM job WHERE prompt_id = ?", (prompt_id,)).fetchone()
+            parent = None if found is None else found[0]
             if decision is not None:
-                row = (prompt_id, decision.attempt, msgspec.json.encode(decision))
-                db.execute("INSERT OR REPLACE INTO decision VALUES (?, ?, ?)", row)
+                _decided(db, parent or prompt_id, None if parent else decision.attempt, decision)
+            return parent
 
-        await self._do(work)
+        parent = await self.do(work)
+        if decision is not None:
+            self.on_decision(parent or prompt_id, decision)
+
+    async def split(self, prompt_id: str, parts: Sequence[Job], at_s: float, decision: Decision) -> None:
+        """The job begins in parts. They are kept with it until it ends; why each went where it went is kept as its."""
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute(
+                "UPDATE job SET state = 'in_progress', attempts = 1, started_s = ? WHERE prompt_id = ?",
+                (at_s, prompt_id),
+            )
+            _decided(db, prompt_id, decision.attempt, decision)
+            db.executemany(
+                "INSERT INTO job (prompt_id, tenant, seq, state, body, created_s, parent) "
+                "VALUES (?, ?, ?, 'pending', ?, ?, ?)",
+                [
+                    (part.prompt_id, part.tenant, -seq, msgspec.json.encode(part), part.created_s, prompt_id)
+                    for seq, part in enumerate(parts, start=parts[0].seq * _MOST_PARTS)
+                ],
+            )
+
+        await self.do(work)
+        self.on_decision(prompt_id, decision)
+
+    async def parts(self, prompt_id: str) -> list[StoredJob]:
+        """The parts of a job that has not ended, in their order; none of one that runs in one piece."""
+        query = f"{_SELECT} WHERE parent = ? ORDER BY seq DESC"
+        return await self.do(lambda db: [_read(row) for row in db.execute(query, (prompt_id,))])
 
     async def back(self, prompt_id: str) -> None:
         """The attempt is over and the job waits again."""
-        await self._do(
+        await self.do(
             lambda db: (
                 db.execute(
                     "UPDATE job SET state = 'pending', server = NULL WHERE prompt_id = ? AND ended_s IS NULL",
@@ -153,14 +207,18 @@ class JobStore:
                 (end.state, end.ended_s, end.history, prompt_id),
             ).rowcount
             _without_secrets(db, prompt_id)
-            owner = "INSERT OR IGNORE INTO output SELECT tenant, ?, ?, ? FROM job WHERE prompt_id = ?"
-            db.executemany(owner, [(*output, prompt_id) for output in outputs])
+            db.execute("DELETE FROM job WHERE parent = ?", (prompt_id,))
+            owner = (
+                "INSERT OR IGNORE INTO output (tenant, folder, subfolder, name, prompt_id, made_s) "
+                "SELECT tenant, ?, ?, ?, coalesce(parent, prompt_id), ? FROM job WHERE prompt_id = ?"
+            )
+            db.executemany(owner, [(*output, end.ended_s, prompt_id) for output in outputs])
             self._ends += 1
             if self._ends % _PRUNE_EVERY == 0:
                 _prune(db, self._keep)
             return changed == 1
 
-        return await self._do(work)
+        return await self.do(work)
 
     async def cancelled(self, prompt_ids: Sequence[str], at_s: float) -> None:
         """These jobs end before they began."""
@@ -171,57 +229,69 @@ class JobStore:
             for prompt_id in prompt_ids:
                 _without_secrets(db, prompt_id)
 
-        await self._do(work)
+        await self.do(work)
 
     async def open_jobs(self) -> list[StoredJob]:
         """All that have not ended, oldest first."""
-        where = "WHERE state IN ('pending', 'in_progress') ORDER BY seq"
-        return await self._do(lambda db: [_read(row) for row in db.execute(f"{_SELECT} {where}")])
+        where = "WHERE state IN ('pending', 'in_progress') AND parent IS NULL ORDER BY seq"
+        return await self.do(lambda db: [_read(row) for row in db.execute(f"{_SELECT} {where}")])
 
     async def last_seq(self) -> int:
         """The highest number that a job was given."""
-        return await self._do(lambda db: int(db.execute("SELECT coalesce(max(seq), 0) FROM job").fetchone()[0]))
+        return await self.do(lambda db: int(db.execute("SELECT coalesce(max(seq), 0) FROM job").fetchone()[0]))
 
     async def job(self, prompt_id: str, tenant: str | None) -> StoredJob | None:
         """One job that the tenant may see (None: any)."""
 
         def work(db: sqlite3.Connection) -> StoredJob | None:
-            row = db.execute(f"{_SELECT} WHERE prompt_id = ? AND ifnull(?, tenant) = tenant", (prompt_id, tenant))
+            where = "WHERE prompt_id = ? AND parent IS NULL AND ifnull(?, tenant) = tenant"
+            row = db.execute(f"{_SELECT} {where}", (prompt_id, tenant))
             found = row.fetchone()
             return None if found is None else _read(found)
 
-        return await self._do(work)
+        return await self.do(work)
 
-    async def history(self, tenant: str | None, *, limit: int | None, offset: int) -> list[StoredJob]:
-        """Ended jobs, oldest end first; with a negative offset, the newest `limit`."""
+    async def history(self, tenant: str | None, *, limit: int | None, offset: int) -> list[tuple[str, bytes | None]]:
+        """Id and history of ended jobs, oldest end first; with a negative offset, the newest `limit`."""
+        newest = offset < 0 and limit is not None
+        query = "SELECT prompt_id, history FROM job WHERE ended_s IS NOT NULL AND parent IS NULL"
+        order = f"AND ifnull(?, tenant) = tenant ORDER BY ended_s {'DESC' if newest else 'ASC'} LIMIT ? OFFSET ?"
+        row = (tenant, -1 if limit is None else limit, 0 if newest else max(0, offset))
+        return (await self.do(lambda db: db.execute(f"{query} {order}", row).fetchall()))[:: -1 if newest else 1]
 
-        def work(db: sqlite3.Connection) -> list[StoredJob]:
-            where = "WHERE ended_s IS NOT NULL AND ifnull(?, tenant) = tenant ORDER BY ended_s"
-            if offset < 0 and limit is not None:
-                rows = db.execute(f"{_SELECT} {where} DESC LIMIT ?", (tenant, limit)).fetchall()[::-1]
-            else:
-                most = -1 if limit is None else limit
-                rows = db.execute(f"{_SELECT} {where} LIMIT ? OFFSET ?", (tenant, most, max(0, offset))).fetchall()
-            return [_read(row) for row in rows]
+    async def ended_lines(self, tenant: str | None) -> list[JobLine]:
+        """All ended jobs, newest end first: no graph is read."""
+        query = "SELECT prompt_id, state, created_s, started_s, ended_s FROM job"
+        where = "WHERE ended_s IS NOT NULL AND parent IS NULL AND ifnull(?, tenant) = tenant ORDER BY ended_s DESC"
+        return await self.do(lambda db: [JobLine(*row) for row in db.execute(f"{query} {where}", (tenant,))])
 
-        return await self._do(work)
+    async def some(self, prompt_ids: Sequence[str]) -> dict[str, StoredJob]:
+        """These jobs, as far as they are there."""
+
+        def work(db: sqlite3.Connection) -> dict[str, StoredJob]:
+            rows = (db.execute(f"{_SELECT} WHERE prompt_id = ?", (key,)).fetchone() for key in prompt_ids)
+            return {row.job.prompt_id: row for row in map(_read, filter(None, rows))}
+
+        return await self.do(work)
 
     async def clear_history(self, tenant: str, prompt_ids: Sequence[str] | None) -> None:
-        """Forget ended jobs of the tenant: these, or all."""
+        """Forget ended jobs of the tenant, and what they made: these, or all."""
 
         def work(db: sqlite3.Connection) -> None:
             if prompt_ids is None:
-                db.execute("DELETE FROM job WHERE ended_s IS NOT NULL AND tenant = ?", (tenant,))
+                db.execute("DELETE FROM output WHERE tenant = ?", (tenant,))
+                db.execute("DELETE FROM job WHERE ended_s IS NOT NULL AND parent IS NULL AND tenant = ?", (tenant,))
             for prompt_id in prompt_ids or ():
-                where = "prompt_id = ? AND tenant = ? AND ended_s IS NOT NULL"
+                where = "prompt_id = ? AND tenant = ? AND parent IS NULL AND ended_s IS NOT NULL"
                 db.execute(f"DELETE FROM job WHERE {where}", (prompt_id, tenant))  # noqa: S608
+                db.execute("DELETE FROM output WHERE tenant = ? AND prompt_id = ?", (tenant, prompt_id))
 
-        await self._do(work)
+        await self.do(work)
 
     async def decisions(self, prompt_id: str) -> list[Decision]:
         """Why the job went where it went, attempt by attempt."""
         query = "SELECT body FROM decision WHERE prompt_id = ? ORDER BY attempt"
-        return await self._do(
+        return await self.do(
             lambda db: [msgspec.json.decode(row[0], type=Decision) for row in db.execute(query, (prompt_id,))]
         )
 
@@ -229,7 +299,7 @@ class JobStore:
         """Whether a job of the tenant made the file."""
         query = "SELECT 1 FROM output WHERE tenant = ? AND folder = ? AND subfolder = ? AND name = ?"
         row = (tenant, folder, subfolder, name)
-        return await self._do(lambda db: db.execute(query, row).fetchone() is not None)
+        return await self.do(lambda db: db.execute(query, row).fetchone() is not None)
 
     async def keep_upload(self, upload: Upload, data: bytes) -> None:
         """Keep a file; another one of the same name and tenant is replaced. Its content is kept once."""
@@ -240,19 +310,31 @@ class JobStore:
             except OSError as error:
                 raise StoreError(f"the upload cannot be kept: {error.strerror or error}; is the disk full?") from None
         row = (upload.tenant, upload.folder, upload.subfolder, upload.name, upload.sha256)
-        await self._do(lambda db: db.execute("INSERT OR REPLACE INTO upload VALUES (?, ?, ?, ?, ?)", row) and None)
+        await self.do(lambda db: db.execute("INSERT OR REPLACE INTO upload VALUES (?, ?, ?, ?, ?)", row) and None)
 
     async def uploads(self) -> list[Upload]:
         """All files."""
         query = "SELECT tenant, folder, subfolder, name, sha256 FROM upload"
         fields = ("tenant", "folder", "subfolder", "name", "sha256")
-        return await self._do(lambda db: [Upload(**dict(zip(fields, row, strict=True))) for row in db.execute(query)])
+        return await self.do(lambda db: [Upload(**dict(zip(fields, row, strict=True))) for row in db.execute(query)])
+
+    @property
+    def latents(self) -> Path:
+        """Where latents lie that are on their way from one server to another."""
+        return self._folder / "latents"
+
+    async def forget_uploads(self, uploads: Sequence[Upload]) -> None:
+        """These are no more. Their content is for the caller to remove."""
+        query = "DELETE FROM upload WHERE tenant = ? AND folder = ? AND subfolder = ? AND name = ? AND sha256 = ?"
+        rows = [(up.tenant, up.folder, up.subfolder, up.name, up.sha256) for up in uploads]
+        await self.do(lambda db: db.executemany(query, rows) and None)
 
     def content(self, digest: str) -> Path:
         """Where the content of a file lies."""
         return self._folder / "files" / digest
 
-    async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run it on the thread of the database, in a transaction that it shares with others. Raises StoreError."""
         if self._lane is None:
             raise StoreError("the store of jobs is closed; open it first")
         return await self._lane.do(work)
@@ -269,6 +351,8 @@ class JobStore:
             raise StoreError(f"{path} has schema {version}, this version knows {_VERSION}; use a newer SwarmX")
         if version == 0:
             db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+        elif version == 1:
+            db.executescript(f"BEGIN; {_FROM_1} PRAGMA user_version = {_VERSION}; COMMIT;")
         return db
 
 
@@ -284,14 +368,22 @@ def _without_secrets(db: sqlite3.Connection, prompt_id: str) -> None:
         db.execute("UPDATE job SET body = ? WHERE prompt_id = ?", (body, prompt_id))
 
 
+def _decided(db: sqlite3.Connection, prompt_id: str, attempt: int | None, decision: Decision) -> None:
+    """Keep a decision as that of an attempt, or as the next one."""
+    if attempt is None:
+        query = "SELECT coalesce(max(attempt), 0) + 1 FROM decision WHERE prompt_id = ?"
+        attempt = db.execute(query, (prompt_id,)).fetchone()[0]
+    db.execute("INSERT OR REPLACE INTO decision VALUES (?, ?, ?)", (prompt_id, attempt, msgspec.json.encode(decision)))
+
+
 def _prune(db: sqlite3.Connection, keep: int) -> None:
     """Forget the oldest ended jobs beyond `keep`."""
-    query = "SELECT seq FROM job WHERE ended_s IS NOT NULL ORDER BY seq DESC LIMIT 1 OFFSET ?"
+    query = "SELECT seq FROM job WHERE ended_s IS NOT NULL AND seq > 0 ORDER BY seq DESC LIMIT 1 OFFSET ?"
     surplus = db.execute(query, (keep,)).fetchone()
     if surplus is not None:
-        gone = "SELECT prompt_id FROM job WHERE ended_s IS NOT NULL AND seq <= ?"
+        gone = "SELECT prompt_id FROM job WHERE ended_s IS NOT NULL AND seq > 0 AND seq <= ?"
         db.execute(f"DELETE FROM decision WHERE prompt_id IN ({gone})", surplus)  # noqa: S608
-        db.execute("DELETE FROM job WHERE ended_s IS NOT NULL AND seq <= ?", surplus)
+        db.execute("DELETE FROM job WHERE ended_s IS NOT NULL AND seq > 0 AND seq <= ?", surplus)
 
 
 def _read(row: tuple[Any, ...]) -> StoredJob:

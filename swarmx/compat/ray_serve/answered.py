@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 _BYTES_PER_TOKEN = 4.0
+_COMPLETION_TOKENS = re.compile(r'"completion_tokens"\s*:\s*(\d+)')
 _TEXTS = ("text", "content", "output", "generated_text", "answer", "response")
 
 
@@ -37,3 +39,42 @@ def _field(value: Any, name: str) -> Any:
     if isinstance(value, Mapping):
         return value.get(name)
     return getattr(value, "__dict__", {}).get(name)
+
+
+class StreamedWork:
+    """How much work a stream was, from its parts as they pass.
+
+    What a part says of usage counts, the last one of them: Ray Serve LLM hands on a whole answer as a stream of one
+    part. Otherwise a part is a token, and so is each event of a text of server-sent events, and each member of a list:
+    Serve LLM gathers what comes within some milliseconds.
+    """
+
+    def __init__(self) -> None:
+        self.parts = 0
+        self._tokens = 0
+        self._said: float | None = None
+
+    def add(self, part: Any) -> None:
+        """The next part. Never raises: it may be of any type."""
+        self.parts += 1
+        try:
+            for one in part if isinstance(part, list | tuple) else (part,):
+                self._count(one)
+        except Exception:  # noqa: BLE001
+            self._tokens += 1
+
+    def total(self) -> float | None:
+        """Output tokens so far; None before the first."""
+        if self._said is not None:
+            return self._said
+        return float(self._tokens) if self._tokens else None
+
+    def _count(self, one: Any) -> None:
+        if isinstance(one, str) and one.startswith("data:"):
+            self._tokens += one.count("data: {")
+            if found := _COMPLETION_TOKENS.findall(one):
+                self._said = float(found[-1]) or self._said
+            return
+        self._tokens += 1
+        if not isinstance(one, str | bytes | bytearray) and (work := work_of(one)) is not None:
+            self._said = work

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
 
 from swarmx.agents.router import RouterAgent
 from swarmx.agents.router_settings import RouterSettings
@@ -28,6 +29,7 @@ from swarmx.core.messages import (
     CallReady,
     DecisionMade,
     DemandReported,
+    ForecastRefined,
     Message,
     ReplicaChanged,
     SignalReported,
@@ -47,6 +49,8 @@ log = logging.getLogger(__name__)
 _ENDLESS = 1_000_000  # attempts: a replica that is full is no reason to give a call up
 _CLAIM_S = 10.0  # within which a request that was given a replica is on its way there
 _ENOUGH = 3  # calls that tell how fast a replica is
+_READ_S = 0.005  # after which the prompt is read: the request is on its way by then, or waits
+_UNREAD = Encoding(encoder="", vector=np.zeros(0, dtype=np.float32))
 
 
 class NoReplica(Exception):
@@ -66,9 +70,9 @@ class Ticket:
     """One request on its way through a router: its call, and where it is."""
 
     call: Call
-    prompt: PromptText
-    encoding: Encoding
+    prompt: PromptText | None  # until it is read
     forecast: Forecast
+    encoding: Encoding = _UNREAD
     chosen: asyncio.Future[str] | None = None
     attempt: int = 0
     replica_id: str | None = None
@@ -84,7 +88,9 @@ class Ticket:
 class Desk:
     """The router agent of one deployment in one process, in its own shell; all methods on one event loop.
 
-    `on_report` hears what the agent reports of the demand.
+    `forecasters` are who forecasts at once, and who does it better once it has read the prompt, which takes longer than
+    a decision may: a request that finds a replica is sent by the first word, and the second counts for all that follow,
+    for those that wait, too. `on_report` hears what the agent reports of the demand.
     """
 
     def __init__(
@@ -93,7 +99,7 @@ class Desk:
         options: RouterOptions,
         *,
         clock: Clock,
-        forecaster: Callable[[Callable[[Message], None]], Forecaster],
+        forecasters: Callable[[Callable[[Message], None]], tuple[Forecaster, Forecaster | None]],
         decisions: DecisionLog | None = None,
         journal: Journal | None = None,
         on_report: Callable[[DemandReported], None] = lambda report: None,
@@ -111,7 +117,7 @@ class Desk:
         self._shell = LiveShell(
             switchboard, clock, {Dispatch: self._dispatch, Cancel: self._cancel, Refuse: self._refuse}
         )
-        self._forecaster = forecaster(self._shell.post)
+        self._alike, self._reader = forecasters(self._shell.post)
         self._known: dict[str, KnownReplica] = {}
         self._tickets: dict[str, Ticket] = {}
         self._workflows = SilentWorkflows(idle_s=options.workflow_idle_s, clock=clock, post=self._tell_workflow)
@@ -130,6 +136,7 @@ class Desk:
             models=[deployment],
             targets=options.targets,
             shared=True,
+            log_decisions=bool(options.log_dir or options.log_url),
         )
 
     @property
@@ -147,11 +154,10 @@ class Desk:
         return self._agent.in_flight(replica_id)
 
     def ticket(self, call: Call, prompt: PromptText) -> Ticket:
-        """Read the prompt and forecast its work, once for all attempts."""
+        """A request with what calls like it came to, once for all attempts."""
         call = msgspec.structs.replace(call, call_id=new_id("call"))
-        encoding = self._forecaster.encode(call, prompt)
-        forecast = self._forecaster.forecast(call, encoding)
-        return Ticket(call=call, prompt=prompt, encoding=encoding, forecast=forecast)
+        forecast = self._alike.forecast(call, _UNREAD)
+        return Ticket(call=call, prompt=None if self._reader is None else prompt, forecast=forecast)
 
     def replicas(self, seen: Sequence[Seen]) -> None:
         """These replicas there are now, and no others."""
@@ -258,7 +264,7 @@ class Desk:
             return
         seen = ticket.forecast.mean if work is None else work
         ticket.work = self._implied(ticket, known) if work is None and known is not None else seen
-        self._forecaster.observe(ticket.call, ticket.encoding, ticket.work)
+        (self._reader or self._alike).observe(ticket.call, ticket.encoding, ticket.work)
         if known is not None:
             prompt_tokens = float(ticket.call.prompt_tokens)
             known.pace.observe(ticket.took_s, work=seen, prompt_tokens=prompt_tokens, batch=ticket.batch)
@@ -281,15 +287,15 @@ class Desk:
 
     def counted(self, replica_id: str, running: int) -> None:
         """The replica itself has just said how many calls it has, of all routers."""
-        self._signal(replica_id, running, 0, 0.0)
+        self._signal(replica_id, running, 0, 0.0, self._clock.now_s())
 
     def heard(self, signal: ReplicaSignal) -> None:
-        """A replica pushed its state. It counts as of its arrival, since clocks differ; an older one does not count."""
+        """A replica pushed its state; an older one does not count."""
         known = self._known.get(signal.replica_id)
         if known is None or signal.at_s <= known.said_at_s:
             return
-        known.said_at_s = signal.at_s
-        self._signal(signal.replica_id, signal.running, signal.waiting, signal.kv_usage)
+        at_s = known.said(signal.at_s, self._clock.now_s())
+        self._signal(signal.replica_id, signal.running, signal.waiting, signal.kv_usage, at_s)
         if signal.profile is not None:
             known.told, known.told_calls = signal.profile, signal.calls
             self._learnt(known)
@@ -310,6 +316,16 @@ class Desk:
         self._tickets[ticket.call.call_id] = ticket
         self._workflows.enter(ticket.call)
         self._shell.post(CallReady(call=ticket.call, forecast=ticket.forecast))
+        if ticket.prompt is not None:
+            asyncio.get_running_loop().call_later(_READ_S, self._read, ticket)
+
+    def _read(self, ticket: Ticket) -> None:
+        """Forecast by the prompt; whoever is over by now did not need it."""
+        if self._reader is None or ticket.prompt is None or ticket.over:
+            return
+        ticket.encoding, ticket.prompt = self._reader.encode(ticket.call, ticket.prompt), None
+        ticket.forecast = self._reader.forecast(ticket.call, ticket.encoding)
+        self._shell.post(ForecastRefined(call_id=ticket.call.call_id, forecast=ticket.forecast))
 
     def _moved(self, ticket: Ticket, reason: FailureReason, *, retryable: bool) -> None:
         """The replica did not take the request; the agent is asked for another."""
@@ -351,7 +367,7 @@ class Desk:
             1.0, ((ticket.took_s or 0.0) - fixed_s) / (profile.step_base_s + profile.decode_seq_s * ticket.batch)
         )
 
-    def _signal(self, replica_id: str, running: int, waiting: int, kv_usage: float) -> None:
+    def _signal(self, replica_id: str, running: int, waiting: int, kv_usage: float, at_s: float) -> None:
         if replica_id in self._known:
             self._shell.post(
                 SignalReported(
@@ -359,7 +375,7 @@ class Desk:
                     running=running,
                     waiting=waiting,
                     kv_usage=kv_usage,
-                    measured_at_s=self._clock.now_s(),
+                    measured_at_s=at_s,
                 )
             )
 

@@ -1,4 +1,4 @@
-"""The forecaster of a Serve router: the house predictor, with plain statistics where it does not do."""
+"""The forecasters of a Serve router: plain statistics at once, and the house predictor once it has read the prompt."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ log = logging.getLogger(__name__)
 _BUDGET_S = 0.002
 
 
-def forecaster(options: RouterOptions, *, clock: Clock, post: Callable[[Message], None]) -> Forecaster:
-    """Who forecasts for one router; bad or missing weights leave the plain one."""
-    plain = EmpiricalForecaster()
+def forecasters(
+    options: RouterOptions, *, clock: Clock, post: Callable[[Message], None]
+) -> tuple[Forecaster, Forecaster | None]:
+    """Who forecasts at once, and who reads prompts and takes longer, and teaches both; None where nobody does, by the
+    options or for want of sound weights."""
+    alike = EmpiricalForecaster()
     if options.predictor == "empirical":
-        return plain
+        return alike, None
     try:
-        primary = NeuralForecaster.load(None, QuantileTracker(LEVELS))
+        reader = NeuralForecaster.load(None, QuantileTracker(LEVELS))
     except PredictorError as error:
         log.warning("the neural predictor is missing, plain statistics stand in: %s", error)
-        return plain
-    return GuardedForecaster(primary, plain, name=primary.name, budget_s=_BUDGET_S, clock=clock, post=post)
+        return alike, None
+    return alike, GuardedForecaster(reader, alike, name=reader.name, budget_s=_BUDGET_S, clock=clock, post=post)

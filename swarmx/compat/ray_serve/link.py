@@ -13,7 +13,7 @@ import msgspec
 from swarmx.agents.router import RouterAgent
 from swarmx.compat.ray_serve.decision_log import DecisionLog, log_path
 from swarmx.compat.ray_serve.desk import Desk, Seen
-from swarmx.compat.ray_serve.forecasts import forecaster
+from swarmx.compat.ray_serve.forecasts import forecasters
 from swarmx.compat.ray_serve.options import RouterOptions
 from swarmx.compat.ray_serve.signals import ReplicaSignal, RouterReport, packed, signal_in
 from swarmx.core.messages import DemandReported
@@ -30,6 +30,8 @@ _BESIDE: set[asyncio.Future[None]] = set()
 
 def open_desk(deployment_id: Any, options: RouterOptions) -> Desk:
     """A desk on the running loop, for as long as the process: Serve does not tell when a router is no longer used."""
+    import ray
+
     name = f"{deployment_id.app_name}/{deployment_id.name}" if deployment_id.app_name else str(deployment_id.name)
     clock = WallClock()
     process = _process()
@@ -37,7 +39,7 @@ def open_desk(deployment_id: Any, options: RouterOptions) -> Desk:
     board: list[Any] = []
 
     def report(demand: DemandReported) -> None:
-        if board:
+        if board and ray.is_initialized():
             told = RouterReport(deployment=name, router=process, at_s=clock.now_s(), demand=demand)
             board[0].report.remote(packed(told))
 
@@ -45,7 +47,7 @@ def open_desk(deployment_id: Any, options: RouterOptions) -> Desk:
         name,
         options,
         clock=clock,
-        forecaster=lambda post: forecaster(options, clock=clock, post=post),
+        forecasters=lambda post: forecasters(options, clock=clock, post=post),
         decisions=decisions,
         journal=journal,
         on_report=report,
@@ -88,11 +90,13 @@ async def _flush(journal: FileJournal) -> None:
 
 
 async def _listen(desk: Desk, board: list[Any]) -> None:
-    """Hear what replicas push, for as long as the desk is open; a board that is lost is looked for again."""
+    """Hear what replicas push, for as long as Ray runs here; a board that is lost is looked for again."""
+    import ray
+
     from swarmx.compat.ray_serve.board import find_board
 
     after = 0
-    while True:
+    while ray.is_initialized():  # once it is shut down, a call to it ends the process, or starts another Ray
         try:
             found = await asyncio.to_thread(find_board)
             board[:] = [found]

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from swarmx.compat.ray_serve.answered import work_of
+from swarmx.compat.ray_serve.answered import StreamedWork, work_of
 from swarmx.compat.ray_serve.asked import size_of
 from swarmx.compat.ray_serve.beside import Beside
 from swarmx.compat.ray_serve.signals import packed
@@ -54,14 +54,14 @@ def _wrap(serve_wrapper: Any) -> None:
     async def call_user_generator(
         self: Any, request_metadata: Any, request_args: Any, request_kwargs: Any
     ) -> AsyncIterator[Any]:
-        served, items, ended = pusher.begin(request_args, request_kwargs), 0, False
+        served, stream, ended = pusher.begin(request_args, request_kwargs), StreamedWork(), False
         try:
             async for item in call_generator(self, request_metadata, request_args, request_kwargs):
-                items += 1
+                stream.add(item)
                 yield item
             ended = True
         finally:
-            pusher.end(served, float(items) if ended and items else None)
+            pusher.end(served, stream.total() if ended else None)
 
     serve_wrapper.call_user_method = call_user_method
     serve_wrapper.call_user_generator = call_user_generator

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.request_router import PendingRequest, ReplicaResult, RunningReplica
 
-from swarmx.compat.ray_serve.answered import work_of
+from swarmx.compat.ray_serve.answered import StreamedWork, work_of
 
 _T = TypeVar("_T")
 _WAIT_S = 0.05
@@ -73,7 +73,7 @@ class WatchedResult(ReplicaResult):  # type: ignore[misc]
         self._replica = replica
         self._router = router
         self._left = left
-        self._items = 0
+        self._stream = StreamedWork()
         self._tell: Callable[[float | None], None] | None = None
 
     def watch(self, tell: Callable[[float | None], None]) -> None:
@@ -110,7 +110,7 @@ class WatchedResult(ReplicaResult):  # type: ignore[misc]
                 self._ended()
                 raise
             except LOST as error:
-                if self._items or not self._may_repeat(error):
+                if self._stream.parts or not self._may_repeat(error):
                     raise
                 again = asyncio.run_coroutine_threadsafe(self._again(), self._router._event_loop)
                 self._result, self._replica = again.result()
@@ -123,7 +123,7 @@ class WatchedResult(ReplicaResult):  # type: ignore[misc]
                 self._ended()
                 raise
             except LOST as error:
-                if self._items or not self._may_repeat(error):
+                if self._stream.parts or not self._may_repeat(error):
                     raise
                 await self._repeat()
 
@@ -151,12 +151,12 @@ class WatchedResult(ReplicaResult):  # type: ignore[misc]
         return answer
 
     def _item(self, item: _T) -> _T:
-        self._items += 1
+        self._stream.add(item)
         return item
 
     def _ended(self) -> None:
-        """A stream came to its end: as many tokens as parts."""
-        self._told(float(self._items) if self._items else None)
+        """A stream came to its end."""
+        self._told(self._stream.total())
 
     def _told(self, work: float | None) -> None:
         tell, self._tell = self._tell, None

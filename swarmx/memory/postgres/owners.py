@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncpg
 
-from swarmx.core.records import SCHEMA_VERSION, TERMINAL, Input, WorkflowRecord
+from swarmx.core.records import SCHEMA_VERSION, TERMINAL, Input, WorkflowMode, WorkflowRecord
 from swarmx.memory.postgres.workflows import NOW_S
 from swarmx.memory.rows import COLUMNS, OPEN, record_of, unknown
 
@@ -34,7 +34,7 @@ async def heartbeat(connection: asyncpg.Connection, epoch: int, ttl_s: float) ->
     return kept is not None
 
 
-async def claim(connection: asyncpg.Connection, epoch: int, limit: int) -> list[WorkflowRecord]:
+async def claim(connection: asyncpg.Connection, epoch: int, limit: int, mode: WorkflowMode) -> list[WorkflowRecord]:
     """Workflows whose owner is gone, the oldest first; from now on they are of this epoch, if that still is one.
 
     Rows that somebody else is at work on are left for the next time.
@@ -47,21 +47,25 @@ async def claim(connection: asyncpg.Connection, epoch: int, limit: int) -> list[
     )
     found = await connection.fetch(
         f"UPDATE workflows SET owner = $1 WHERE workflow_id IN (SELECT workflow_id FROM workflows WHERE {OPEN} "
-        "AND mode = 'declared' AND NOT EXISTS (SELECT FROM owners WHERE epoch = owner) "
+        "AND mode = $3 AND NOT EXISTS (SELECT FROM owners WHERE epoch = owner) "
         "ORDER BY created_at_s, workflow_id LIMIT $2 FOR UPDATE SKIP LOCKED) "
         f"AND EXISTS (SELECT FROM owners WHERE epoch = $1) RETURNING {COLUMNS}",
         epoch,
         limit,
+        mode,
     )
     return sorted(map(record_of, found), key=lambda record: (record.created_at_s, record.workflow_id))
 
 
-async def take(connection: asyncpg.Connection, workflow_id: str, epoch: int) -> WorkflowRecord | None:
-    """The workflow, from whoever has it, who is told; None for one that has ended or is its client's own."""
+async def take(
+    connection: asyncpg.Connection, workflow_id: str, epoch: int, mode: WorkflowMode
+) -> WorkflowRecord | None:
+    """The workflow, from whoever has it, who is told; None for one that has ended or is of another mode."""
     row = await connection.fetchrow(
-        f"UPDATE workflows SET owner = $2 WHERE workflow_id = $1 AND {OPEN} AND mode = 'declared' RETURNING {COLUMNS}",
+        f"UPDATE workflows SET owner = $2 WHERE workflow_id = $1 AND {OPEN} AND mode = $3 RETURNING {COLUMNS}",
         workflow_id,
         epoch,
+        mode,
     )
     if row is not None:
         await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, workflow_id)

@@ -67,13 +67,29 @@ class Readers:
 
 
 class Listener:
-    """Calls `heard` with whatever other processes say on the channel. May miss some: who must know, asks as well."""
+    """Calls `heard` with whatever other processes say on the channel. May miss some: who must know, asks as well.
 
-    def __init__(self, url: str, channel: str, heard: Callable[[str], None], *, timeout_s: float) -> None:
+    It listens again, after a second, whatever ended it. The log says once that nothing is heard, and once that it is
+    again. A connection that says nothing is asked every `quiet_s` whether it is still there.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        channel: str,
+        heard: Callable[[str], None],
+        *,
+        where: str,
+        timeout_s: float,
+        quiet_s: float = 20.0,
+    ) -> None:
         self._url = url
         self._channel = channel
         self._heard = heard
+        self._where = where
         self._timeout_s = timeout_s
+        self._quiet_s = quiet_s
+        self._deaf = False
         self._task = asyncio.get_running_loop().create_task(self._listen(), name="store-listener")
 
     async def close(self) -> None:
@@ -83,19 +99,42 @@ class Listener:
 
     async def _listen(self) -> None:
         while True:
-            connection: asyncpg.Connection | None = None
             try:
-                connection = await connect(self._url, name="swarmx-listener", timeout_s=self._timeout_s)
-                gone = asyncio.Event()
-                connection.add_termination_listener(lambda _, gone=gone: gone.set())
-                await connection.add_listener(self._channel, self._hear)
-                await gone.wait()
+                await self._listen_once()
+                why: object = "the connection was closed"
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-                log.debug("nothing is heard of other processes for now: %s", error)
-            finally:
-                if connection is not None:
-                    connection.terminate()
+                why = error or type(error).__name__
+            except Exception as error:
+                log.exception("a listener to %s ran into a defect", self._where)
+                why = type(error).__name__
+            if not self._deaf:
+                log.warning("other servers at %s are not heard, trying again every second: %s", self._where, why)
+            self._deaf = True
             await asyncio.sleep(_AGAIN_S)
 
+    async def _listen_once(self) -> None:
+        """Returns or raises once the connection is gone."""
+        connection: asyncpg.Connection | None = None
+        try:
+            connection = await connect(self._url, name="swarmx-listener", timeout_s=self._timeout_s)
+            gone = asyncio.Event()
+            connection.add_termination_listener(lambda _: gone.set())
+            await connection.add_listener(self._channel, self._hear)
+            if self._deaf:
+                log.info("other servers at %s are heard again", self._where)
+            self._deaf = False
+            while not gone.is_set():
+                try:
+                    async with asyncio.timeout(self._quiet_s):
+                        await gone.wait()
+                except TimeoutError:
+                    await connection.fetchval("SELECT 1")
+        finally:
+            if connection is not None:
+                connection.terminate()
+
     def _hear(self, connection: Any, pid: int, channel: str, payload: str) -> None:
-        self._heard(payload)
+        try:
+            self._heard(payload)
+        except Exception:
+            log.exception("whoever listens to other servers raised at %r", payload)

@@ -23,6 +23,7 @@ from swarmx.core.records import (
     Idempotency,
     Input,
     StoredEvent,
+    WorkflowMode,
     WorkflowPage,
     WorkflowRecord,
     WorkflowState,
@@ -79,7 +80,9 @@ class PostgresStore:
                 raise
             raise StoreError(f"the database {self._where} cannot be opened: {explained(error, self._where)}") from error
         if self._on_posted is not None:
-            self._listener = Listener(self._url, owners.CHANNEL, self._on_posted, timeout_s=self._timeout_s)
+            self._listener = Listener(
+                self._url, owners.CHANNEL, self._on_posted, where=self._where, timeout_s=self._timeout_s
+            )
 
     async def close(self) -> None:
         """Finish queued writes and close. Closing twice is fine."""
@@ -120,9 +123,9 @@ class PostgresStore:
         state: WorkflowState | None = None,
         outcome: bytes | None = None,
     ) -> bool:
-        """Add to a workflow that no process owns, and change the state if one is given.
+        """Add to a transparent workflow, or one that no process owns, and change the state if one is given.
 
-        False, and nothing has changed: the workflow is terminal or somebody's, has another number of events than
+        False, and nothing has changed: the workflow is terminal or run by somebody, has another number of events than
         `expected_seq`, or must not change to that state. Raises NotFound.
         """
         change = Commit(
@@ -174,13 +177,13 @@ class PostgresStore:
         """Keep the epoch for another `ttl_s`; False: it is over."""
         return await self.write(lambda connection: owners.heartbeat(connection, epoch, ttl_s))
 
-    async def claim(self, epoch: int, *, limit: int) -> list[WorkflowRecord]:
-        """Take up to `limit` unfinished declared workflows whose owner is gone, the oldest first."""
-        return await self.write(lambda connection: owners.claim(connection, epoch, limit))
+    async def claim(self, epoch: int, *, limit: int, mode: WorkflowMode = "declared") -> list[WorkflowRecord]:
+        """Take up to `limit` unfinished workflows of the mode whose owner is gone, the oldest first."""
+        return await self.write(lambda connection: owners.claim(connection, epoch, limit, mode))
 
-    async def take(self, workflow_id: str, epoch: int) -> WorkflowRecord | None:
-        """Take one workflow from whoever has it; None if it is unknown, has ended, or is its client's own."""
-        return await self.write(lambda connection: owners.take(connection, workflow_id, epoch))
+    async def take(self, workflow_id: str, epoch: int, *, mode: WorkflowMode = "declared") -> WorkflowRecord | None:
+        """Take one workflow from whoever has it; None if it is unknown, has ended, or is of another mode."""
+        return await self.write(lambda connection: owners.take(connection, workflow_id, epoch, mode))
 
     async def owned(self, epoch: int) -> list[str]:
         """The unfinished workflows that this epoch has to run."""

@@ -47,7 +47,7 @@ _WRITE = (
     "unnest($4::bytea[]) WITH ORDINALITY AS event (body, place)) SELECT tenant FROM changed"
 )
 _COMMIT = _WRITE.format("owner = $9")
-_APPEND = _WRITE.format("NOT EXISTS (SELECT FROM owners WHERE epoch = owner)")
+_APPEND = _WRITE.format("(mode = 'transparent' OR NOT EXISTS (SELECT FROM owners WHERE epoch = owner))")
 _KEEP_KEY = (
     "INSERT INTO idempotency AS known VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (tenant, key) DO UPDATE SET "
     "fingerprint = excluded.fingerprint, workflow_id = excluded.workflow_id, expires_at_s = excluded.expires_at_s"
@@ -79,14 +79,14 @@ async def _first_of_key(
     connection: asyncpg.Connection, workflow: WorkflowRecord, idempotency: Idempotency
 ) -> str | None:
     """None once the key is this workflow's; it waits for whoever is about to store the same key."""
-    now_s = workflow.created_at_s
+    now_s, tenant = workflow.created_at_s, idempotency.tenant or workflow.tenant
     await connection.execute(_FORGET_KEYS, now_s)
     while True:
-        row = _key_row(workflow.tenant, idempotency, workflow.workflow_id)
+        row = _key_row(tenant, idempotency, workflow.workflow_id)
         if await connection.fetchval(f"{_KEEP_KEY} WHERE known.expires_at_s <= $7 RETURNING 1", *row, now_s):
             failpoints.hit("rows.key")
             return None
-        found = await of_key(connection, workflow.tenant, idempotency, now_s)
+        found = await of_key(connection, tenant, idempotency, now_s)
         if found is not None:
             return found
 
@@ -145,7 +145,7 @@ async def commit(connection: asyncpg.Connection, change: Commit) -> Committed:
 
 
 async def append(connection: asyncpg.Connection, change: Commit) -> bool:
-    """The same for a workflow that nobody owns: its events, state and outcome; raises NotFound."""
+    """The same for a transparent workflow, or one that nobody owns: events, state, outcome; raises NotFound."""
     if await _write(connection, _APPEND, change) is None:
         await _why_not(connection, change.workflow_id)
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
@@ -130,18 +130,17 @@ def _nearest(key: str, nodes: Mapping[str, tuple[str, Mapping[str, object]]], na
     return next((nodes[near][1][name] for near in _upstream(key, nodes) if name in nodes[near][1]), None)
 
 
-def _upstream(key: str, nodes: Mapping[str, tuple[str, Mapping[str, object]]]) -> list[str]:
-    """The node and what feeds it, nearest first, each once."""
-    found, queue = [key], deque([key])
-    seen = {key}
+def _upstream(key: str, nodes: Mapping[str, tuple[str, Mapping[str, object]]]) -> Iterator[str]:
+    """The node and what feeds it, nearest first, each once, as far as one asks."""
+    queue, seen = deque([key]), {key}
     most = _walk(nodes)
-    while queue and len(found) < most:
+    yield key
+    while queue and len(seen) < most:
         for value in nodes[queue.popleft()][1].values():
             if is_link(value) and (near := target(value)) in nodes and near not in seen:
                 seen.add(near)
-                found.append(near)
                 queue.append(near)
-    return found
+                yield near
 
 
 def _walk(nodes: Mapping[str, tuple[str, Mapping[str, object]]]) -> int:

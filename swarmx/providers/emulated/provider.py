@@ -145,7 +145,7 @@ class EmulatedProvider:
         patience_s = START_DEADLINE_S + emulated.start_s / self._time_scale
         try:
             async with asyncio.timeout(patience_s), aiohttp.ClientSession(timeout=REQUEST_TIMEOUT) as session:
-                await self._spawn(spec, session, _loading(emulated))
+                await self._spawn(spec, session, loading(emulated))
         except TimeoutError as error:
             await self.retire(replica_id)
             raise ReplicaError(f"replica {replica_id} was not up within {patience_s:.0f} s") from error
@@ -194,7 +194,7 @@ class EmulatedProvider:
             sys.executable,
             "-m",
             "swarmx.providers.emulated",
-            *self._arguments(spec),
+            *arguments(spec, time_scale=self._time_scale, seed=self._seed, recorded=self._recorded),
             *more,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -213,21 +213,6 @@ class EmulatedProvider:
             raise ReplicaError(await _obituary(child)) from error
         child.url = url
 
-    def _arguments(self, spec: EmulatedSpec) -> list[str]:
-        options = {
-            "--model": spec.model,
-            "--device": spec.device,
-            "--kind": spec.kind,
-            "--time-scale": repr(self._time_scale),
-            "--seed": str(self._seed),
-            "--size-class": spec.size_class,
-            "--engine-order": spec.engine_order,
-            "--profile-json": msgspec.json.encode(spec.profile).decode(),
-        }
-        if self._recorded is not None:
-            options["--recorded"] = str(self._recorded)
-        return [*(part for option in options.items() for part in option), "--port", "0", "--exit-with-parent"]
-
     def _replica(self, child: _Child) -> Replica:
         return Replica(
             replica_id=child.spec.replica_id,
@@ -242,7 +227,24 @@ class EmulatedProvider:
         )
 
 
-def _loading(group: EmulatedGroup) -> Sequence[str]:
+def arguments(spec: EmulatedSpec, *, time_scale: float, seed: int, recorded: Path | None = None) -> list[str]:
+    """The options of `python -m swarmx.providers.emulated` for one replica that ends with its parent."""
+    options = {
+        "--model": spec.model,
+        "--device": spec.device,
+        "--kind": spec.kind,
+        "--time-scale": repr(time_scale),
+        "--seed": str(seed),
+        "--size-class": spec.size_class,
+        "--engine-order": spec.engine_order,
+        "--profile-json": msgspec.json.encode(spec.profile).decode(),
+    }
+    if recorded is not None:
+        options["--recorded"] = str(recorded)
+    return [*(part for option in options.items() for part in option), "--port", "0", "--exit-with-parent"]
+
+
+def loading(group: EmulatedGroup) -> Sequence[str]:
     """The options of a process that loads before it listens, or never does."""
     return ["--start-s", repr(group.start_s), *(["--fault", group.fault] if group.fault else [])]
 

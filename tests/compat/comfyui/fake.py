@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import hashlib
 import heapq
 import json
+import signal
 import struct
 import time
 import uuid
@@ -26,35 +29,37 @@ PNG = bytes.fromhex("89504e470d0a1a0a0000000d49484452000000010000000108020000009
 SAMPLERS = ["euler", "heun", "dpmpp_2m"]
 
 
+def node_info(
+    name: str, required: dict[str, Any], output: list[str], *, out: bool = False, module: str = "nodes"
+) -> dict[str, Any]:
+    """A class as `/object_info` describes it. Inputs are types with their settings."""
+    return {
+        "input": {"required": required},
+        "input_order": {"required": list(required)},
+        "output": output,
+        "output_is_list": [False] * len(output),
+        "output_name": output,
+        "name": name,
+        "display_name": name,
+        "description": "",
+        "python_module": module,
+        "category": "tests",
+        "output_node": out,
+    }
+
+
 def object_info(models: list[str], *, custom: bool = False) -> dict[str, Any]:
     """What a small server can run."""
-
-    def node(
-        name: str, required: dict[str, Any], output: list[str], *, out: bool = False, module: str = "nodes"
-    ) -> Any:
-        return {
-            "input": {"required": required},
-            "input_order": {"required": list(required)},
-            "output": output,
-            "output_is_list": [False] * len(output),
-            "output_name": output,
-            "name": name,
-            "display_name": name,
-            "description": "",
-            "python_module": module,
-            "category": "tests",
-            "output_node": out,
-        }
 
     def whole(default: int, least: int, most: int) -> list[Any]:
         return ["INT", {"default": default, "min": least, "max": most}]
 
     size = whole(512, 16, 16384)
     nodes = [
-        node("CheckpointLoaderSimple", {"ckpt_name": [models, {}]}, ["MODEL", "CLIP", "VAE"]),
-        node("CLIPTextEncode", {"text": ["STRING", {"multiline": True}], "clip": ["CLIP", {}]}, ["CONDITIONING"]),
-        node("EmptyLatentImage", {"width": size, "height": size, "batch_size": whole(1, 1, 4096)}, ["LATENT"]),
-        node(
+        node_info("CheckpointLoaderSimple", {"ckpt_name": [models, {}]}, ["MODEL", "CLIP", "VAE"]),
+        node_info("CLIPTextEncode", {"text": ["STRING", {"multiline": True}], "clip": ["CLIP", {}]}, ["CONDITIONING"]),
+        node_info("EmptyLatentImage", {"width": size, "height": size, "batch_size": whole(1, 1, 4096)}, ["LATENT"]),
+        node_info(
             "KSampler",
             {
                 "model": ["MODEL", {}],
@@ -70,8 +75,8 @@ def object_info(models: list[str], *, custom: bool = False) -> dict[str, Any]:
             },
             ["LATENT"],
         ),
-        node("VAEDecode", {"samples": ["LATENT", {}], "vae": ["VAE", {}]}, ["IMAGE"]),
-        node(
+        node_info("VAEDecode", {"samples": ["LATENT", {}], "vae": ["VAE", {}]}, ["IMAGE"]),
+        node_info(
             "EmptyImage",
             {
                 "width": whole(512, 1, 16384),
@@ -81,10 +86,16 @@ def object_info(models: list[str], *, custom: bool = False) -> dict[str, Any]:
             },
             ["IMAGE"],
         ),
-        node("LoadImage", {"image": [[], {"image_upload": True}]}, ["IMAGE", "MASK"]),
-        node("SaveImage", {"images": ["IMAGE", {}], "filename_prefix": ["STRING", {"default": "x"}]}, [], out=True),
-        node("PreviewImage", {"images": ["IMAGE", {}]}, [], out=True),
-        node(
+        node_info("LoadImage", {"image": [[], {"image_upload": True}]}, ["IMAGE", "MASK"]),
+        node_info(
+            "SaveImage", {"images": ["IMAGE", {}], "filename_prefix": ["STRING", {"default": "x"}]}, [], out=True
+        ),
+        node_info("PreviewImage", {"images": ["IMAGE", {}]}, [], out=True),
+        node_info(
+            "SaveLatent", {"samples": ["LATENT", {}], "filename_prefix": ["STRING", {"default": "x"}]}, [], out=True
+        ),
+        node_info("LoadLatent", {"latent": [[], {}]}, ["LATENT"]),
+        node_info(
             "ImageUpscaleWithModel",
             {"upscale_model": ["UPSCALE_MODEL", {}], "image": ["IMAGE", {}]},
             ["IMAGE"],
@@ -92,7 +103,7 @@ def object_info(models: list[str], *, custom: bool = False) -> dict[str, Any]:
         ),
     ]
     if custom:
-        nodes.append(node("Picky", {"value": whole(0, 0, 10)}, ["IMAGE"], module="custom_nodes.picky"))
+        nodes.append(node_info("Picky", {"value": whole(0, 0, 10)}, ["IMAGE"], module="custom_nodes.picky"))
     return {row["name"]: row for row in nodes}
 
 
@@ -159,6 +170,7 @@ class FakeComfy:
         self._history: dict[str, Any] = {}
         self._sockets: dict[str, web.WebSocketResponse] = {}
         self._cached: dict[str, Any] = {}
+        self._values: dict[str, bytes] = {}
         self._loaded: set[str] = set()
         self._number = self._saved = 0
         self._wake = asyncio.Event()
@@ -191,7 +203,7 @@ class FakeComfy:
             ("GET", "/view", self._view),
         ):
             for prefix in ("", "/api"):
-                app.router.add_route(method, prefix + path, handler)
+                (app.router.add_get if method == "GET" else app.router.add_post)(prefix + path, handler)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", port)
@@ -228,6 +240,7 @@ class FakeComfy:
         if "prompt" not in body:
             problem = {"type": "no_prompt", "message": "x", "details": "x", "extra_info": {}}
             return web.json_response({"error": problem, "node_errors": {}}, status=400)
+        self._list_files()
         specs = {name: read_spec(name, info) for name, info in self.info.items()}
         names = {name for folder, name in self.files if folder == "input"}
         verdict = validate(body["prompt"], specs, targets=body.get("partial_execution_targets"), uploads=names)
@@ -290,8 +303,14 @@ class FakeComfy:
         found = self._history.get(request.match_info["id"])
         return web.json_response({} if found is None else {request.match_info["id"]: found})
 
+    def _list_files(self) -> None:
+        """The options of nodes that load files are those that are there now."""
+        inputs = sorted(name for folder, name in self.files if folder == "input")
+        self.info["LoadImage"]["input"]["required"]["image"][0] = inputs
+        self.info["LoadLatent"]["input"]["required"]["latent"][0] = [n for n in inputs if n.endswith(".latent")]
+
     async def _object_info(self, request: web.Request) -> web.Response:
-        self.info["LoadImage"]["input"]["required"]["image"][0] = sorted(n for f, n in self.files if f == "input")
+        self._list_files()
         name = request.match_info.get("name")
         if name is not None:
             return web.json_response({name: self.info[name]} if name in self.info else {})
@@ -409,6 +428,7 @@ class FakeComfy:
         success = True
         for node in order:
             output = self._cached.get(names[node])
+            self._compute(node, prompt[node])
             if node in cached:
                 if output:
                     results[node] = output
@@ -438,7 +458,7 @@ class FakeComfy:
                 await tell("execution_error", about)
                 success = False
                 break
-            output = self._output(prompt[node])
+            output = self._output(node, prompt[node])
             if output is not None:
                 results[node] = output
                 await self._executed(client, prompt_id, node, output)
@@ -508,14 +528,31 @@ class FakeComfy:
                 await self._preview(client, prompt_id, node)
         return "interrupted" if self._interrupted else None
 
-    def _output(self, row: dict[str, Any]) -> Any:
-        if row["class_type"] not in ("SaveImage", "PreviewImage"):
+    def _compute(self, node: str, row: dict[str, Any]) -> None:
+        """What a node makes of its inputs: a digest of all that went into it. A file of it is as good as itself."""
+        inputs = {
+            name: self._values.get(value[0], b"").hex() if isinstance(value, list) else value
+            for name, value in row["inputs"].items()
+        }
+        made = hashlib.sha256(json.dumps([row["class_type"], inputs], sort_keys=True).encode()).digest()
+        loaded = self.files.get(("input", str(row["inputs"].get("latent"))))
+        self._values[node] = loaded if row["class_type"] == "LoadLatent" and loaded is not None else made
+
+    def _output(self, node: str, row: dict[str, Any]) -> Any:
+        kinds = {"SaveImage": ("output", "png"), "PreviewImage": ("temp", "png"), "SaveLatent": ("output", "latent")}
+        if row["class_type"] not in kinds:
             return None
         self._saved += 1
-        folder = "output" if row["class_type"] == "SaveImage" else "temp"
-        name = f"{row['inputs'].get('filename_prefix', 'temp')}_{self._saved:05}_.png"
-        self.files[folder, name] = PNG + self.url.encode()
-        return {"images": [{"filename": name, "subfolder": "", "type": folder}]}
+        folder, suffix = kinds[row["class_type"]]
+        *folders, stem = row["inputs"].get("filename_prefix", "temp").split("/")
+        name = f"{stem}_{self._saved:05}_.{suffix}"
+        source = self._values.get(row["inputs"]["samples" if suffix == "latent" else "images"][0], b"")
+        self.files[folder, name] = source if suffix == "latent" else PNG + source
+        return {
+            f"{'latent' if suffix == 'latent' else 'image'}s": [
+                {"filename": name, "subfolder": "/".join(folders), "type": folder}
+            ]
+        }
 
 
 @asynccontextmanager
@@ -533,3 +570,21 @@ async def serving(*fakes: FakeComfy) -> AsyncIterator[None]:
 def _row(job: tuple[float, int, str, Graph, dict[str, Any], list[str]]) -> list[Any]:
     number, _, prompt_id, prompt, extra, outputs = job
     return [number, prompt_id, prompt, extra, outputs]
+
+
+async def main() -> None:
+    """A server in a process of its own, which takes what it knows of ComfyUI's options; ends when it is told to."""
+    options = argparse.ArgumentParser()
+    options.add_argument("--port", type=int, default=0)
+    given, _ = options.parse_known_args()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    fake = FakeComfy()
+    await fake.start(given.port)
+    print(json.dumps({"url": fake.url}), flush=True)
+    await stop.wait()
+    await fake.die()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

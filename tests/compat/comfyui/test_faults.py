@@ -11,10 +11,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from swarmx.compat.comfyui import store
 from swarmx.compat.comfyui.jobs import Job
 from swarmx.compat.comfyui.store import JobStore
 from swarmx.core import failpoints
-from tests.compat.comfyui.fake import FakeComfy, graph, serving
+from tests.compat.comfyui.fake import FakeComfy, graph, object_info, serving
 from tests.compat.comfyui.fronts import Client, eventually, front, until_end
 
 pytestmark = pytest.mark.process
@@ -315,11 +316,13 @@ async def _is_down(client: Client) -> bool:
     return (await client.ask("GET", "/readyz"))[0] == 503
 
 
-async def test_ten_thousand_jobs_wait_through_a_restart_and_the_next_one_is_refused(tmp_path: Path) -> None:
-    store = JobStore(tmp_path)
-    await store.open()
-    await asyncio.gather(*(store.accept(_small(seq)) for seq in range(1, 10_001)))
-    await store.close()
+async def test_ten_thousand_jobs_wait_through_a_restart_and_the_next_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = JobStore(tmp_path)
+    await earlier.open()
+    await asyncio.gather(*(earlier.accept(_small(seq)) for seq in range(1, 10_001)))
+    await earlier.close()
     fake = FakeComfy(step_s=0.01)
     tenants = {"default": {"max_waiting": 9_990}}
     async with serving(fake), front(tmp_path, fake, tenants=tenants, lost_after_s=60.0, timeout_s=30.0) as client:
@@ -327,11 +330,17 @@ async def test_ten_thousand_jobs_wait_through_a_restart_and_the_next_one_is_refu
         status, refused = await client.submit(graph(steps=1))
         async with client.session.post(f"{client.url}/prompt", json={"prompt": graph()}) as response:
             retry = response.headers["Retry-After"]
+        read, whole = [], store._read
+        monkeypatch.setattr(store, "_read", lambda row: read.append(1) or whole(row))
+        _, page = await client.ask("GET", "/api/jobs?limit=20&status=pending&sort_order=asc")
         await client.ended(_small(2).prompt_id)
         await client.ask("POST", "/queue", {"clear": True})
         _, after = await client.ask("GET", "/prompt")
     assert (status, refused["error"]["type"]) == (429, "queue_full")
     assert int(retry) >= 1
+    assert page["pagination"]["total"] >= 9_990
+    assert len(page["jobs"]) == 20
+    assert len(read) <= 20, "graphs of no other job are read for a page"
     assert fake.received[:2] == [_small(1).prompt_id, _small(2).prompt_id]
     assert after["exec_info"]["queue_remaining"] <= 1
 
@@ -351,3 +360,38 @@ def _small(seq: int) -> Job:
         files=frozenset(),
         created_s=float(seq),
     )
+
+
+async def test_a_server_that_has_lost_the_model_unseen_does_not_keep_a_job_from_another(tmp_path: Path) -> None:
+    fakes = (FakeComfy(), FakeComfy())
+    async with serving(*fakes), front(tmp_path, *fakes, refresh_s=60.0) as client:
+        fakes[0].info = object_info([])
+        ids = [(await client.submit(graph(seed)))[1]["prompt_id"] for seed in range(4)]
+        entries = [await client.ended(prompt_id) for prompt_id in ids]
+        status, refused = await client.submit(graph(9, model="nobody-has.safetensors"))
+    assert [entry["status"]["status_str"] for entry in entries] == ["success"] * 4
+    assert {_server_of(entry) for entry in entries} == {"s2"}
+    assert (status, refused["node_errors"]["4"]["errors"][0]["type"]) == (400, "value_not_in_list")
+
+
+async def test_a_job_whose_only_server_has_lost_the_model_waits_until_it_is_back(tmp_path: Path) -> None:
+    fake = FakeComfy(step_s=0.01)
+    async with serving(fake), front(tmp_path, fake) as client:
+        fake.stuck = True
+        _, first = await client.submit(graph(1))
+        _, second = await client.submit(graph(2))
+        await _started_on((fake,), first["prompt_id"])
+        fake.info = object_info([])
+        await eventually(lambda: _lacks_models(client))
+        fake.stuck = False
+        await client.ended(first["prompt_id"])
+        _, waits = await client.ask("GET", f"/api/jobs/{second['prompt_id']}")
+        fake.info = object_info(["tiny.safetensors"])
+        entry = await client.ended(second["prompt_id"])
+    assert waits["status"] == "pending"
+    assert entry["status"]["status_str"] == "success"
+
+
+async def _lacks_models(client: Client) -> bool:
+    _, info = await client.ask("GET", "/object_info/CheckpointLoaderSimple")
+    return info["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0] == []

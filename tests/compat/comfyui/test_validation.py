@@ -149,3 +149,48 @@ def test_of_two_ranges_the_wider_one_counts_and_an_input_that_one_lacks_is_optio
 @pytest.mark.parametrize("info", [{}, {"input": None}, {"input": {"required": {"x": 3}}}, {"output": "IMAGE"}])
 def test_a_description_that_is_odd_is_read_as_far_as_it_goes(info: dict[str, Any]) -> None:
     assert read_spec("Odd", info).outputs == ()
+
+
+def _with(node: str, **inputs: Any) -> dict[str, Any]:
+    made = graph()
+    made[node]["inputs"] |= inputs
+    return made
+
+
+def _without(node: str, name: str) -> dict[str, Any]:
+    made = graph()
+    del made[node]["inputs"][name]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("wrong", "whole", "node", "kind"),
+    [
+        (None, "invalid_prompt", None, None),
+        ({"9": {"inputs": {}}}, "invalid_prompt", None, None),
+        ({"9": {"class_type": "NoSuchNode", "inputs": {}}}, "invalid_prompt", None, None),
+        ({}, "prompt_no_outputs", None, None),
+        ({"4": graph()["4"]}, "prompt_no_outputs", None, None),
+        (_without("3", "steps"), "prompt_outputs_failed_validation", "3", "required_input_missing"),
+        (_with("8", samples=["3"]), "prompt_outputs_failed_validation", "8", "bad_linked_input"),
+        (_with("8", samples=["77", 0]), "prompt_outputs_failed_validation", "8", "bad_linked_input"),
+        (_with("8", samples=["3", 5]), "prompt_outputs_failed_validation", "8", "bad_linked_input"),
+        (_with("8", samples=["4", 0]), "prompt_outputs_failed_validation", "8", "return_type_mismatch"),
+        (_with("3", steps="many"), "prompt_outputs_failed_validation", "3", "invalid_input_type"),
+        (_with("5", width=1), "prompt_outputs_failed_validation", "5", "value_smaller_than_min"),
+        (_with("5", width=1 << 20), "prompt_outputs_failed_validation", "5", "value_bigger_than_max"),
+        (_with("3", sampler_name="none"), "prompt_outputs_failed_validation", "3", "value_not_in_list"),
+        (_with("4", ckpt_name="x.safetensors"), "prompt_outputs_failed_validation", "4", "value_not_in_list"),
+        (_with("3", latent_image=["3", 0]), "prompt_outputs_failed_validation", "3", "dependency_cycle"),
+    ],
+)
+def test_each_kind_of_invalid_graph_is_refused_by_its_name_at_its_node(
+    wrong: Any, whole: str, node: str | None, kind: str | None
+) -> None:
+    found = validate(wrong, SPECS)
+    assert isinstance(found, Rejected)
+    assert found.error["type"] == whole
+    assert list(found.node_errors) == ([] if node is None else [node])
+    if node is not None:
+        assert [each["type"] for each in found.node_errors[node]["errors"]] == [kind]
+        assert found.node_errors[node]["dependent_outputs"] == ["9"]

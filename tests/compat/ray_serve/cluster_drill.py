@@ -22,6 +22,7 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
+from tests.compat.ray_serve.conftest import started
 from tests.compat.ray_serve.deploy import deploy, router_of
 
 _SECONDS = 0.4  # a call takes, so that some are under way when a node is lost
@@ -81,9 +82,10 @@ def running() -> int:
 
 def main() -> None:
     begun_s = time.monotonic()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    drained = cluster.add_node(num_cpus=2, resources={"worker": 1})
-    lost = cluster.add_node(num_cpus=2, resources={"worker": 1})
+    head = {"num_cpus": 1, "include_dashboard": False}
+    cluster = started(lambda: Cluster(initialize_head=True, head_node_args=dict(head)))
+    worker = {"num_cpus": 2, "resources": {"worker": 1}}
+    drained, lost = (started(lambda: cluster.add_node(**worker)) for _ in range(2))
     ray.init(address=cluster.address, log_to_driver=False)
     found: dict[str, Any] = {}
     try:
@@ -110,7 +112,7 @@ def main() -> None:
             found["left"] = True
         time.sleep(1.0)
         found["errors_after_drain"] = list(load.errors)
-        cluster.add_node(num_cpus=2, resources={"worker": 1})
+        started(lambda: cluster.add_node(**worker))
         deploy("drill", model | {"num_replicas": 8}, chosen)  # so that both nodes have some
         until(40, lambda: running() == 8)
         calls = len(load.answered)

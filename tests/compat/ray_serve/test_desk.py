@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from swarmx.compat.ray_serve.asked import call_from
@@ -14,18 +15,34 @@ from swarmx.compat.ray_serve.options import RouterOptions
 from swarmx.compat.ray_serve.signals import ReplicaSignal
 from swarmx.compat.ray_serve.why import main as why
 from swarmx.core.engine import EngineProfile
+from swarmx.core.forecast import Forecast, point
 from swarmx.core.messages import DemandReported, Message
-from swarmx.core.nouns import Decision
+from swarmx.core.nouns import Call, Decision
 from swarmx.core.ports import Forecaster
+from swarmx.core.prompts import Encoding, PromptText
 from swarmx.neural.empirical import EmpiricalForecaster
-from swarmx.runtime.clock import WallClock
+from swarmx.runtime.clock import Clock, WallClock
 
 
-def desk(*, most: int = 2, replicas: int = 2, decisions: DecisionLog | None = None, **options: object) -> Desk:
-    def plain(post: Callable[[Message], None]) -> Forecaster:
-        return EmpiricalForecaster()
+def desk(
+    *,
+    most: int = 2,
+    replicas: int = 2,
+    decisions: DecisionLog | None = None,
+    clock: Clock | None = None,
+    reader: Forecaster | None = None,
+    **options: object,
+) -> Desk:
+    def forecasters(post: Callable[[Message], None]) -> tuple[Forecaster, Forecaster | None]:
+        return EmpiricalForecaster(), reader
 
-    made = Desk("app/model", RouterOptions(**options), clock=WallClock(), forecaster=plain, decisions=decisions)  # type: ignore[arg-type]
+    made = Desk(
+        "app/model",
+        RouterOptions(**{"log_dir": "" if decisions is None else "kept", **options}),  # type: ignore[arg-type]
+        clock=clock or WallClock(),
+        forecasters=forecasters,
+        decisions=decisions,
+    )
     made.replicas([Seen(replica_id=f"r{n}", max_ongoing=most) for n in range(replicas)])
     return made
 
@@ -155,6 +172,76 @@ async def test_an_older_signal_than_the_last_does_not_count() -> None:
     at.heard(ReplicaSignal(deployment=at.deployment, replica_id="r0", at_s=2.0, running=0))
     at.heard(ReplicaSignal(deployment=at.deployment, replica_id="r0", at_s=1.0, running=2))
     assert await serve(at, ticket(at)) == "r0"
+    at.close()
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.at_s = 100.0
+
+    def now_s(self) -> float:
+        return self.at_s
+
+
+async def test_a_late_signal_counts_as_of_the_time_when_it_was_said() -> None:
+    clock = _Clock()
+    at = desk(most=1, replicas=1, clock=clock)
+    behind_s = 1e9  # of the clock of the replica
+    at.heard(ReplicaSignal(deployment=at.deployment, replica_id="r0", at_s=clock.at_s - behind_s, running=0))
+    clock.at_s += 1.0
+    first = ticket(at)
+    await serve(at, first)
+    clock.at_s += 1.0
+    said_s = clock.at_s - behind_s  # while the first was there
+    clock.at_s += 1.0
+    at.ended(first)
+    at.heard(ReplicaSignal(deployment=at.deployment, replica_id="r0", at_s=said_s, running=1))
+    assert await serve(at, ticket(at)) == "r0"
+    at.close()
+
+
+class _Reader:
+    """Says that every prompt is as long as it says it is."""
+
+    def __init__(self) -> None:
+        self.read: list[bytes] = []
+        self.observed: list[str] = []
+
+    def encode(self, call: Call, prompt: PromptText) -> Encoding:
+        self.read.append(prompt.text)
+        return Encoding(encoder="r", vector=np.zeros(1, dtype=np.float32))
+
+    def forecast(self, call: Call, encoding: Encoding) -> Forecast:
+        return point(float(self.read[-1]), unit="tokens")
+
+    def observe(self, call: Call, encoding: Encoding, work_done: float) -> None:
+        self.observed.append(encoding.encoder)
+
+
+async def test_a_request_is_sent_before_its_prompt_is_read_and_then_counts_as_what_the_prompt_says() -> None:
+    reader = _Reader()
+    at = desk(replicas=1, reader=reader)
+    one = ticket(at, "77")
+    assert await serve(at, one) == "r0"
+    assert reader.read == []
+    while one.prompt is not None:
+        await asyncio.sleep(0.001)
+    assert one.forecast.mean == 77.0
+    assert at._agent._calls[one.call.call_id].work_left == 77.0
+    at.ended(one)
+    at.worked(one, 70.0)
+    assert (reader.read, reader.observed) == ([b"77"], ["r"])
+    at.close()
+
+
+async def test_a_prompt_whose_request_is_over_is_not_read() -> None:
+    reader = _Reader()
+    at = desk(replicas=1, reader=reader)
+    one = ticket(at, "77")
+    await serve(at, one)
+    at.ended(one)
+    at._read(one)
+    assert reader.read == []
     at.close()
 
 

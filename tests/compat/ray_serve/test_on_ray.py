@@ -19,7 +19,7 @@ from tests.compat.ray_serve.conftest import HAS_RAY, NO_RAY
 pytestmark = [
     pytest.mark.skipif(not HAS_RAY, reason=NO_RAY),
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(420),
     pytest.mark.process,
 ]
 
@@ -60,7 +60,7 @@ def apps(cluster: Path) -> Path:
             scaled,
             external,
         ],
-        patience_s=150.0,
+        patience_s=300.0,
     )
     return cluster
 
@@ -240,7 +240,7 @@ async def test_an_external_scaler_tells_serve_how_many(apps: Path) -> None:
     from swarmx.compat.ray_serve.planner import Planner, PlannerOptions
     from swarmx.core.errors import ReplicaError
 
-    rest = ServeRest(f"http://127.0.0.1:{os.environ.get('RAY_DASHBOARD_PORT', '8265')}")
+    rest = ServeRest(f"http://{os.environ['RAY_DASHBOARD']}")
     options = PlannerOptions(parameters={"target_in_flight": 1.0}, up_cooldown_s=0.0)
     planner = Planner("external/Model", options)
     busy = [planner.load(running=2.0, waiting=0.0, window_s=1.0)]

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from swarmx.compat.ray_serve.beside import Beside
+from swarmx.compat.ray_serve.known_replica import KnownReplica, differs
 from swarmx.compat.ray_serve.pace import Pace
 from swarmx.core.engine import EngineProfile
+from swarmx.core.nouns import Replica
 
 FIRST = EngineProfile(model="m", device="ray", step_base_s=0.02)
 
@@ -78,3 +81,41 @@ def test_a_replica_says_how_many_calls_it_has_and_how_fast_it_was() -> None:
     took_s = signal.profile.call_base_s + 10.0 * signal.profile.prefill_token_s
     took_s += 100.0 * (signal.profile.step_base_s + 2.0 * signal.profile.decode_seq_s)
     assert took_s == pytest.approx(2.0, rel=0.1)
+
+
+def _known(*, own_calls: int, told_calls: int) -> KnownReplica:
+    replica = Replica(
+        replica_id="r0",
+        model="m",
+        kind="llm",
+        device="ray",
+        url="",
+        profile=FIRST,
+        provider="ray",
+        emulated=False,
+    )
+    known = KnownReplica(replica=replica, pace=Pace(FIRST))
+    for work in range(own_calls):
+        known.pace.observe(0.5 + 0.01 * (work + 1), work=work + 1.0, prompt_tokens=0.0, batch=1.0)
+    known.told, known.told_calls = replace(FIRST, step_base_s=0.01, call_base_s=0.0), told_calls
+    return known
+
+
+def test_the_way_there_and_back_counts_where_the_calls_of_a_replica_come_from_here() -> None:
+    assert _known(own_calls=60, told_calls=61).profile().call_base_s == pytest.approx(0.5, rel=0.1)
+    assert _known(own_calls=20, told_calls=61).profile().call_base_s == 0.0
+
+
+def test_what_one_constant_loses_to_another_is_no_news_and_a_slower_replica_is() -> None:
+    shifted = replace(FIRST, step_base_s=0.019, decode_seq_s=0.001)
+    slower = replace(FIRST, step_base_s=0.022)
+    assert not differs(replace(FIRST, max_batch=1), replace(shifted, max_batch=1))
+    assert differs(FIRST, slower)
+    assert differs(FIRST, replace(FIRST, max_batch=FIRST.max_batch + 1))
+
+
+def test_a_word_counts_as_of_when_it_was_said_however_far_the_clocks_are_apart() -> None:
+    known = _known(own_calls=0, told_calls=0)
+    assert known.said(5.0, 1005.002) == 1005.002  # the first: nobody knows better
+    assert known.said(6.0, 1006.0) == 1006.0  # faster than any before
+    assert known.said(7.0, 1007.5) == pytest.approx(1007.0, abs=1e-3)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmx.compat.ray_serve.answered import work_of
+from swarmx.compat.ray_serve.answered import StreamedWork, work_of
 from swarmx.compat.ray_serve.asked import call_from, size_of
 from swarmx.core.nouns import Call
 from swarmx.core.prompts import PromptText
@@ -120,3 +120,26 @@ class Lazy(Mapping[str, Any]):
 
 def test_looking_at_an_answer_never_loses_it() -> None:
     assert work_of(Lazy()) is None
+
+
+def streamed(*parts: Any) -> float | None:
+    stream = StreamedWork()
+    for part in parts:
+        stream.add(part)
+    return stream.total()
+
+
+def test_a_stream_is_as_many_tokens_as_parts_unless_its_usage_says_otherwise() -> None:
+    assert streamed() is None
+    assert streamed("a", "b", b"c") == 3.0
+    assert streamed({"usage": {"completion_tokens": 70}}) == 70.0  # a whole answer, as Serve LLM streams it
+    event, last = 'data: {"choices": [{}]}\n\n', 'data: {"usage": {"completion_tokens": 9}}\n\n'
+    assert streamed([event, event], [event], ["data: [DONE]\n\n"]) == 3.0
+    assert streamed(event + event, [event, last, "data: [DONE]\n\n"]) == 9.0
+
+
+@given(st.lists(_ANYTHING, max_size=4))
+def test_the_work_of_any_stream_is_a_positive_number_or_unknown(parts: list[Any]) -> None:
+    work = streamed(*parts)
+    assert work is None or work > 0.0
+    assert streamed(Lazy()) is not None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from swarmx.providers.tools import cgroups
+
+_BUSY = 'echo 0 >"$1" || exit 3; i=0; while [ $i -lt 50000 ]; do i=$((i + 1)); done'
 
 
 def second(mount: Path, group: str, controllers: str) -> tuple[Path, Path]:
@@ -84,6 +87,32 @@ def test_a_group_of_version_2_is_bounded_joined_and_its_time_is_what_was_added(t
     assert group.join == [str(folder / "cgroup.procs")]
     (folder / "cpu.stat").write_text("usage_usec 3500000\nuser_usec 1\n")
     assert group.cpu_s() == pytest.approx(2.5)
+
+
+def unified() -> Path:
+    """A group of version 2 of this machine in which others may be made; skips where there is none."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for _, place, kind, *_ in mounts:
+        if kind == "cgroup2" and os.access(place, os.W_OK):
+            return Path(place)
+    pytest.skip("no hierarchy of version 2 may be written here")
+
+
+@pytest.mark.process
+def test_a_real_group_of_version_2_takes_processes_and_counts_their_time() -> None:
+    try:
+        group = cgroups.ControlGroup([unified()], f"{os.getpid()}-2", memory_bytes=1 << 28, processes=8)
+    except OSError as error:
+        pytest.skip(f"no group may be made here: {error}")
+    try:
+        (join,) = group.join
+        done = subprocess.run(["/bin/sh", "-c", _BUSY, "sh", join], capture_output=True, text=True, check=False)
+        if done.returncode == 3:
+            pytest.skip(f"no process may join a group here: {done.stderr}")
+        assert group.cpu_s() > 0.0
+    finally:
+        group.remove()
+    assert not Path(join).parent.exists()
 
 
 def test_what_a_replica_that_was_killed_left_is_taken_away(tmp_path: Path) -> None:

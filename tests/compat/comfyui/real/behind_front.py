@@ -33,7 +33,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def until_answered(url: str, process: subprocess.Popen[bytes], within_s: float = 120.0) -> None:
+def until_answered(url: str, process: subprocess.Popen[bytes], within_s: float = 300.0) -> None:
     """Until the URL answers 200. Raises RuntimeError when the process ends first, or it takes too long."""
     end_s = time.monotonic() + within_s
     while time.monotonic() < end_s:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -12,9 +13,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
+from PIL import Image
 
 from tests.compat.comfyui.fake import graph
 from tests.compat.comfyui.fronts import Client, eventually
@@ -84,6 +87,52 @@ async def test_the_front_says_what_the_server_behind_it_says(real: Real) -> None
     for name, run in through["runs"].items():
         assert run["order"][0] == "execution_start", name
         assert run["order"][-2:] == alone["runs"][name]["order"][-2:], name
+
+
+def _refined(seed: int) -> dict[str, Any]:
+    """A latent of one sampler that two others go on from, each to a picture that takes a while."""
+    made: dict[str, Any] = graph(seed, steps=4, side=192)
+    made["2"] = {"class_type": "KSampler", "inputs": {**made["3"]["inputs"], "steps": 30}}
+    made["3"]["inputs"] |= {"latent_image": ["2", 0], "denoise": 0.5, "steps": 40}
+    made["13"] = {"class_type": "KSampler", "inputs": {**made["3"]["inputs"], "seed": seed + 1}}
+    made["18"] = {"class_type": "VAEDecode", "inputs": {"samples": ["13", 0], "vae": ["4", 2]}}
+    made["19"] = {"class_type": "SaveImage", "inputs": {"images": ["18", 0], "filename_prefix": "again"}}
+    return made
+
+
+def _pixels(picture: bytes) -> bytes:
+    return Image.open(io.BytesIO(picture)).convert("RGB").tobytes()
+
+
+async def test_a_graph_in_parts_makes_the_same_pixels_as_whole(real: Real) -> None:
+    """On servers that are idle: on one of them first, then through the front, cut at a latent."""
+
+    async def pictures(client: Client, entry: dict[str, Any]) -> dict[str, bytes]:
+        found = {}
+        for node, output in entry["outputs"].items():
+            async with client.session.get(f"{client.url}/view", params=output["images"][0]) as response:
+                found[node] = _pixels(await response.read())
+        return found
+
+    async def ran(client: Client, prompt: dict[str, Any]) -> dict[str, Any]:
+        status, answer = await client.submit(prompt)
+        assert status == 200, answer
+        return await eventually(lambda: client.history(answer["prompt_id"]), within_s=300)  # type: ignore[no-any-return]
+
+    prompt = _refined(5)
+    async with aiohttp.ClientSession() as session:
+        alone = Client(f"http://127.0.0.1:{real.ports[0]}", session)
+        whole = await pictures(alone, await ran(alone, prompt))
+        front = Client(real.url, session)
+        for seed in (100, 200, 300):  # the front learns what nodes take
+            await ran(front, _refined(seed))
+        entry = await ran(front, prompt)
+        split = await pictures(front, entry)
+        _, why = await front.ask("GET", f"/swarmx/why/{entry['prompt'][1]}")
+    notes = [row["decision"]["note"] for row in why["decisions"]]
+    assert len({part["server"] for part in entry["swarmx"]["parts"]}) == 2, notes
+    assert split == whole
+    print("PARTS", entry["swarmx"], notes)
 
 
 async def test_jobs_are_spread_and_a_killed_server_loses_none(real: Real) -> None:

@@ -1,0 +1,320 @@
+"""The workflows of `eval.ray_serve` in virtual time, without Ray: what the rules come to where no process is ever late.
+
+The desk of SwarmX's Serve router as it is, over the same engines; Serve's routers as their rules, told in a few lines
+each. What differs from a real run is that Serve's own path takes a constant time. Also counts what a decision costs in
+seconds of its thread, which another load of the machine moves little:
+
+    python -m eval.ray_serve_virtual --out DIR [--prompts FOLDER] [--count 300] [--rate 2.2] [--seeds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import selectors
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from eval.ray_serve_plan import DEVICES, MODEL, OURS, SLOTS, Asked, Planned, claims_of, plan, row_of
+from eval.result import Row, table, write_result
+from swarmx.compat.ray_serve.asked import call_from
+from swarmx.compat.ray_serve.beside import Beside
+from swarmx.compat.ray_serve.desk import Desk, Seen, Ticket
+from swarmx.compat.ray_serve.forecasts import forecasters
+from swarmx.compat.ray_serve.options import read_options
+from swarmx.core.batching import Engine, Request
+from swarmx.core.engine import profiles
+
+_HOP_S = 0.004  # of a request to a replica, and of its answer back
+_PUSHED_S = 0.015  # until a router hears what a replica pushes
+_BACKOFF_S, _MOST_BACKOFF_S = 0.025, 0.5  # Serve's, doubling
+
+
+class _Selector(selectors.DefaultSelector):
+    """Waits in virtual time: not at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 0.0
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        self.now_s += timeout or 0.0
+        return super().select(0.0)
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock jumps to the next timer as soon as nothing is left to do."""
+
+    def __init__(self) -> None:
+        self._virtual = _Selector()
+        super().__init__(self._virtual)
+
+    def time(self) -> float:
+        return self._virtual.now_s
+
+    def now_s(self) -> float:
+        """As a `runtime.clock.Clock`."""
+        return self._virtual.now_s
+
+
+class Replica:
+    """An emulated engine; it takes `SLOTS` calls at a time, and the rest has to wait elsewhere."""
+
+    def __init__(self, number: int, time_scale: float) -> None:
+        self.replica_id = f"replica-{number}"
+        self.device = DEVICES[number]
+        self.running = 0
+        profile = profiles()[MODEL, self.device].scaled(time_scale)
+        self._engine = Engine(msgspec.structs.replace(profile, max_batch=SLOTS))
+        self._done: dict[str, asyncio.Future[None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._count = 0
+
+    async def call(self, prompt_tokens: int, output_tokens: int) -> None:
+        """The answer takes as long as the engine takes for it."""
+        loop = asyncio.get_running_loop()
+        self._count += 1
+        name, done = str(self._count), loop.create_future()
+        self._done[name] = done
+        request = Request(request_id=name, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
+        if not self._engine.submit(request, loop.time()):
+            raise ValueError(f"a prompt of {prompt_tokens} tokens does not fit")
+        self._advance()
+        await done
+
+    def _advance(self) -> None:
+        loop = asyncio.get_running_loop()
+        for event in self._engine.advance(loop.time()):
+            if event.kind == "finished":
+                self._done.pop(event.request_id).set_result(None)
+        if self._timer is not None:
+            self._timer.cancel()
+        at_s = self._engine.next_event_s()
+        self._timer = None if at_s is None else loop.call_at(at_s + 1e-9, self._advance)
+
+
+class Rule(Protocol):
+    """How one router serves a request: to its end, on the replica whose device is returned."""
+
+    async def serve(self, session: str, asked: Asked, prompt_tokens: int, output_tokens: int) -> str: ...
+
+
+class Serves:
+    """One of Serve's routers: who has waited longest goes to a replica that `pick` finds, once it finds one."""
+
+    def __init__(self, replicas: Sequence[Replica], pick: Callable[[Sequence[Replica]], Replica | None]) -> None:
+        self._replicas = replicas
+        self._pick = pick
+        self._waiting: deque[asyncio.Future[Replica]] = deque()
+        self._tasks = 0
+
+    async def serve(self, session: str, asked: Asked, prompt_tokens: int, output_tokens: int) -> str:
+        chosen: asyncio.Future[Replica] = asyncio.get_running_loop().create_future()
+        self._waiting.append(chosen)
+        if self._tasks < 2 * len(self._replicas):
+            self._tasks += 1
+            _keep(self._route())
+        replica = await chosen
+        await asyncio.sleep(_HOP_S)
+        await replica.call(prompt_tokens, output_tokens)
+        replica.running -= 1
+        await asyncio.sleep(_HOP_S)
+        return replica.device
+
+    async def _route(self) -> None:
+        backoff_s = _BACKOFF_S
+        while self._waiting:
+            replica = self._pick(self._replicas)
+            if replica is None:
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(_MOST_BACKOFF_S, 2.0 * backoff_s)
+            elif self._waiting:
+                backoff_s = _BACKOFF_S
+                replica.running += 1
+                self._waiting.popleft().set_result(replica)
+        self._tasks -= 1
+
+
+class Ours:
+    """The desk, used as `swarmx.compat.ray_serve.Router` uses it."""
+
+    def __init__(self, replicas: Sequence[Replica], loop: VirtualLoop, options: dict[str, Any]) -> None:
+        self._replicas = {replica.replica_id: replica for replica in replicas}
+        read = read_options({"workflow_idle_s": 4.0, **options})
+        self.desk = Desk(
+            "eval/Model", read, clock=loop, forecasters=lambda post: forecasters(read, clock=loop, post=post)
+        )
+        self.desk.replicas([Seen(replica_id=name, max_ongoing=SLOTS) for name in self._replicas])
+        self._beside = {name: Beside(self.desk.deployment, name, clock=loop.time) for name in self._replicas}
+        self.asked_s: list[float] = []
+        self.after_s: list[float] = []
+
+    async def serve(self, session: str, asked: Asked, prompt_tokens: int, output_tokens: int) -> str:
+        begun_s = time.thread_time()
+        call, prompt = call_from(
+            [asked],
+            {},
+            deployment=self.desk.deployment,
+            method="__call__",
+            workflow_id=session,
+            workflow_kind="eval",
+            session=session,
+        )
+        ticket = self.desk.ticket(call, prompt)
+        chosen = self.desk.ask(ticket)
+        self.asked_s.append(time.thread_time() - begun_s)
+        replica = self._replicas[await chosen]
+        replica.running += 1
+        await asyncio.sleep(_HOP_S)
+        self._after(self._accepted, ticket, replica.running)
+        beside = self._beside[replica.replica_id]
+        served = beside.begin(float(prompt_tokens))
+        self._push(beside)
+        await replica.call(prompt_tokens, output_tokens)
+        replica.running -= 1
+        beside.end(served, float(output_tokens))
+        self._push(beside)
+        await asyncio.sleep(_HOP_S)
+        self._after(self.desk.ended, ticket)
+        self._after(self.desk.worked, ticket, float(output_tokens))
+        return replica.device
+
+    def _accepted(self, ticket: Ticket, running: int) -> None:
+        self.desk.accepted(ticket)
+        if ticket.replica_id is not None:
+            self.desk.counted(ticket.replica_id, running)
+
+    def _push(self, beside: Beside) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(_PUSHED_S, self._after, self.desk.heard, beside.signal(loop.time()))
+
+    def _after(self, step: Callable[..., None], *args: Any) -> None:
+        begun_s = time.thread_time()
+        step(*args)
+        self.after_s.append(time.thread_time() - begun_s)
+
+
+_KEPT: set[asyncio.Task[None]] = set()
+
+
+def _keep(coroutine: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.ensure_future(coroutine)
+    _KEPT.add(task)
+    task.add_done_callback(_KEPT.discard)
+
+
+def _two_choices(rng: np.random.Generator) -> Callable[[Sequence[Replica]], Replica | None]:
+    def pick(replicas: Sequence[Replica]) -> Replica | None:
+        one, other = (replicas[i] for i in rng.choice(len(replicas), 2, replace=False))
+        least = min((one, other), key=lambda replica: replica.running)
+        return least if least.running < SLOTS else None
+
+    return pick
+
+
+def _least(replicas: Sequence[Replica]) -> Replica | None:
+    least = min(replicas, key=lambda replica: replica.running)
+    return least if least.running < SLOTS else None
+
+
+def _in_turn() -> Callable[[Sequence[Replica]], Replica | None]:
+    turns = 0
+
+    def pick(replicas: Sequence[Replica]) -> Replica | None:
+        nonlocal turns
+        for _ in replicas:
+            turns += 1
+            if (replica := replicas[turns % len(replicas)]).running < SLOTS:
+                return replica
+        return None
+
+    return pick
+
+
+async def drive(rule: Rule, planned: Sequence[Planned]) -> tuple[list[float], dict[str, int]]:
+    """The seconds that each workflow took, and calls by device."""
+    devices = dict.fromkeys(DEVICES, 0)
+    loop = asyncio.get_running_loop()
+
+    async def one(number: int, workflow: Planned) -> float:
+        await asyncio.sleep(workflow.at_s)
+        for stage in workflow.stages:
+            calls = [
+                rule.serve(f"workflow-{number}", Asked(messages=messages, max_tokens=limit), prompt_tokens, work)
+                for messages, prompt_tokens, work, limit in stage
+            ]
+            for device in await asyncio.gather(*calls):
+                devices[device] += 1
+        return loop.time() - workflow.at_s
+
+    return list(await asyncio.gather(*[one(number, workflow) for number, workflow in enumerate(planned)])), devices
+
+
+def measure(router: str, planned: Sequence[Planned], seed: int, time_scale: float, options: dict[str, Any]) -> Row:
+    """One run of one router."""
+    loop = VirtualLoop()
+    try:
+        return loop.run_until_complete(_measure(router, planned, seed, time_scale, options))
+    finally:
+        loop.close()
+
+
+async def _measure(
+    router: str, planned: Sequence[Planned], seed: int, time_scale: float, options: dict[str, Any]
+) -> Row:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    replicas = [Replica(number, time_scale) for number in range(len(DEVICES))]
+    rule: Rule
+    match router:
+        case "power_of_two":
+            rule = Serves(replicas, _two_choices(np.random.default_rng(seed)))
+        case "round_robin":
+            rule = Serves(replicas, _in_turn())
+        case "capacity_queue":
+            rule = Serves(replicas, _least)
+        case _:
+            rule = Ours(replicas, loop, options)
+    times, devices = await drive(rule, planned)
+    row = row_of(router, seed, times, devices, time_scale)
+    if isinstance(rule, Ours):
+        row["busy_p50_ms"], row["busy_p99_ms"] = (np.percentile(rule.asked_s, (50, 99)) * 1e3).tolist()
+        row["after_p50_ms"], row["after_p99_ms"] = (np.percentile(rule.after_s, (50, 99)) * 1e3).tolist()
+        row["per_call_ms"] = 1e3 * (sum(rule.asked_s) + sum(rule.after_s)) / len(rule.asked_s)
+        row["faults"] = rule.desk.faults
+        rule.desk.close()
+    return row
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run every rule on the same workflows, and write the result."""
+    parser = argparse.ArgumentParser(prog="python -m eval.ray_serve_virtual", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--prompts", type=Path)
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--rate", type=float, default=2.2, help="workflows a second")
+    parser.add_argument("--time-scale", type=float, default=4.0)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--routers", default=f"power_of_two,round_robin,capacity_queue,{OURS}")
+    parser.add_argument(
+        "--options", type=msgspec.json.decode, default={}, help="request_router_kwargs of ours, as JSON"
+    )
+    wanted = parser.parse_args(arguments)
+    rows: list[Row] = []
+    for seed in range(wanted.seeds):
+        planned = plan(wanted.count, wanted.rate, seed=seed, prompts=wanted.prompts)
+        for router in wanted.routers.split(","):
+            rows.append(measure(router, planned, seed, wanted.time_scale, wanted.options))
+    print(table(rows))
+    command = "python -m eval.ray_serve_virtual" + (" --prompts FOLDER" if wanted.prompts else "")
+    print(f"Written: {write_result(wanted.out, command, rows, claims_of(rows), list(range(wanted.seeds)))}")
+
+
+if __name__ == "__main__":
+    main()
