@@ -7,6 +7,7 @@ from fastapi import FastAPI
 import swarmx.gateway.openai as openai_front
 from swarmx.gateway import decisions, openapi, operators, predictors, rest, tool_routes, web, workflow_routes
 from swarmx.gateway.context import Context
+from swarmx.gateway.ending import CutOff
 from swarmx.gateway.limits import BodyLimit
 from swarmx.gateway.problems import install
 
@@ -23,6 +24,7 @@ def create_app(context: Context, *, max_body_bytes: int) -> FastAPI:
     app.state.context = context
     install(app)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
+    app.add_middleware(CutOff)
     app.include_router(openai_front.router(context))  # first: routes are tried in order, and this one is the hot path
     app.include_router(workflow_routes.router(context))
     app.include_router(rest.router(context))
