@@ -76,8 +76,8 @@ async def test_a_page_of_jobs_reads_the_graphs_of_that_page_alone(
     read: list[object] = []
     whole = store_module._read
     fake = FakeComfy()
+    fake.stuck = True  # the one that waits begins, and no more, before anything is asked
     async with serving(fake), front(tmp_path, fake) as client:
-        fake.stuck = True
         await eventually(lambda: _taken(fake))
         monkeypatch.setattr(store_module, "_read", lambda row: read.append(1) or whole(row))
         _, newest = await client.ask("GET", "/api/jobs?limit=20")
