@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from swarmx.gateway.problems import problem
 
-_DETAIL = "the server is stopping and could not wait for this answer; ask again. Accepted workflows go on when it starts again."
+_DETAIL = "the server is stopping; ask again. Accepted workflows go on when it starts again."
 
 
 class CutOff:
