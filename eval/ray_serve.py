@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.ray_serve_plan import DEVICES, OURS, SLOTS, Asked, Planned, claims_of, plan, row_of, truth_of
+from eval.ray_serve_plan import DEVICES, OURS, SLOTS, Asked, Planned, claims_of, parser_of, plan, row_of, truth_of
 from eval.result import Row, table, write_result
 
 ROUTERS: Mapping[str, Mapping[str, Any]] = {
@@ -111,15 +111,7 @@ async def drive(handle: Any, planned: Sequence[Planned]) -> tuple[list[float | N
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run every router on the same workflows, and write the result."""
-    parser = argparse.ArgumentParser(prog="python -m eval.ray_serve", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--prompts", type=Path)
-    parser.add_argument("--count", type=int, default=300)
-    parser.add_argument("--rate", type=float, default=2.2, help="workflows a second of the wall clock")
-    parser.add_argument("--time-scale", type=float, default=4.0)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--routers", default=",".join(ROUTERS))
-    wanted = parser.parse_args(arguments)
+    wanted = parser_of("eval.ray_serve", __doc__, list(ROUTERS)).parse_args(arguments)
     wanted.out.mkdir(parents=True, exist_ok=True)
     os.environ |= {
         "RAY_AUTH_MODE": "disabled",

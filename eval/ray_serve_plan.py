@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -26,6 +27,19 @@ _SYSTEM = {
     "research/reader": "You read a source and note what matters.",
     "research/writer": "You write the report from the notes.",
 }
+
+
+def parser_of(name: str, about: str | None, routers: Sequence[str]) -> argparse.ArgumentParser:
+    """The command line of a comparison; `routers` are those that take part unless it says otherwise."""
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=about)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--prompts", type=Path)
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--rate", type=float, default=2.2, help="workflows a second of the wall clock")
+    parser.add_argument("--time-scale", type=float, default=4.0)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--routers", default=",".join(routers))
+    return parser
 
 
 @dataclass

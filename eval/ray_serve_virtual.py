@@ -9,19 +9,17 @@ seconds of its thread, which another load of the machine moves little:
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import selectors
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 
-from eval.ray_serve_plan import DEVICES, MODEL, OURS, SLOTS, Asked, Planned, claims_of, plan, row_of
+from eval.ray_serve_plan import DEVICES, MODEL, OURS, SLOTS, Asked, Planned, claims_of, parser_of, plan, row_of
 from eval.result import Row, table, write_result
 from swarmx.compat.ray_serve.asked import call_from
 from swarmx.compat.ray_serve.beside import Beside
@@ -294,14 +292,7 @@ async def _measure(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run every rule on the same workflows, and write the result."""
-    parser = argparse.ArgumentParser(prog="python -m eval.ray_serve_virtual", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--prompts", type=Path)
-    parser.add_argument("--count", type=int, default=300)
-    parser.add_argument("--rate", type=float, default=2.2, help="workflows a second")
-    parser.add_argument("--time-scale", type=float, default=4.0)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--routers", default=f"power_of_two,round_robin,capacity_queue,{OURS}")
+    parser = parser_of("eval.ray_serve_virtual", __doc__, ("power_of_two", "round_robin", "capacity_queue", OURS))
     parser.add_argument(
         "--options", type=msgspec.json.decode, default={}, help="request_router_kwargs of ours, as JSON"
     )

@@ -95,6 +95,20 @@ class ReplicaGroup(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     start_s: float
     engine_order: EngineOrder = "arrival"
 
+    def replica(self, replica_id: str, url: str = "") -> Replica:
+        """One of the group; without an address it does not answer yet."""
+        return Replica(
+            replica_id=replica_id,
+            model=self.model,
+            kind=self.kind,
+            device=self.device,
+            url=url,
+            profile=self.profile,
+            provider=self.provider,
+            emulated=self.provider == "emulated",
+            priorities="low_first" if self.engine_order == "priority" else "ignored",
+        )
+
 
 class KeptView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The columns of a fleet view that candidates do not name (`agents.kept_view`), little-endian.

@@ -74,16 +74,7 @@ class ComfyUIProvider:
             if isinstance(error, OSError):
                 raise ReplicaError(f"replica {replica_id} could not be started: {error}") from error
             raise
-        return Replica(
-            replica_id=replica_id,
-            model=group.model,
-            kind=group.kind,
-            device=group.device,
-            url=f"http://127.0.0.1:{port}",
-            profile=group.profile,
-            provider="comfyui",
-            emulated=False,
-        )
+        return group.replica(replica_id, f"http://127.0.0.1:{port}")
 
     async def retire(self, replica_id: str) -> None:
         """End one server. What it made stays in its folder."""

@@ -136,17 +136,7 @@ class ProcessProvider:
         except BaseException:
             await self.retire(replica_id)
             raise
-        return Replica(
-            replica_id=replica_id,
-            model=group.model,
-            kind=group.kind,
-            device=group.device,
-            url=url,
-            profile=group.profile,
-            provider="process",
-            emulated=False,
-            priorities="low_first" if group.engine_order == "priority" else "ignored",
-        )
+        return group.replica(replica_id, url)
 
     async def retire(self, replica_id: str) -> None:
         """End one server."""

@@ -167,7 +167,7 @@ class Fleet:
             self._refuse(errand, f"replica {action.replica_id} is there already")
         else:
             provider = self._providers[group.provider]
-            member = _Member(replica=_planned(action.replica_id, group), state="starting", provider=provider)
+            member = _Member(replica=group.replica(action.replica_id), state="starting", provider=provider)
             self._members[action.replica_id] = member
             work = partial(self._deploy, member, provider, group)
             member.start = self._spawn(errand, work, undo=partial(self._not_started, member))
@@ -337,17 +337,3 @@ class Fleet:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _planned(replica_id: str, group: ReplicaGroup) -> Replica:
-    """A replica that does not answer yet: it has no address."""
-    return Replica(
-        replica_id=replica_id,
-        model=group.model,
-        kind=group.kind,
-        device=group.device,
-        url="",
-        profile=group.profile,
-        provider=group.provider,
-        emulated=group.provider == "emulated",
-    )

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from typing import Any
 
 from swarmx.compat.ray_serve.signals import report_in, signal_in
+from swarmx.providers.ray.standing_actor import standing_actor
 
 NAME = "swarmx-board"
 NAMESPACE = "swarmx"
@@ -75,18 +76,4 @@ class Board:
 
 def find_board() -> Any:
     """The board of this cluster, made if there is none yet. Blocks; raises Ray's errors."""
-    import ray
-
-    return (
-        ray.remote(Board)
-        .options(
-            name=NAME,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_concurrency=1000,
-            num_cpus=0,
-        )
-        .remote()
-    )
+    return standing_actor(Board, NAME, NAMESPACE)

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from swarmx.providers.ray.placing import LOOKOUT
+from swarmx.providers.ray.standing_actor import standing_actor
 from swarmx.providers.ray.wire import Curve, Leaving, Load, News
 
 _LOOK_S = 0.5
@@ -108,18 +109,4 @@ def _about(news: News) -> tuple[str, str]:
 
 def find_lookout(namespace: str) -> Any:
     """The lookout of this namespace, made if there is none yet. Blocks; raises Ray's errors."""
-    import ray
-
-    return (
-        ray.remote(Lookout)
-        .options(
-            name=LOOKOUT,
-            namespace=namespace,
-            lifetime="detached",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_concurrency=1000,
-            num_cpus=0,
-        )
-        .remote()
-    )
+    return standing_actor(Lookout, LOOKOUT, namespace)

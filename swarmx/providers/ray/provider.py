@@ -134,7 +134,7 @@ class RayProvider:
         if not self._line.is_open:
             await self._line.open()
         wanted = Wanted(
-            replica=_planned(replica_id, group),
+            replica=group.replica(replica_id),
             group_id=group.group_id,
             engine=asked.engine,
             place=asked.place,
@@ -347,20 +347,6 @@ class _Line:
 
     def _last_words(self) -> str:
         return " | ".join(self._said) or "it said nothing"
-
-
-def _planned(replica_id: str, group: ReplicaGroup) -> Replica:
-    return Replica(
-        replica_id=replica_id,
-        model=group.model,
-        kind=group.kind,
-        device=group.device,
-        url="",
-        profile=group.profile,
-        provider=group.provider,
-        emulated=group.provider == "emulated",
-        priorities="low_first" if group.engine_order == "priority" else "ignored",
-    )
 
 
 def _replica(standing: Standing) -> Replica:
