@@ -76,6 +76,12 @@ def told(result: Result) -> Any:
     return json.loads(result.stdout)
 
 
+def at_its_end(run: Run, workflow_id: str) -> str:
+    """What `show` prints of a workflow once it has ended."""
+    assert run("workflows", "events", workflow_id, "--follow").exit_code == 0
+    return run("show", workflow_id).stdout
+
+
 def complaint(result: Result, *, status: int = 1) -> str:
     """What a command that did not go well said: one message, no traceback."""
     assert result.exit_code == status, result.output
@@ -222,11 +228,11 @@ def test_a_failed_workflow_is_retried_and_one_that_is_not_is_told_to_be_forked(r
     broken = json.loads(ended.stdout)["workflow_id"]
     again = told(run("--json", "workflows", "retry", broken))["workflow_id"]
     assert again != broken
-    assert f"{again}: failed" in run("show", again).stdout
+    assert f"{again}: failed" in at_its_end(run, again)
     whole = told(run("--json", "submit", "-", "--wait", input=INSTANT))["workflow_id"]
     assert "can be forked" in complaint(run("workflows", "retry", whole))
     forked = told(run("--json", "workflows", "fork", whole, "a"))["workflow_id"]
-    assert f"{forked}: finished" in run("show", forked).stdout
+    assert f"{forked}: finished" in at_its_end(run, forked)
 
 
 @pytest.mark.process

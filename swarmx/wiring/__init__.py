@@ -74,9 +74,7 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
     async with AsyncExitStack() as stack:
         stack.callback(_lock(state_dir).close)
         clock = WallClock()
-        state = await open_state(
-            settings.state, stack, clock=clock.now_s, on_posted=lambda workflow_id: workflows.posted(workflow_id)
-        )
+        state = await open_state(settings.state, stack, clock=clock.now_s)
         store, control = state.store, state.control
         keep_mb = settings.state.audit_keep_mb
         audit = AuditLog(
@@ -271,6 +269,7 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
             prices={model: entry.price() for model, entry in settings.prices.items()},
         )
         stack.push_async_callback(workflows.close)
+        state.listen(workflows.posted)
         transparent = TransparentWorkflows(
             store,
             clock,

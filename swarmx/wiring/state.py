@@ -19,34 +19,32 @@ _SWITCH_S = 0.001  # after Python's 5 ms, each statement of the writing thread m
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """Open stores. `exclusive`: no other process uses them."""
+    """Open stores. `exclusive`: no other process uses them.
+
+    `listen` is given who hears of workflows to which another process posted something; it may miss some.
+    """
 
     store: WorkflowStore
     control: ControlStore
     exclusive: bool
+    listen: Callable[[Callable[[str], None]], None]
 
 
-async def open_state(
-    settings: StateSection,
-    stack: AsyncExitStack,
-    *,
-    clock: Callable[[], float],
-    on_posted: Callable[[str], None] = lambda workflow_id: None,
-) -> State:
-    """The stores, to be closed by `stack`. `on_posted` hears of workflows to which another process posted something.
+async def open_state(settings: StateSection, stack: AsyncExitStack, *, clock: Callable[[], float]) -> State:
+    """The stores, to be closed by `stack`.
 
     Raises StoreError; ConfigError when there is no driver for the database.
     """
     if settings.database:
-        return await _shared(settings.database, stack, on_posted)
+        return await _shared(settings.database, stack)
     sys.setswitchinterval(_SWITCH_S)
     store = SqliteStore(settings.dir / DATABASE, clock=clock)
     await store.open()
     stack.push_async_callback(store.close)
-    return State(store=store, control=SqliteControl(store), exclusive=True)
+    return State(store=store, control=SqliteControl(store), exclusive=True, listen=lambda on_posted: None)
 
 
-async def _shared(url: str, stack: AsyncExitStack, on_posted: Callable[[str], None]) -> State:
+async def _shared(url: str, stack: AsyncExitStack) -> State:
     try:
         from swarmx.memory.postgres.control import PostgresControl
         from swarmx.memory.postgres.store import PostgresStore
@@ -54,7 +52,7 @@ async def _shared(url: str, stack: AsyncExitStack, on_posted: Callable[[str], No
         raise ConfigError(
             f"state.database needs the driver asyncpg ({error}); pip install 'swarmx[postgres]', or leave it out."
         ) from error
-    store = PostgresStore(url, on_posted=on_posted)
+    store = PostgresStore(url)
     await store.open()
     stack.push_async_callback(store.close)
-    return State(store=store, control=PostgresControl(store), exclusive=False)
+    return State(store=store, control=PostgresControl(store), exclusive=False, listen=store.listen)

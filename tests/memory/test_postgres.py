@@ -192,8 +192,9 @@ async def test_whatever_ends_the_listening_others_are_heard_again(
 
     broken = False
     monkeypatch.setattr(asyncpg, "connect", connected)
-    owner = PostgresStore(url, on_posted=hear)
+    owner = PostgresStore(url)
     await owner.open()
+    owner.listen(hear)
     await store.accept(workflow(), [])
     await until(take, lambda found: len(found) > 1)
     broken = True
@@ -225,8 +226,11 @@ async def test_a_connection_that_says_nothing_is_asked_whether_it_is_there(url: 
 
 async def test_the_owner_of_a_workflow_hears_that_another_process_took_it(store: PostgresStore, url: str) -> None:
     heard: list[str] = []
-    owner = PostgresStore(url, on_posted=heard.append)
+    owner = PostgresStore(url)
     await owner.open()
+    owner.listen(heard.append)
+    with pytest.raises(StoreError, match="somebody already listens"):
+        owner.listen(heard.append)
     await store.accept(workflow(), [])
 
     async def take() -> list[str]:
@@ -239,8 +243,9 @@ async def test_the_owner_of_a_workflow_hears_that_another_process_took_it(store:
 
 async def test_what_another_process_posts_is_heard(store: PostgresStore, url: str) -> None:
     heard: list[str] = []
-    other = PostgresStore(url, on_posted=heard.append)
+    other = PostgresStore(url)
     await other.open()
+    other.listen(heard.append)
     await store.accept(workflow(), [])
     names = iter(range(10_000))
 

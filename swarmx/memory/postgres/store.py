@@ -41,23 +41,13 @@ T = TypeVar("T")
 class PostgresStore:
     """The Store port on a PostgreSQL database, `postgresql://user@host:port/name`, which several processes may share.
 
-    A write returns once the database says that it is durable. The clock of leases is the database's. `on_posted` hears
-    the ids of workflows to which something was posted, or which were taken, by whichever process; it may miss some. No
-    statement takes longer than `timeout_s`; a lost connection is made anew for up to `patience_s`. Also implements the
-    Ownership port.
+    A write returns once the database says that it is durable. The clock of leases is the database's. No statement takes
+    longer than `timeout_s`; a lost connection is made anew for up to `patience_s`. Also implements the Ownership port.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        on_posted: Callable[[str], None] | None = None,
-        timeout_s: float = 5.0,
-        patience_s: float = 5.0,
-    ) -> None:
+    def __init__(self, url: str, *, timeout_s: float = 5.0, patience_s: float = 5.0) -> None:
         self._url = url
         self._where = place_of(url)
-        self._on_posted = on_posted
         self._timeout_s = timeout_s
         self._patience_s = patience_s
         self._writer: Lane | None = None
@@ -79,10 +69,16 @@ class PostgresStore:
             if isinstance(error, StoreError):
                 raise
             raise StoreError(f"the database {self._where} cannot be opened: {explained(error, self._where)}") from error
-        if self._on_posted is not None:
-            self._listener = Listener(
-                self._url, owners.CHANNEL, self._on_posted, where=self._where, timeout_s=self._timeout_s
-            )
+
+    def listen(self, on_posted: Callable[[str], None]) -> None:
+        """From now on, until it is closed, `on_posted` hears the ids of workflows to which something was posted, or
+        which were taken, by whichever process; it may miss some.
+
+        Raises StoreError if somebody listens already.
+        """
+        if self._listener is not None:
+            raise StoreError(f"somebody already listens to {self._where}; one listener a store")
+        self._listener = Listener(self._url, owners.CHANNEL, on_posted, where=self._where, timeout_s=self._timeout_s)
 
     async def close(self) -> None:
         """Finish queued writes and close. Closing twice is fine."""
