@@ -12,6 +12,7 @@ from typing import Any, assert_never
 
 from swarmx.core.errors import WorkflowError
 from swarmx.core.toolbox import ToolSpec
+from swarmx.workflows.agent_context import Message, Round, shown
 from swarmx.workflows.agent_state import Turn, Use
 from swarmx.workflows.agent_tools import ANSWER, offers, told
 from swarmx.workflows.commands import (
@@ -30,7 +31,7 @@ from swarmx.workflows.functions import call_function
 from swarmx.workflows.limits import OUTPUT_CHARS
 from swarmx.workflows.nodes import AgentNode, TurnNode, UseNode
 from swarmx.workflows.schemas import check_value
-from swarmx.workflows.spending import budgets, prompt_estimate, refusal
+from swarmx.workflows.spending import bounded, prompt_estimate, refusal
 from swarmx.workflows.state import NodeRun, Run
 from swarmx.workflows.values import Json, as_text, nearest, parse_json
 from swarmx.workflows.work import StartModelCall
@@ -68,9 +69,11 @@ def go_on(run: Run, run_node: NodeRun, agent: AgentNode, tools: Mapping[str, Too
 
 
 def ask(run: Run, run_node: NodeRun, turn: TurnNode, tools: Mapping[str, ToolSpec], now_s: float) -> StartModelCall:
-    """The call of the model for one step, with all that came before. Raises WorkflowError."""
+    """The call of the model for one step, with what came before as far as it fits. Raises WorkflowError."""
     agent, owner = turn.agent, run.nodes[run_node.path.rpartition(".")[0]]
     body = _body(run, owner, agent, int(run_node.step.id), tools)
+    if run_node.state != "running":  # what is out did fit, whatever has become of the catalogue
+        _check_fits(agent, body)
     if "tools" in body:
         if agent.json_schema is not None and (turn.last or len(offers(agent)) == 1):
             body["tool_choice"] = {"type": "function", "function": {"name": ANSWER}}
@@ -148,7 +151,7 @@ def _nearly_spent(run: Run, run_node: NodeRun, agent: AgentNode, step: int, tool
 
     Money and time are foreseen by what the agent's calls came to so far: nobody else knows them here.
     """
-    if next(budgets(run, run_node.path), None) is None:
+    if not bounded(run, run_node.path):
         return False
     so_far = run.ledger.spent_by(run_node.path)
     prompt_tokens = prompt_estimate(_body(run, run_node, agent, step, tools))
@@ -207,35 +210,48 @@ def _end(run_node: NodeRun, text: str, json: Json) -> Record:
 
 def _body(run: Run, run_node: NodeRun, agent: AgentNode, step: int, tools: Mapping[str, ToolSpec]) -> dict[str, Any]:
     """The request for a step of this agent, where the model is free to choose."""
+    first: list[Message] = [{"role": "user", "content": rendered(run_node, "prompt")}]
+    if "system" in run_node.step.templates:
+        first.insert(0, {"role": "system", "content": rendered(run_node, "system")})
+    rounds = [_round(run, run_node, agent, step, turn) for step, turn in enumerate(run_node.turns[: step - 1], 1)]
+    offered = told(agent, tools, run.graph.spec.workflows)
     body: dict[str, Any] = {
         "model": agent.model,
-        "messages": _messages(run, run_node, agent, before=step),
+        "messages": shown(first, rounds, offered, _most_tokens(agent)),
         "max_tokens": agent.max_tokens,
         "temperature": agent.temperature,
     }
-    offered = told(agent, tools, run.graph.spec.workflows)
     return body | {"tools": offered} if offered else body
 
 
-def _messages(run: Run, run_node: NodeRun, agent: AgentNode, *, before: int) -> list[dict[str, Any]]:
-    """The conversation before that step."""
-    messages: list[dict[str, Any]] = []
-    if "system" in run_node.step.templates:
-        messages.append({"role": "system", "content": rendered(run_node, "system")})
-    messages.append({"role": "user", "content": rendered(run_node, "prompt")})
-    for step, turn in enumerate(run_node.turns[: before - 1], 1):
-        said: dict[str, Any] = {"role": "assistant", "content": turn.text or None}
-        messages.append(said)
-        if not turn.uses:
-            messages.append({"role": "user", "content": _REMINDER})
-            continue
-        said["tool_calls"] = [_said(item) for item in turn.uses]
-        for number, item in enumerate(turn.uses, 1):
-            used = run.nodes[f"{run_node.path}.{step}.{number}"]
-            left = used.scope.outputs[str(number)]
-            text = f"Error: {used.error}" if used.error is not None else as_text(left, limit=OUTPUT_CHARS)
-            messages.append({"role": "tool", "tool_call_id": item.id, "content": _cut(text, agent.result_chars)})
-    return messages
+def _round(run: Run, run_node: NodeRun, agent: AgentNode, step: int, turn: Turn) -> Round:
+    said: Message = {"role": "assistant", "content": turn.text or None}
+    counted = turn.usage.get("prompt_tokens")
+    if not turn.uses:
+        return Round(said=said, followed=({"role": "user", "content": _REMINDER},), prompt_tokens=counted)
+    said["tool_calls"] = [_said(item) for item in turn.uses]
+    followed: list[Message] = []
+    for number, item in enumerate(turn.uses, 1):
+        used = run.nodes[f"{run_node.path}.{step}.{number}"]
+        left = used.scope.outputs[str(number)]
+        text = f"Error: {used.error}" if used.error is not None else as_text(left, limit=OUTPUT_CHARS)
+        followed.append({"role": "tool", "tool_call_id": item.id, "content": _cut(text, agent.result_chars)})
+    return Round(said=said, followed=tuple(followed), prompt_tokens=counted)
+
+
+def _most_tokens(agent: AgentNode) -> int | None:
+    """What a prompt may have for the answer to have room behind it; None if nobody knows the model's context."""
+    return None if agent.context_tokens is None else agent.context_tokens - agent.max_tokens
+
+
+def _check_fits(agent: AgentNode, body: dict[str, Any]) -> None:
+    most, tokens = _most_tokens(agent), prompt_estimate(body)
+    if most is not None and tokens > most:
+        raise WorkflowError(
+            f"the prompt would have about {tokens} tokens, with no more than the task, the tools and the last step; "
+            f"context_tokens allows {most} beside the {agent.max_tokens} of the answer (max_tokens). Raise "
+            "context_tokens if the model takes more, or lower max_tokens, result_chars or the number of tools"
+        )
 
 
 def _said(item: Use) -> dict[str, Any]:

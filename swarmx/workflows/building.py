@@ -296,6 +296,8 @@ class _Builder:
             message = f"{name!r} is known inside a loop only"
         elif name == "signals":
             message = "no signals are declared; add them to the definition as `signals: {NAME: {}}`"
+        elif name == "null":
+            message = "'null' is called none in expressions"
         elif name == "item":
             message = "'item' is known only inside a map that does not rename it with `as`"
         else:

@@ -19,4 +19,7 @@ TEXT_CHARS = 1024 * 1024  # a rendered text, or any value on its way through a t
 OUTPUT_CHARS = 4 * 1024 * 1024  # what a node may leave behind
 LIST_ITEMS = 10_000
 JSON_DEPTH = 64
+PATTERN_CHARS = 1000  # a regular expression of a JSON schema
+PATTERN_STEPS = 10_000  # of its program
+PATTERN_WORK = 200_000_000  # steps times bytes of text, of all matches of one check; seconds where it is worst
 IMAGE_BYTES = 32 * 1024 * 1024

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    model_validator,
+)
 
 from swarmx.core.errors import WorkflowError
 from swarmx.core.failures import PASSING, PassingCause
 from swarmx.core.nouns import PRIORITIES
 from swarmx.workflows.limits import DEPTH, NODES_EXPANDED, RETRIES, SIGNALS, WORKFLOWS
-from swarmx.workflows.schemas import ObjectSchema, ValueSchema, check_value
+from swarmx.workflows.schemas import ObjectSchema, ValueSchema, check_value, is_new
 from swarmx.workflows.values import checked
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
@@ -85,10 +94,10 @@ class Signal(_Form):
     json_schema: ValueSchema | None = Field(default=None, alias="schema")
 
     @model_validator(mode="after")
-    def _default_fits(self) -> Self:
+    def _default_fits(self, info: ValidationInfo) -> Self:
         if self.default is not None and self.timeout_s is None:
             raise ValueError("a default is taken when timeout_s is over; set one, or leave the default out")
-        if self.default is not None and self.json_schema is not None:
+        if is_new(info) and self.default is not None and self.json_schema is not None:
             try:
                 check_value(self.default, self.json_schema, "the default")
             except WorkflowError as error:
@@ -150,6 +159,7 @@ class AgentNode(_CallNode):
     """A model that calls tools until it has an answer. Leaves {"text", "json", "steps", "usage"}.
 
     `retry` and `timeout_s` hold for each of its calls; a step is one call of the model, with what it asks for.
+    Prompt and answer of a step share `context_tokens`; what is too long is shortened. Without them, nothing is.
     """
 
     kind: Literal["agent"]
@@ -164,8 +174,19 @@ class AgentNode(_CallNode):
     max_steps: int = Field(default=8, ge=1, le=50)
     parallel_tools: int = Field(default=4, ge=1, le=16)
     result_chars: int = Field(default=16_000, ge=100, le=200_000)
+    # left out of what is stored where it is not set: such a definition keeps the hash that it always had
+    context_tokens: int | None = Field(default=None, ge=256, le=10_000_000, exclude_if=lambda value: value is None)
     max_tokens: int = Field(default=512, ge=1, le=32768)
     temperature: float = Field(default=0.7, ge=0.0, le=2.0)
+
+    @model_validator(mode="after")
+    def _room_for_a_prompt(self) -> Self:
+        if self.context_tokens is not None and self.context_tokens <= self.max_tokens:
+            raise ValueError(
+                f"context_tokens ({self.context_tokens}) is for prompt and answer together, and should be more than "
+                f"max_tokens ({self.max_tokens})"
+            )
+        return self
 
 
 class TurnNode(LlmNode):
@@ -299,7 +320,7 @@ class WorkflowSpec(Definition):
     workflows: dict[Name, Definition] = Field(default={}, max_length=WORKFLOWS)
 
     def to_json(self) -> str:
-        """The definition as JSON with every default written out; it parses to an equal one."""
+        """The definition as JSON with its defaults written out; it parses to an equal one."""
         return self.model_dump_json(by_alias=True)
 
 

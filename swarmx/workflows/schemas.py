@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
-from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
-from jsonschema.exceptions import ValidationError as JsonSchemaError
-from jsonschema.validators import extend
-from pydantic import AfterValidator
-from referencing import Registry
+from pydantic import AfterValidator, ValidationInfo
+from referencing.exceptions import Unresolvable
 
 from swarmx.core.errors import WorkflowError
-from swarmx.workflows.arguments import without_patterns
+from swarmx.workflows.json_schema import parts_of, unusable_patterns, validator_of
+from swarmx.workflows.patterns import bounded_work
 from swarmx.workflows.values import Json, checked
 
 _SHOWN = 3
@@ -24,7 +22,7 @@ _TYPES = frozenset({"object", "array", "string", "number", "integer", "boolean",
 
 
 def check_value(value: Json, schema: dict[str, Any], at: str) -> None:
-    """Whether the value follows the schema, by JSON Schema 2020-12 but for regular expressions, which are left out.
+    """Whether the value follows the schema, by JSON Schema 2020-12.
 
     Raises WorkflowError with what is wrong, at most three things; it calls the value `at`.
     """
@@ -33,9 +31,12 @@ def check_value(value: Json, schema: dict[str, Any], at: str) -> None:
     if validator is None:
         return
     try:
-        errors = sorted(validator.iter_errors(value), key=lambda error: list(map(str, error.absolute_path)))
+        with bounded_work():
+            errors = sorted(validator.iter_errors(value), key=lambda error: list(map(str, error.absolute_path)))
     except RecursionError:
         raise WorkflowError(f"{at} is nested too deeply for its schema") from None
+    except Unresolvable as missing:
+        raise WorkflowError(f"the schema of {at} refers to {missing.ref!r}, which it does not have") from None
     if errors:
         found = [f"{at}{_place(error.absolute_path)}: {error.message[:_SHOWN_CHARS]}" for error in errors[:_SHOWN]]
         more = f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
@@ -64,40 +65,10 @@ def _check_shape(value: Json, schema: dict[str, Any], at: str) -> None:
 @lru_cache(maxsize=256)
 def _validator(schema: bytes) -> Any:
     """None for what is no schema by the standard: then its shape is all that counts."""
-    plain = without_patterns(msgspec.json.decode(schema))
     try:
-        Draft202012Validator.check_schema(plain)
+        return validator_of(msgspec.json.decode(schema))
     except (SchemaError, RecursionError):
         return None
-    return _Checker(plain, registry=Registry())
-
-
-def _unique(checker: Any, wanted: Any, value: Any, schema: Any) -> Iterator[JsonSchemaError]:
-    """Each item is looked at once: the library compares every two of them, which takes minutes for some thousands."""
-    if wanted is True and isinstance(value, list):
-        seen: set[bytes] = set()
-        for i, item in enumerate(value):
-            text = msgspec.json.encode(_plain(item), order="sorted")
-            if text in seen:
-                yield JsonSchemaError(f"item {i} is there already, and items should be unique")
-                return
-            seen.add(text)
-
-
-def _plain(value: Json) -> Json:
-    """Equal values become the same: 1.0 is 1."""
-    match value:
-        case dict():
-            return {key: _plain(item) for key, item in value.items()}
-        case list():
-            return [_plain(item) for item in value]
-        case float() if value.is_integer():
-            return int(value)
-        case _:
-            return value
-
-
-_Checker = extend(Draft202012Validator, {"uniqueItems": _unique})  # type: ignore[no-untyped-call]
 
 
 def _place(path: Iterable[str | int]) -> str:
@@ -124,27 +95,45 @@ def _is(value: Json, kind: str) -> bool:
             return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+SUBMITTED = {"submitted": True}
+"""The context of pydantic for a definition that is new. One that is stored was held to the rules of its day."""
+
+
+def is_new(info: ValidationInfo) -> bool:
+    """Whether somebody is there to be told what is wrong."""
+    return info.context == SUBMITTED
+
+
 # pydantic turns ValueError into a problem at its place, and lets TypeError through
-def _of_an_object(schema: dict[str, Any]) -> dict[str, Any]:
+def _of_an_object(schema: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
     if schema.get("type") != "object" or not isinstance(schema.get("properties"), dict):
         raise ValueError("a JSON schema with `type: object` and `properties` was expected")
-    return _of_any_value(schema)
+    return _of_any_value(schema, info)
 
 
-def _of_any_value(schema: dict[str, Any]) -> dict[str, Any]:
+def _of_any_value(schema: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
     try:
         checked(schema)
     except WorkflowError as error:
         raise ValueError(error.detail) from error
     _check_schema(schema, "")
+    if is_new(info):
+        for at, part in parts_of(schema):
+            _check_references(part, at)
+        for at, why in unusable_patterns(schema):
+            raise ValueError(f"{why} (at {at or 'the top'})")
     return schema
+
+
+def _check_references(schema: dict[str, Any], at: str) -> None:
+    if "$ref" in schema or "$dynamicRef" in schema:
+        raise ValueError(f"$ref is not supported (at {at or 'the top'}); write the schema out")
 
 
 def _check_schema(schema: Any, at: str) -> None:
     if not isinstance(schema, dict):
         raise ValueError(f"the schema of {at or 'the answer'} is not a mapping")
-    if "$ref" in schema or "$dynamicRef" in schema:
-        raise ValueError(f"$ref is not supported (at {at or 'the top'}); write the schema out")
+    _check_references(schema, at)
     kinds = schema.get("type", [])
     for kind in kinds if isinstance(kinds, list) else [kinds]:
         if kind not in _TYPES:

@@ -13,6 +13,7 @@ from swarmx.workflows.building import build_graph
 from swarmx.workflows.graph import Graph, Problem
 from swarmx.workflows.limits import NESTING, OUTPUT_CHARS
 from swarmx.workflows.nodes import KINDS, NAMED_MODELS, NODE_MODELS, PART_MODELS, Definition, WorkflowSpec, field_names
+from swarmx.workflows.schemas import SUBMITTED
 from swarmx.workflows.source import read_source
 from swarmx.workflows.values import Json, checked, nearest
 
@@ -26,10 +27,18 @@ def parse_workflow(source: str | bytes | dict[str, Any]) -> WorkflowSpec:
 
     Raises WorkflowError: `where` is the place of the first problem, `detail` has one problem a line.
     """
+    spec = _parsed(source, SUBMITTED)
+    if len(spec.nodes) > spec.limits.nodes:
+        message = f"{len(spec.nodes)} nodes are defined, a run may have no more than {spec.limits.nodes}"
+        raise _refusal([Problem(where="limits.nodes", message=message)])
+    return spec
+
+
+def _parsed(source: str | bytes | dict[str, Any], context: dict[str, Any] | None) -> WorkflowSpec:
     data = read_source(source)
     _check_nesting(data)
     try:
-        spec = WorkflowSpec.model_validate(data)
+        spec = WorkflowSpec.model_validate(data, context=context)
     except ValidationError as error:
         raise _refusal([_problem(detail, data) for detail in error.errors(include_url=False)]) from error
     problems = build_graph(spec)[1]
@@ -41,7 +50,7 @@ def parse_workflow(source: str | bytes | dict[str, Any]) -> WorkflowSpec:
 @lru_cache(maxsize=256)
 def graph_of(spec_json: str) -> Graph:
     """The compiled graph of a definition as `WorkflowSpec.to_json` wrote it. Raises WorkflowError."""
-    graph, problems = build_graph(parse_workflow(spec_json))
+    graph, problems = build_graph(_parsed(spec_json, None))
     if problems:
         raise _refusal(problems)
     return graph

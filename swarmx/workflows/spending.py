@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 
 from swarmx.workflows.events import NodeFailed, NodeStarted, Spent
-from swarmx.workflows.nodes import Budget
-from swarmx.workflows.state import Run
+from swarmx.workflows.nodes import Budget, UseNode
+from swarmx.workflows.state import NodeRun, Run
 from swarmx.workflows.work import Start, StartModelCall
 
-_BYTES_PER_TOKEN = 4.0
+BYTES_PER_TOKEN = 4.0
 _ROUNDING = 1e-9  # sums of money are sums of floating-point numbers
 
 
@@ -54,7 +54,7 @@ def most_of(call: Start, prices: Prices) -> Spent:
 def prompt_estimate(body: Mapping[str, Any]) -> int:
     """Tokens of a chat request's messages and tools, from their bytes."""
     told = msgspec.json.encode([body["messages"], body.get("tools", [])])
-    return max(1, int(len(told) / _BYTES_PER_TOKEN))
+    return max(1, int(len(told) / BYTES_PER_TOKEN))
 
 
 def used(
@@ -70,17 +70,15 @@ def used(
     )
 
 
-def budgets(run: Run, path: str) -> Iterator[tuple[str, Budget]]:
-    """The budgets that a call of the node counts against: its own, those around it, that of the whole run ("")."""
-    for account in run.accounts(path):
-        budget = getattr(run.nodes[account].step.node, "budget", None) if account else run.graph.spec.budget
-        if budget is not None:
-            yield account, budget
+def bounded(run: Run, path: str) -> bool:
+    """Whether a call of the node counts against some budget: its own, one around it, or that of the whole run."""
+    around = (run.nodes[account].step.node if account else run.graph.spec for account in run.accounts(path))
+    return any(getattr(node, "budget", None) is not None for node in around)
 
 
 def admission(run: Run, call: Start, prices: Prices) -> NodeStarted | NodeFailed:
     """What is to be recorded about a call that is to be made: its start, or that no budget has enough left for it."""
-    if next(budgets(run, call.path), None) is None:
+    if not bounded(run, call.path):
         return call.started
     most = most_of(call, prices)
     refused = refusal(run, call.path, most)
@@ -90,8 +88,18 @@ def admission(run: Run, call: Start, prices: Prices) -> NodeStarted | NodeFailed
 
 
 def refusal(run: Run, path: str, most: Spent) -> str | None:
-    """Why another call of the node may not start: a budget that it could go beyond; None if there is enough left."""
-    for account, budget in budgets(run, path):
+    """Why another call of the node may not start: a budget that it could go beyond; None if there is enough left.
+
+    What a tool of an agent does leaves the agent enough for an answer.
+    """
+    beside = ""
+    for account in run.accounts(path):
+        node = run.nodes[account].step.node if account else run.graph.spec
+        if isinstance(node, UseNode) and (answer := _answer(run, run.nodes[account])) is not None:
+            most, beside = most + answer, ", with the answer that its agent is still to give"
+        budget: Budget | None = getattr(node, "budget", None)
+        if budget is None:
+            continue
         spent, reserved = run.ledger.spent_by(account), run.ledger.reserved_by(account)
         for what, has, out, more in (
             ("tokens", spent.tokens, reserved.tokens, most.tokens),
@@ -107,9 +115,28 @@ def refusal(run: Run, path: str, most: Spent) -> str | None:
                 whose = f"of {account}" if account else "of the workflow"
                 return (
                     f"the budget {whose} allows {_number(allowed)} {what}; {_number(has)} are spent, {_number(out)} "
-                    f"may be by calls that are out, and this one could take {_number(more)}"
+                    f"may be by calls that are out, and this one could take {_number(more)}{beside}"
                 )
     return None
+
+
+def _answer(run: Run, use: NodeRun) -> Spent | None:
+    """What the agent of this tool needs at least to answer; None after its last step.
+
+    The prompt for that has the last one in it, and what the model said to it.
+    """
+    path = use.scope.owner or ""
+    agent, so_far = run.nodes[path], run.ledger.spent_by(path)
+    if agent.turns[-1].last:
+        return None
+    prompt_tokens = sum(agent.turns[-1].usage.values())
+    output_tokens: int = getattr(agent.step.node, "max_tokens", 0)
+    return Spent(
+        steps=1,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        money=so_far.money * (prompt_tokens + output_tokens) / max(1, so_far.tokens),
+    )
 
 
 def _number(value: float) -> str:

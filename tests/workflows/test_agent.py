@@ -10,9 +10,10 @@ from swarmx.core.errors import WorkflowError
 from swarmx.core.failures import Failure
 from swarmx.workflows.answers import Unusable, Usable
 from swarmx.workflows.events import Cancelled, CancelRequested, Failed, Finished, NodeFailed, Spent
-from swarmx.workflows.plan import read_answer
+from swarmx.workflows.plan import calls_in_flight, read_answer
 from swarmx.workflows.retries import after_failure
 from swarmx.workflows.spec import parse_workflow
+from swarmx.workflows.state import Run
 from swarmx.workflows.work import StartModelCall, StartToolCall
 from tests.workflows.agents import CATALOGUE, CITY, VERDICT, Agent, called, said, spec_of
 
@@ -142,6 +143,36 @@ def test_the_largest_output_that_a_node_may_leave_is_cut_like_any_other() -> Non
     agent.model("a.1", called(("weather", {"city": "Oslo"})))
     agent.tool("a.1.1", ["x" * 2_000_000, "y" * 2_000_000])
     assert agent.messages("a.2")[-1]["content"].endswith("[Cut: 100 of 4000007 characters are shown.]")
+
+
+def test_a_conversation_that_nears_the_models_context_loses_its_oldest_results() -> None:
+    agent = Agent(context_tokens=2500, system="Be short.")
+    for step in range(1, 5):
+        agent.model(f"a.{step}", called(("weather", {"city": "Oslo"})))
+        agent.tool(f"a.{step}.1", "x" * 2000)
+    told = [message["content"] for message in agent.messages("a.5") if message["role"] == "tool"]
+    assert told == ["[Left out to save room: 2000 characters.]"] + ["x" * 2000] * 3
+    assert [message["content"] for message in agent.messages("a.5")[:2]] == ["Be short.", "Go."]
+    assert agent.run.nodes["a.1.1"].scope.outputs["1"] == "x" * 2000, "the run has it whole"
+
+
+def test_a_prompt_that_cannot_be_made_to_fit_fails_the_agent_with_the_figures() -> None:
+    agent = Agent(context_tokens=2000, result_chars=9000)
+    agent.model("a.1", called(("weather", {"city": "Oslo"})))
+    agent.tool("a.1.1", "x" * 9000)
+    assert agent.run.end == Failed(
+        error="the prompt would have about 2441 tokens, with no more than the task, the tools and the last step; "
+        "context_tokens allows 1488 beside the 512 of the answer (max_tokens). Raise context_tokens if the model takes "
+        "more, or lower max_tokens, result_chars or the number of tools",
+        path="a.2",
+    )
+
+
+def test_what_is_out_is_asked_again_although_its_tools_have_become_too_many_for_the_context() -> None:
+    agent = Agent(context_tokens=800)
+    longer = {name: spec_of(name, parameters=CITY | {"description": "x" * 5000}) for name in CATALOGUE}
+    (call,) = calls_in_flight(Run.rebuild(agent.events), longer)
+    assert call.path == "a.1"
 
 
 def test_the_last_step_has_to_answer_in_words() -> None:
@@ -347,6 +378,7 @@ def test_what_engines_leave_out_or_write_otherwise_is_filled_in() -> None:
         ({"tools": ["x" * 65]}, "longer than the 64 characters"),
         ({"tools": ["rm -rf"]}, "was given, a text like"),
         ({"max_steps": 0}, "greater than or equal to 1"),
+        ({"context_tokens": 512}, "is for prompt and answer together, and should be more than max_tokens (512)"),
         ({"tool": ["x"]}, "unknown field 'tool' (did you mean 'tools'?)"),
     ],
 )

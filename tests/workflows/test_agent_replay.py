@@ -15,9 +15,10 @@ from swarmx.workflows.nodes import AgentNode, TurnNode, UseNode
 from swarmx.workflows.plan import advance, calls_in_flight, read_answer
 from swarmx.workflows.retries import after_failure
 from swarmx.workflows.spec import parse_workflow
+from swarmx.workflows.spending import prompt_estimate
 from swarmx.workflows.state import Run
 from swarmx.workflows.work import Start, StartModelCall
-from tests.workflows.agents import CATALOGUE, VERDICT, called, said
+from tests.workflows.agents import CATALOGUE, VERDICT, Agent, called, said
 
 NAMES = st.sampled_from(["weather", "maps__find", "pay", "upper", "answer", "nobody"])
 FITTING = ['{"city": "Oslo"}', '{"text": "x"}', '{"verdict": "yes"}']
@@ -147,6 +148,28 @@ def test_a_fork_at_any_part_of_an_agent_keeps_what_was_before_it_and_comes_to_an
         output = "cold" if read is None else read.output
         advance(forked, [NodeFinished(path=path, output=output)], now_s=0.0, tools=CATALOGUE)
     assert isinstance(forked.end, Finished | Failed)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 3000), min_size=4, max_size=9),
+    context_tokens=st.integers(1600, 4000),
+    off=st.sampled_from([None, 0.8, 1.5]),
+)
+def test_a_shortened_conversation_is_the_same_after_a_restart_and_in_a_fork(
+    lengths: list[int], context_tokens: int, off: float | None
+) -> None:
+    agent = Agent(context_tokens=context_tokens, max_steps=len(lengths) + 1)
+    for step, length in enumerate(lengths, 1):
+        asked = agent.out[f"a.{step}"]
+        (again,) = calls_in_flight(Run.rebuild(agent.events), CATALOGUE)
+        assert again == asked
+        forked = Run.rebuild(fork(agent.events, asked.path, forked_from="old"))
+        _, (anew,) = advance(forked, now_s=0.0, tools=CATALOGUE)
+        assert anew == asked
+        usage = {} if off is None else {"prompt_tokens": int(off * prompt_estimate(agent.body(asked.path)))}
+        agent.model(asked.path, called(("weather", {"city": "Oslo"}), **usage))
+        agent.tool(f"a.{step}.1", "x" * length)
 
 
 def _kind(run: Run, path: str) -> str:

@@ -78,6 +78,7 @@ STRICT = {
         ('{"tags": ["ab", "ab"]}', "the answer.tags: item 1 is there already"),
         ('{"id": "y"}', "the answer.id: 'y' is not valid under any of the given schemas"),
         ('{"m": 1}', "the answer: Additional properties are not allowed ('m' was unexpected)"),
+        ('{"code": "%s!"}' % ("a" * 40), "the answer.code: 'aaaaa"),
         ('{"n": 0, "id": 1, "tags": ["a", "b", "c"], "m": 1}', "; and 4 more"),
     ],
 )
@@ -87,8 +88,8 @@ def test_the_whole_schema_counts(text: str, says: str) -> None:
     assert says in read.error
 
 
-@pytest.mark.parametrize("text", ['{"n": 5.0, "id": null}', '{"tags": ["ab", "cd"]}', '{"code": "%s!"}' % ("a" * 40)])
-def test_what_follows_the_schema_is_taken_and_no_regular_expression_is_tried(text: str) -> None:
+@pytest.mark.parametrize("text", ['{"n": 5.0, "id": null}', '{"tags": ["ab", "cd"]}', '{"code": "%s"}' % ("a" * 40)])
+def test_what_follows_the_schema_is_taken(text: str) -> None:
     assert isinstance(output_of("llm", chat(text), STRICT), Usable)
 
 
@@ -100,9 +101,16 @@ def test_items_are_unique_by_value_and_there_may_be_many() -> None:
         assert isinstance(output_of("llm", chat(json.dumps({"x": [*many, last]})), schema), Unusable)
 
 
-def test_names_that_a_pattern_allows_are_not_refused_for_want_of_it() -> None:
-    schema = {"type": "object", "properties": {}, "patternProperties": {"^x-": {}}, "additionalProperties": False}
-    assert isinstance(output_of("llm", chat('{"x-a": 1}'), schema), Usable)
+def test_a_pattern_of_an_older_definition_that_cannot_be_used_says_nothing() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=b)"}}}
+    assert isinstance(output_of("llm", chat('{"a": "c"}'), schema), Usable)
+
+
+def test_a_schema_of_an_older_definition_that_refers_elsewhere_fails_the_answer_and_nothing_else() -> None:
+    schema = {"type": "object", "properties": {}, "anyOf": [{"$ref": "http://127.0.0.1:9/x"}]}
+    read = output_of("llm", chat("{}"), schema)
+    assert isinstance(read, Unusable)
+    assert "refers to 'http://127.0.0.1:9/x'" in read.error
 
 
 def test_of_what_is_no_schema_by_the_standard_types_and_fields_count() -> None:

@@ -153,3 +153,9 @@ def test_a_run_stays_within_its_own_limits(limits: dict[str, int], problem: str)
     run, _ = started({"name": "x", "limits": limits, "nodes": nodes})
     assert isinstance(run.end, Failed)
     assert problem in run.end.error
+
+
+def test_a_definition_with_more_nodes_than_its_runs_may_have_is_not_begun() -> None:
+    nodes = {name: {"kind": "llm", "model": "m", "prompt": "p"} for name in ("a", "b", "c")}
+    with pytest.raises(WorkflowError, match=r"limits\.nodes: 3 nodes are defined, a run may have no more than 2"):
+        started({"name": "x", "limits": {"nodes": 2}, "nodes": nodes})

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarmx.core.errors import WorkflowError
-from swarmx.workflows.spec import parse_workflow
+from swarmx.workflows.spec import graph_of, parse_workflow
 
 GOOD = """
 name: demo
@@ -74,7 +74,10 @@ def test_yaml_json_bytes_and_data_give_the_same_definition() -> None:
         ("as: step", "as: plan", "nodes.code.as", "choose another name"),
         ("type: object", "type: objct", "nodes.plan.schema", "JSON schema with `type: object`"),
         ("required: [steps]", "required: [stps]", "nodes.plan.schema", "only names from properties"),
+        ("type: string}", "type: string, pattern: (?=a)}", "nodes.plan.schema", r"look-around.*properties.steps.items"),
+        ("items: {type: string}", "anyOf: [{$ref: x}]", "nodes.plan.schema", r"\$ref is not supported .*anyOf.0"),
         ("as: step", "needs: [nope]", "nodes.code.needs", "nothing called 'nope'"),
+        ("all: \"{{ code }}\"", "all: '{{ code == null }}'", "outputs.all", "'null' is called none in expressions"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named(old: str, new: str, where: str, says: str) -> None:
@@ -84,6 +87,19 @@ def test_a_mistake_is_named(old: str, new: str, where: str, says: str) -> None:
     lines = str(caught.value).splitlines()
     assert any(line.startswith(where) for line in lines), lines
     assert lines[0].startswith(caught.value.where)
+
+
+def test_a_definition_that_is_stored_keeps_to_the_rules_of_its_day() -> None:
+    def stored(pattern: str) -> str:
+        signal = {"timeout_s": 1.0, "default": "b", "schema": {"type": "string", "pattern": pattern}}
+        nodes = {"a": {"kind": "llm", "model": "m", "prompt": "{{ signals.s }}"}}
+        return json.dumps({"name": "x", "signals": {"s": signal}, "nodes": nodes})
+
+    assert parse_workflow(stored("^b$")).to_json() == graph_of(stored("^b$")).spec.to_json()
+    for pattern, says in (("^a$", "'b' does not match '\\^a\\$'"), ("(?=b)", "look-around")):
+        with pytest.raises(WorkflowError, match=says):
+            parse_workflow(stored(pattern))
+        assert graph_of(stored(pattern)).spec.signals["s"].default == "b"
 
 
 def test_all_problems_are_told_at_once() -> None:

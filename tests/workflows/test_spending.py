@@ -24,6 +24,7 @@ from swarmx.workflows.retries import after_failure
 from swarmx.workflows.spec import parse_workflow
 from swarmx.workflows.spending import Price, most_of, prompt_estimate, used
 from swarmx.workflows.state import Run
+from tests.workflows.agents import VERDICT, Agent, called, said
 from tests.workflows.histories.record import text
 
 PRICES = {"m": Price(input_per_million=1e6, output_per_million=2e6), "sdxl": Price(per_image=3.0)}
@@ -208,3 +209,41 @@ def test_a_budget_that_makes_no_sense_is_refused(budget: dict[str, Any], problem
     ):
         with pytest.raises(WorkflowError, match=problem):
             parse_workflow(definition)
+
+
+LOOK = {"look": {"nodes": {"q": CALL}}}
+
+
+def test_the_tools_of_an_agent_leave_of_its_budget_what_its_answer_takes() -> None:
+    agent = Agent(whole={"workflows": LOOK}, workflows=["look"], budget={"steps": 4})
+    agent.model("a.1", called(*[("look", {})] * 4), spent=Spent(steps=1))
+    assert list(agent.out) == ["a.1.1.q", "a.1.2.q"]
+    for path in list(agent.out):
+        agent.model(path, said("seen"), spent=Spent(steps=1))
+    told = [message["content"] for message in agent.messages("a.2") if message["role"] == "tool"]
+    assert told[0] == told[1] == '{"q":{"text":"seen","json":null,"usage":{}}}'
+    assert told[2] == told[3]
+    assert told[2] == (
+        "Error: the budget of a allows 4 steps; 1 are spent, 2 may be by calls that are out, and this one could take 2"
+        ", with the answer that its agent is still to give"
+    )
+    assert agent.body("a.2")["tool_choice"] == "none"
+    agent.model("a.2", said("Seen twice."), spent=Spent(steps=1))
+    assert agent.left["text"] == "Seen twice."
+
+
+def test_an_agent_inside_a_tool_of_another_one_leaves_that_one_its_answer() -> None:
+    inner = {"kind": "agent", "model": "m", "prompt": "p", "functions": ["upper"]}
+    agent = Agent(whole={"workflows": {"deep": {"nodes": {"b": inner}}}}, workflows=["deep"], budget={"steps": 4})
+    agent.model("a.1", called(("deep", {})), spent=Spent(steps=1))
+    assert agent.body("a.1.1.b.1")["tool_choice"] == "none", "of the three steps that are left one is not its own"
+    agent.model("a.1.1.b.1", said("found"), spent=Spent(steps=1))
+    agent.model("a.2", said("Found."), spent=Spent(steps=1))
+    assert agent.left["text"] == "Found."
+
+
+def test_what_is_asked_for_along_with_the_last_answer_needs_to_leave_nothing() -> None:
+    agent = Agent(budget={"steps": 2}, schema=VERDICT)
+    agent.model("a.1", called(("answer", {"verdict": "yes"}), ("pay", {"city": "Oslo"})), spent=Spent(steps=1))
+    agent.tool("a.1.2", "paid")
+    assert agent.left["json"] == {"verdict": "yes"}
