@@ -25,6 +25,13 @@ class StateSection(Section):
         le=600.0,
         description="With a shared database: how long a server that is silent keeps its workflows.",
     )
+    keep_days: int | None = Field(
+        None,
+        ge=1,
+        le=36_500,
+        description="Days that a workflow is kept after its end, with its events, calls, decisions and pictures; then "
+        "it is deleted. Left out, all are kept.",
+    )
     journal: bool = Field(True, description="Write every message of the agents to a journal, for `swarmx replay`.")
     journal_file_mb: int = Field(
         256, ge=1, le=1_000_000, description="MiB after which a journal goes on in another file."

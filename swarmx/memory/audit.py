@@ -21,11 +21,9 @@ from swarmx.core.audit import (
     MADE_ROOM,
     AuditEntry,
     AuditRecord,
-    Finding,
     Head,
     Report,
     bounded,
-    canonical,
     check,
     head_of,
     line_of,
@@ -35,12 +33,12 @@ from swarmx.core.audit import (
 from swarmx.core.control import Actor
 from swarmx.core.errors import StoreError
 from swarmx.memory.audit_files import all_lines, forget_up_to, full_files, full_name, last_head, oldest_beyond
+from swarmx.memory.audit_heads import HEADS_SUFFIX, AuditHeads, read_heads
 from swarmx.memory.growing_file import GrowingFile, lines_of
 
 log = logging.getLogger(__name__)
 
 LOG_NAME = "audit.jsonl"
-HEADS_SUFFIX = ".heads"
 MAX_TAIL = 1000
 _MAX_BATCH = 256
 _SYSTEM = Actor(type="system", name="swarmx", role="admin")
@@ -64,7 +62,7 @@ def verify_files(folder: str | Path, more_heads: Sequence[Head] = ()) -> Report:
     Works while a server writes: heads are read before the log, so they never know more than it.
     """
     path = Path(folder) / LOG_NAME
-    heads, wrong = _read_heads(path.with_suffix(HEADS_SUFFIX))
+    heads, wrong = read_heads(path.with_suffix(HEADS_SUFFIX))
     start, lines = all_lines(path)
     report = check(lines, [*heads, *more_heads], start)
     return msgspec.structs.replace(report, findings=(*report.findings, *wrong))
@@ -79,8 +77,9 @@ class _Job:
 class AuditLog:
     """The AuditTrail port on the file `path`; its heads go to the same name ending in `.heads`.
 
-    A file that has `file_bytes` gets the number of its last record into its name, and another one goes on. The oldest
-    of those make room, and a note says so, while they have more than `keep_bytes` together; None: never.
+    A file that has `file_bytes` gets the number of its last record into its name, and another one goes on; of its heads
+    the last one stays. The oldest of those files make room, and a note says so, while they have more than `keep_bytes`
+    together; None: never.
 
     Entries that queue up share one sync to disk. A head is kept `anchor_s` seconds after a record at the latest, after
     `anchor_records` records, at the start and at the end; `on_head` hears it on the event loop that opened the log.
@@ -99,7 +98,7 @@ class AuditLog:
         keep_bytes: int | None = None,
     ) -> None:
         self._log = GrowingFile(Path(path))
-        self._heads = GrowingFile(self._log.path.with_suffix(HEADS_SUFFIX))
+        self._heads = AuditHeads(self._log.path)
         self._clock = clock
         self._on_head = on_head
         self._anchor_records = anchor_records
@@ -183,7 +182,7 @@ class AuditLog:
             raise
 
     def _continue(self) -> None:
-        heads, wrong = _read_heads(self._heads.path)
+        heads, wrong = read_heads(self._heads.path)
         self._before, lines = all_lines(self._log.path)
         report = check(self._scanned(lines), heads, self._before)
         for finding in (*report.findings, *wrong):
@@ -201,10 +200,9 @@ class AuditLog:
         if torn_bytes:
             self._log.cut(self._end)
             entries.insert(0, _repaired(torn_bytes))
-        self._heads.cut(sum(len(line) for line in lines_of(self._heads.path) if line.endswith(b"\n")))
+        self._heads.mend()
         # A log that has records and no heads is refused, so the first head comes before the first record.
         self._anchor()
-        self._heads.sync_folder()
         if entries:
             self._append(entries)
             self._anchor()
@@ -284,6 +282,7 @@ class AuditLog:
                 forget_up_to(self._log.path, start)
                 with self._lock:
                     self._before = start
+            self._heads.thin_out(self._before)
         except (OSError, StoreError) as error:
             log.warning("the audit log %s grows beyond its size: %s", self._log.path, error)
 
@@ -335,7 +334,7 @@ class AuditLog:
         head = self._head
         if head.seq == self._anchored:
             return
-        self._heads.append(canonical(head) + b"\n")
+        self._heads.append(head)
         self._anchored = head.seq
         if self._on_head is not None:
             with contextlib.suppress(RuntimeError):  # the loop that opened the log is gone
@@ -412,18 +411,3 @@ def _sound_lines(path: Path) -> Iterator[tuple[bytes, AuditRecord]]:
             if not isinstance(record, AuditRecord):
                 raise StoreError(f"line {number} of {path} is {record}; run `swarmx audit verify` to see what happened")
             yield line, record
-
-
-def _read_heads(path: Path) -> tuple[list[Head], list[Finding]]:
-    """The heads, and what is wrong with their file. An incomplete last line is a crash and left out."""
-    heads: list[Head] = []
-    wrong: list[Finding] = []
-    for number, line in enumerate(lines_of(path), start=1):
-        if not line.endswith(b"\n"):
-            break
-        try:
-            heads.append(msgspec.json.decode(line, type=Head))
-        except (msgspec.MsgspecError, ValueError) as error:
-            seq = heads[-1].seq if heads else 0
-            wrong.append(Finding(verdict="unreadable", seq=seq, detail=f"line {number} of {path.name}: {error}"))
-    return heads, wrong

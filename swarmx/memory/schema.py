@@ -63,6 +63,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             schema_version INTEGER NOT NULL, PRIMARY KEY (tenant, key))""",
         "CREATE INDEX idempotency_expiry ON idempotency (expires_at_s)",
     ),
+    (
+        """CREATE TABLE blob_uses (
+            workflow_id TEXT NOT NULL, sha256 TEXT NOT NULL, tenant TEXT NOT NULL,
+            PRIMARY KEY (workflow_id, sha256, tenant)) WITHOUT ROWID""",
+        "CREATE INDEX blob_uses_of_blob ON blob_uses (sha256, tenant)",
+        # Whose the blobs are that there are already is not known: they stay.
+        "INSERT INTO blob_uses SELECT '', sha256, tenant FROM blobs",
+        "CREATE INDEX workflows_of_parent ON workflows (parent_id) WHERE parent_id IS NOT NULL",
+        "CREATE INDEX idempotency_of_workflow ON idempotency (workflow_id)",
+    ),
 )
 
 

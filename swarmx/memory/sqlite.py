@@ -23,6 +23,7 @@ from swarmx.core.records import (
     CallRecord,
     Commit,
     Committed,
+    Forgotten,
     Idempotency,
     Input,
     StoredEvent,
@@ -31,7 +32,7 @@ from swarmx.core.records import (
     WorkflowRecord,
     WorkflowState,
 )
-from swarmx.memory import owner_rows, workflow_rows
+from swarmx.memory import forgetting, owner_rows, workflow_rows
 from swarmx.memory.lane import Lane, explained
 from swarmx.memory.rows import decoded, finished
 from swarmx.memory.schema import migrate
@@ -136,6 +137,10 @@ class SqliteStore:
         """One workflow, or None if it is unknown or another tenant's."""
         return await self.read(lambda connection: workflow_rows.find(connection, workflow_id, tenant))
 
+    async def newest_of(self, workflow_id: str, *, tenant: str | None) -> WorkflowRecord | None:
+        """The last of a workflow and those that came after it as `workflow_id~2`, `workflow_id~3`, ...; or None."""
+        return await self.read(lambda connection: workflow_rows.newest_of(connection, workflow_id, tenant))
+
     async def workflows(
         self, *, tenant: str | None, state: WorkflowState | None, limit: int, cursor: str | None
     ) -> WorkflowPage:
@@ -221,6 +226,14 @@ class SqliteStore:
             ]
 
         return finished(await self.read(read))
+
+    async def forget(self, *, older_than_s: float, kept_calls: int, limit: int) -> Forgotten:
+        """Delete up to `limit` of what ended more than `older_than_s` ago; ask again until that is nothing."""
+        return await self.write(
+            lambda connection: forgetting.forget(
+                connection, self._clock(), older_than_s=older_than_s, kept_calls=kept_calls, limit=limit
+            )
+        )
 
     async def record_decision(self, decision: Decision) -> None:
         """Add a decision to the log."""

@@ -58,6 +58,8 @@ def accept(
         connection.execute(_INSERT, values_of(row))
     except sqlite3.IntegrityError as error:
         raise rows.already_exists(workflow.workflow_id) from error
+    if row.forked_from is not None:
+        _share_blobs(connection, row.forked_from, row.workflow_id)
     _insert_events(connection, row.workflow_id, 0, row.created_at_s, events)
     if idempotency is not None:
         failpoints.hit("rows.key")
@@ -105,7 +107,7 @@ def commit(connection: sqlite3.Connection, change: Commit) -> Committed:
             "SELECT tenant FROM workflows WHERE workflow_id = ?", (change.workflow_id,)
         ).fetchone()
         for blob in change.blobs:
-            insert_blob(connection, tenant, blob)
+            insert_blob(connection, tenant, blob, change.workflow_id)
     return "stored"
 
 
@@ -156,6 +158,15 @@ def _why_not(connection: sqlite3.Connection, workflow_id: str) -> Committed:
 def find(connection: sqlite3.Connection, workflow_id: str, tenant: str | None) -> WorkflowRecord | None:
     row = connection.execute(
         f"SELECT {COLUMNS} FROM workflows WHERE workflow_id = ? AND tenant = ifnull(?, tenant)", (workflow_id, tenant)
+    ).fetchone()
+    return None if row is None else record_of(row)
+
+
+def newest_of(connection: sqlite3.Connection, workflow_id: str, tenant: str | None) -> WorkflowRecord | None:
+    row = connection.execute(
+        f"SELECT {COLUMNS} FROM workflows WHERE (workflow_id = ?1 OR (workflow_id > ?1 || '~' AND workflow_id < ?1 || "
+        "'~:')) AND tenant = ifnull(?2, tenant) ORDER BY length(workflow_id) DESC, workflow_id DESC LIMIT 1",
+        (workflow_id, tenant),
     ).fetchone()
     return None if row is None else record_of(row)
 
@@ -214,10 +225,21 @@ def insert_call(connection: sqlite3.Connection, record: CallRecord) -> None:
     )
 
 
-def insert_blob(connection: sqlite3.Connection, tenant: str, blob: Blob) -> None:
+def insert_blob(connection: sqlite3.Connection, tenant: str, blob: Blob, workflow_id: str = "") -> None:
+    """One that no workflow made stays for good."""
     connection.execute(
         "INSERT INTO blobs VALUES (?,?,?,?,?) ON CONFLICT (sha256, tenant) DO NOTHING",
         (tenant, blob.sha256, blob.media_type, blob.data, SCHEMA_VERSION),
+    )
+    connection.execute("INSERT OR IGNORE INTO blob_uses VALUES (?,?,?)", (workflow_id, blob.sha256, tenant))
+
+
+def _share_blobs(connection: sqlite3.Connection, source: str, workflow_id: str) -> None:
+    """A fork refers to what its source had made. Raises NotFound when that is gone."""
+    if find(connection, source, None) is None:
+        raise rows.unknown(source)
+    connection.execute(
+        "INSERT INTO blob_uses SELECT ?, sha256, tenant FROM blob_uses WHERE workflow_id = ?", (workflow_id, source)
     )
 
 

@@ -44,6 +44,7 @@ from swarmx.runtime.fleet_book import FleetBook
 from swarmx.runtime.journal import FileJournal, MemoryJournal
 from swarmx.runtime.live import LiveShell
 from swarmx.runtime.overview import Overview
+from swarmx.runtime.retention import DAY_S, keep_for
 from swarmx.runtime.switchboard import Switchboard
 from swarmx.runtime.upstream import Upstream
 from swarmx.runtime.watch import Watch
@@ -321,6 +322,9 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
         if elastic:
             shell.post(TimerFired(key=TIMER), to=scaler.name)
         await workflows.recover()
+        if settings.state.keep_days is not None:
+            forgetting = keep_for(store, settings.state.keep_days * DAY_S)
+            await stack.enter_async_context(running_task(forgetting, name="retention"))
 
         context = Context(
             clock=clock,

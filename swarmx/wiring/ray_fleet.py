@@ -18,6 +18,11 @@ from swarmx.wiring.fleet import emulated_profile
 
 _PLACED_S = 120.0  # until an actor has its process on a node that is busy
 _VLLM_START_S = 900.0
+# As in scripts/vllm/serve.sh: part of a prompt of a request with a seed would end a CPU engine.
+_VLLM_ON_CPU = (
+    *("--max-model-len", "4096", "--max-num-batched-tokens", "4096", "--max-num-seqs", "8"),
+    *("--enforce-eager", "--no-enable-chunked-prefill"),
+)
 _VLLM_ORDER: dict[EngineOrder, Sequence[str]] = {"arrival": (), "priority": ("--scheduling-policy", "priority")}
 
 
@@ -66,13 +71,25 @@ def _engine(entry: ElasticReplicas, settings: Settings) -> Engine:
             )
         case "process" if entry.folder is not None:
             folder = entry.folder.absolute()
-            serve = ("vllm", "serve", str(folder), "--served-model-name", entry.model)
+            serve = ("vllm", "serve", str(folder), "--served-model-name", entry.model, "--host", "127.0.0.1")
+            on_cpu = entry.device == "cpu"
             return Engine(
-                argv=(*serve, "--host", "127.0.0.1", "--port", "{port}", *_VLLM_ORDER[entry.engine_order]),
+                argv=(*serve, "--port", "{port}", *_VLLM_ORDER[entry.engine_order], *(_VLLM_ON_CPU if on_cpu else ())),
+                env=_cpu_environment(entry.resources.get("CPU", 1.0)) if on_cpu else {},
                 start_s=_VLLM_START_S,
             )
         case _:
             raise ConfigError(f'elastic: provider = "{entry.provider}" does not run on Ray yet; leave --on out.')
+
+
+def _cpu_environment(cores: float) -> dict[str, str]:
+    """By itself vLLM would take nearly all memory of the node, and compute on the same core as its neighbours."""
+    return {
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(max(1, int(cores))),
+        "VLLM_NO_USAGE_STATS": "1",
+    }
 
 
 def _emulated(entry: ElasticReplicas, settings: Settings) -> Engine:

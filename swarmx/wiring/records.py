@@ -24,6 +24,7 @@ class Background:
         self._limit = limit
         self._waiting: list[Coroutine[Any, Any, None]] = []
         self._writing = asyncio.Lock()
+        self._under_way: set[asyncio.Task[None]] = set()
 
     def add(self, work: Coroutine[Any, Any, None]) -> None:
         if len(self._waiting) < self._limit:
@@ -39,7 +40,13 @@ class Background:
             await self.flush()
 
     async def flush(self) -> None:
-        """Return once everything that was added before is in the store."""
+        """Return once everything that was added before is in the store. Whoever gives up waiting calls nothing off."""
+        task = asyncio.ensure_future(self._write())
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        await asyncio.shield(task)
+
+    async def _write(self) -> None:
         async with self._writing:
             batch, self._waiting = self._waiting, []
             for result in await asyncio.gather(*batch, return_exceptions=True):

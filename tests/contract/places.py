@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from tests.postgres import PostgresServer
 class Place(Protocol):
     """A store that is opened again has what was stored; only what is in memory is gone."""
 
+    def now_s(self) -> float: ...
     async def opened(self) -> WorkflowStore: ...
     async def passes(self, seconds: float) -> None: ...
     async def crash(self) -> None: ...
@@ -31,6 +33,9 @@ class FilePlace:
         self.path = path
         self.time_s = 100.0
         self._lives = 0
+
+    def now_s(self) -> float:
+        return self.time_s
 
     async def opened(self) -> SqliteStore:
         store = SqliteStore(self.path, clock=lambda: self.time_s)
@@ -71,6 +76,9 @@ class PostgresPlace:
     def __init__(self, server: PostgresServer, url: str) -> None:
         self.server = server
         self.url = url
+
+    def now_s(self) -> float:
+        return time.time()
 
     async def opened(self) -> PostgresStore:
         store = PostgresStore(self.url)

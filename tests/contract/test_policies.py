@@ -32,7 +32,7 @@ WORKFLOW = WorkflowView(
     calls=1,
     past_s=np.array([5.0, 30.0]),
 )
-FIELDS = tuple(field.name for field in dataclasses.fields(FleetView))
+FIELDS = FleetView.__struct_fields__
 
 
 def a_fleet(replicas: int, **columns: Any) -> FleetView:

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from swarmx.core.errors import KeyReused, NotFound, StoreError
 from swarmx.core.ports import WorkflowStore
-from swarmx.core.records import TERMINAL, Idempotency, WorkflowRecord
+from swarmx.core.records import TERMINAL, Forgotten, Idempotency, WorkflowRecord
 from tests.contract.places import Place
 from tests.contract.test_ownership import change
 from tests.contract.test_store import call_record, workflow
@@ -70,7 +70,7 @@ class StoreMachine(RuleBasedStateMachine):
     )
     def accept(self, id: str, tenant: str, events: list[bytes], key: str | None, print_: str) -> None:
         record = workflow(id, tenant=tenant, owner=self.epochs[-1])
-        idempotency = None if key is None else Idempotency(key=key, fingerprint=print_, expires_at_s=1e9)
+        idempotency = None if key is None else Idempotency(key=key, fingerprint=print_, expires_at_s=1e12)
         accepting = self.store.accept(record, events, idempotency=idempotency)
         name = f"{tenant} {key}"
         known = None if key is None else self.keys.get(name)
@@ -216,6 +216,19 @@ class StoreMachine(RuleBasedStateMachine):
         assert (taken is not None) == (id in self.open_ids())
         if taken is not None:
             self.changed(id, [], None, owner=epoch)
+
+    @rule(limit=st.integers(1, 3))
+    def forget(self, limit: int) -> None:
+        """What has ended goes, the oldest first, unless a key leads to it. Its id can be used again."""
+        known = {id for id, _ in self.keys.values()}
+        old = sorted(self.records.keys() - self.open_ids() - known)[:limit]
+        forgotten = self.do(self.store.forget(older_than_s=1.0, kept_calls=9, limit=limit))
+        assert forgotten == Forgotten(workflows=len(old))
+        for id in old:
+            for left in (self.records, self.events, self.inbox, self.taken):
+                del left[id]
+            assert self.do(self.store.workflow(id, tenant=None)) is None
+            assert self.do(self.store.events(id)) == []
 
     @rule()
     def open_again(self) -> None:

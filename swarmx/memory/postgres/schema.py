@@ -68,6 +68,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             writer TEXT PRIMARY KEY, batch BIGINT NOT NULL, at TIMESTAMPTZ NOT NULL DEFAULT now())
             WITH (fillfactor = 10)""",
     ),
+    (
+        """CREATE TABLE blob_uses (
+            workflow_id TEXT COLLATE "C" NOT NULL, sha256 TEXT COLLATE "C" NOT NULL, tenant TEXT NOT NULL,
+            PRIMARY KEY (workflow_id, sha256, tenant))""",
+        "CREATE INDEX blob_uses_of_blob ON blob_uses (sha256, tenant)",
+        # Whose the blobs are that there are already is not known: they stay.
+        "INSERT INTO blob_uses SELECT '', sha256, tenant FROM blobs",
+        "CREATE INDEX workflows_of_parent ON workflows (parent_id) WHERE parent_id IS NOT NULL",
+        "CREATE INDEX idempotency_of_workflow ON idempotency (workflow_id)",
+    ),
 )
 
 

@@ -20,6 +20,7 @@ from swarmx.core.records import (
     CallRecord,
     Commit,
     Committed,
+    Forgotten,
     Idempotency,
     Input,
     StoredEvent,
@@ -28,7 +29,7 @@ from swarmx.core.records import (
     WorkflowRecord,
     WorkflowState,
 )
-from swarmx.memory.postgres import owners, workflows
+from swarmx.memory.postgres import forgetting, owners, workflows
 from swarmx.memory.postgres.connection import explained, place_of
 from swarmx.memory.postgres.lane import Lane
 from swarmx.memory.postgres.reading import Listener, Readers
@@ -139,6 +140,10 @@ class PostgresStore:
         """One workflow, or None if it is unknown or another tenant's."""
         return await self.read(lambda connection: workflows.find(connection, workflow_id, tenant))
 
+    async def newest_of(self, workflow_id: str, *, tenant: str | None) -> WorkflowRecord | None:
+        """The last of a workflow and those that came after it as `workflow_id~2`, `workflow_id~3`, ...; or None."""
+        return await self.read(lambda connection: workflows.newest_of(connection, workflow_id, tenant))
+
     async def workflows(
         self, *, tenant: str | None, state: WorkflowState | None, limit: int, cursor: str | None
     ) -> WorkflowPage:
@@ -215,6 +220,14 @@ class PostgresStore:
         """The finished ones among the last `limit` calls that were recorded, of all tenants, oldest first."""
         found = await self._bodies("calls ORDER BY number DESC LIMIT $1", limit)
         return finished(found)
+
+    async def forget(self, *, older_than_s: float, kept_calls: int, limit: int) -> Forgotten:
+        """Delete up to `limit` of what ended more than `older_than_s` ago; ask again until that is nothing."""
+        return await self.write(
+            lambda connection: forgetting.forget(
+                connection, older_than_s=older_than_s, kept_calls=kept_calls, limit=limit
+            )
+        )
 
     async def record_decision(self, decision: Decision) -> None:
         """Add a decision to the log."""

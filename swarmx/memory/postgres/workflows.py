@@ -72,6 +72,8 @@ async def accept(
     row = msgspec.structs.replace(workflow, seq=len(events))
     if not await connection.fetchval(_ACCEPT, *values_of(row), SCHEMA_VERSION, list(events)):
         raise rows.already_exists(workflow.workflow_id)
+    if row.forked_from is not None:
+        await _share_blobs(connection, row.forked_from, row.workflow_id)
     return Accepted(workflow_id=row.workflow_id)
 
 
@@ -140,7 +142,7 @@ async def commit(connection: asyncpg.Connection, change: Commit) -> Committed:
     for call in change.calls:
         await insert_call(connection, call)
     for blob in change.blobs:
-        await insert_blob(connection, tenant, blob)
+        await insert_blob(connection, tenant, blob, change.workflow_id)
     return "stored"
 
 
@@ -181,6 +183,16 @@ async def _why_not(connection: asyncpg.Connection, workflow_id: str) -> Committe
 async def find(connection: asyncpg.Connection, workflow_id: str, tenant: str | None) -> WorkflowRecord | None:
     row = await connection.fetchrow(
         f"SELECT {COLUMNS} FROM workflows WHERE workflow_id = $1 AND {_TENANT.format('$2')}", workflow_id, tenant
+    )
+    return None if row is None else record_of(row)
+
+
+async def newest_of(connection: asyncpg.Connection, workflow_id: str, tenant: str | None) -> WorkflowRecord | None:
+    row = await connection.fetchrow(
+        f"SELECT {COLUMNS} FROM workflows WHERE (workflow_id = $1 OR (workflow_id > $1 || '~' AND workflow_id < $1 || "
+        f"'~:')) AND {_TENANT.format('$2')} ORDER BY length(workflow_id) DESC, workflow_id DESC LIMIT 1",
+        workflow_id,
+        tenant,
     )
     return None if row is None else record_of(row)
 
@@ -239,12 +251,26 @@ async def insert_call(connection: asyncpg.Connection, record: CallRecord) -> Non
     )
 
 
-async def insert_blob(connection: asyncpg.Connection, tenant: str, blob: Blob) -> None:
+async def insert_blob(connection: asyncpg.Connection, tenant: str, blob: Blob, workflow_id: str = "") -> None:
+    """One that no workflow made stays for good. Whoever would delete it now waits, and sees that it is used."""
     await connection.execute(
-        "INSERT INTO blobs VALUES ($1, $2, $3, $4, $5) ON CONFLICT (sha256, tenant) DO NOTHING",
+        "INSERT INTO blobs VALUES ($1, $2, $3, $4, $5) ON CONFLICT (sha256, tenant) DO UPDATE SET "
+        "schema_version = excluded.schema_version",
         tenant,
         blob.sha256,
         blob.media_type,
         blob.data,
         SCHEMA_VERSION,
+    )
+    await connection.execute(
+        "INSERT INTO blob_uses VALUES ($1, $2, $3) ON CONFLICT DO NOTHING", workflow_id, blob.sha256, tenant
+    )
+
+
+async def _share_blobs(connection: asyncpg.Connection, source: str, workflow_id: str) -> None:
+    """A fork refers to what its source had made. Raises NotFound when that is gone."""
+    if await connection.fetchval("SELECT 1 FROM workflows WHERE workflow_id = $1 FOR KEY SHARE", source) is None:
+        raise rows.unknown(source)
+    await connection.execute(
+        "INSERT INTO blob_uses SELECT $1, sha256, tenant FROM blob_uses WHERE workflow_id = $2", workflow_id, source
     )
