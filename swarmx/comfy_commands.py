@@ -49,6 +49,8 @@ def comfy(
     Jobs are kept in the folder `comfyui` of the state folder and survive a restart. Keys are those of `swarmx keys`;
     the first one is made, and left in `admin.token`. Prints a line of JSON with the URL once it serves.
     """
+    import uvloop
+
     from swarmx.compat.comfyui.settings import load
 
     settings = load(
@@ -60,7 +62,7 @@ def comfy(
         policy=policy,
         auth=False if no_auth else None,
     )
-    asyncio.run(_serve(settings, ctx.obj["state_dir"]))
+    uvloop.run(_serve(settings, ctx.obj["state_dir"]))
 
 
 async def _serve(settings: FrontSettings, state_dir: Path) -> None:

@@ -25,7 +25,7 @@ _RATE = 0.1
 _GUESS = 5e-4  # as many runs count as much as the guess of a line
 _USUAL = tuple(0.6 * score for score in (-1.65, -0.4, 0.4, 1.65))
 """Errors that stand for those of before a server's first graph."""
-_RECENT, _FADES = 100, 0.95
+_RECENT = 100
 _FORMAT = 1
 _MOST_COSTS = 8
 _Exponent = Annotated[float, msgspec.Meta(ge=-50.0, le=50.0)]
@@ -112,10 +112,13 @@ class NodeCosts:
 
     A class of node costs a constant and so much for each of its amounts (see NodeWork); servers multiply that. So a
     graph of any size is known on all servers once its classes ran on one of them in a few sizes. A class that never ran
-    is guessed. How far whole graphs were off of late becomes the spread of the next forecast.
+    is guessed. How far whole graphs were off of late becomes the spread of the next forecast: a graph counts `fade` of
+    the one after it, and (what was known then / what is known now) ** `learning`, in graphs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, fade: float = 0.98, learning: float = 2.0) -> None:
+        self._fade = fade
+        self._learning = learning
         self._lines: OrderedDict[tuple[str, str], _Line] = OrderedDict()
         self._servers: OrderedDict[str, _Server] = OrderedDict()
 
@@ -159,7 +162,7 @@ class NodeCosts:
         expected_s = min(max(sum(self.seconds(server, work) for work in works), _LEAST_S / 10), _MOST_S)
         known = self._servers.get(server) or _Server()
         if known.spread is None:
-            known.spread = _quantiles(known.errors)
+            known.spread = self._quantiles(known)
         quantiles = tuple(expected_s * math.exp(value) for value in known.spread)
         source: Source = "empirical" if known.graphs else "prior"
         return Forecast(levels=LEVELS, quantiles=quantiles, unit="s", source=source, version="node-costs")
@@ -205,22 +208,22 @@ class NodeCosts:
         line = self._lines.get((work.class_type, work.model))
         return _seconds(_guess(work), work.amounts) if line is None else line.seconds(work.amounts)
 
+    def _quantiles(self, known: _Server) -> Sequence[float]:
+        """Quantiles [LEVELS] of a server's last errors. Each counts for less than the next: those of long ago say
+        nothing of a server that has changed, and those of when little was known nothing of what is known now."""
+        ago = np.arange(len(known.errors) - 1, -1, -1.0)
+        weights = self._fade**ago * (1.0 - ago / (known.graphs + len(_USUAL))) ** self._learning
+        order = np.argsort(known.errors)
+        middles = np.cumsum(weights[order]) - 0.5 * weights[order]
+        found: list[float] = np.interp(LEVELS, middles / weights.sum(), np.array(known.errors)[order]).tolist()
+        return found
+
     def _server(self, name: str) -> _Server:
         known = self._servers.setdefault(name, _Server())
         self._servers.move_to_end(name)
         if len(self._servers) > MOST_SERVERS:
             self._servers.popitem(last=False)
         return known
-
-
-def _quantiles(errors: Sequence[float]) -> Sequence[float]:
-    """Quantiles [LEVELS] of errors, first to last. Each counts for less than the next: while costs are learnt, and
-    after a server has changed, those of long ago say nothing of the next one."""
-    weights = _FADES ** np.arange(len(errors) - 1, -1, -1.0)
-    order = np.argsort(errors)
-    middles = np.cumsum(weights[order]) - 0.5 * weights[order]
-    found: list[float] = np.interp(LEVELS, middles / weights.sum(), np.array(errors)[order]).tolist()
-    return found
 
 
 def _seconds(costs: Sequence[float], amounts: Sequence[float]) -> float:

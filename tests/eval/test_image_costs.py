@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from eval.image_costs import Ran, random_graph, score
+from eval.image_costs import Ran, halves, interval_row, random_graph, score
 from swarmx.neural.heads.comfy_nodes import node_works
 
 
@@ -37,3 +37,18 @@ def test_graphs_whose_nodes_keep_to_the_rule_are_known_ahead_better_than_by_simp
 def test_random_graphs_are_the_same_for_the_same_seed() -> None:
     one, two = (random_graph(np.random.default_rng(5), ["a.safetensors"]) for _ in range(2))
     assert one == two
+
+
+def test_a_graph_is_in_one_half_whatever_else_ran() -> None:
+    all_runs = runs(40, 0.0)
+    choose, judge = halves(all_runs)
+    assert len(choose) + len(judge) == 40
+    assert min(len(choose), len(judge)) > 8
+    assert halves(all_runs[:20])[0] == [ran for ran in all_runs[:20] if ran in choose]
+
+
+def test_intervals_of_graphs_that_keep_to_the_rule_are_sharper_where_early_errors_count_for_less() -> None:
+    plain, learning = (interval_row(runs(40, 0.05), "cpu", 0.98, power) for power in (0.0, 2.0))
+    assert float(learning["width"] or 0.0) < float(plain["width"] or 0.0)
+    assert float(learning["loss"] or 0.0) < float(plain["loss"] or 0.0)
+    assert 0.8 < float(learning["inside_p5_p95"] or 0.0) <= 1.0

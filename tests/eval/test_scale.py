@@ -23,8 +23,6 @@ def test_a_small_run_leaves_all_three_parts(tmp_path: Path, monkeypatch: pytest.
         seeds=1,
         count=30,
         unloaded_count=30,
-        policies=("marginal", "least_outstanding"),
-        ages_s=(1.0, 5.0),
     )
     monkeypatch.setattr(scale, "_QUICK", tiny)
     monkeypatch.setattr(scale, "ROUTERS", 3)
@@ -35,6 +33,15 @@ def test_a_small_run_leaves_all_three_parts(tmp_path: Path, monkeypatch: pytest.
     assert all(row["warmup_s"] > 0.0 for row in result["rows"] if row["experiment"] == "scale_stale")
     names = {claim["name"] for claim in result["claims"]}
     assert {"p99_at_stale_1s", "p99_at_stale_5s_vs_least_outstanding", "jain_index@owned,1s"} <= names
+
+
+def test_one_part_alone_is_a_dozen_simulations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "_QUICK", scale.Effort(seeds=1, count=20, unloaded_count=20))
+    monkeypatch.setattr(scale, "ROUTERS", 2)
+    assert scale.main(["--quick", "--part", "stale", "--workers", "1", "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "result.json").read_bytes())
+    assert {row["experiment"] for row in result["rows"]} == {"scale_stale"}
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 12
 
 
 def stale(policy: str, p99_s: float, *, routers: int = 16, ownership: str = "owned", age_s: float = 5.0) -> Row:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from swarmx.compat.comfyui.jobs import Event, Job
+from swarmx.compat.comfyui.scheduling import Placement, Waiting
 from swarmx.compat.comfyui.server import ComfyServer, ServerAway
 from swarmx.compat.comfyui.settings import FrontSettings
 
@@ -48,9 +50,14 @@ class Attempt:
     _took_s: dict[str, float] = field(default_factory=dict)
     _stirred: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def progressed(self) -> float:
+        """The server is at the job, now: gives when that is."""
+        self._heard_s = self._progress_s = self.clock()
+        return self._heard_s
+
     def heard(self, kind: str, data: dict[str, Any]) -> None:
         """An event of the job came."""
-        now_s = self._heard_s = self._progress_s = self.clock()
+        now_s = self.progressed()
         self._begin_heard |= kind == "execution_start"
         if kind == "executing":
             if self.node is not None:  # what a node was expanded into is shown as that node
@@ -113,3 +120,21 @@ class Attempt:
         except TimeoutError:
             return
         self._stirred.clear()
+
+
+class Run:
+    """A job at a server: its attempt, what its client is told, and what became of it at first."""
+
+    def __init__(self, waiting: Waiting, attempt: Attempt, started_s: float) -> None:
+        self.waiting = waiting
+        self.attempt = attempt
+        self.started_s = started_s
+        self.placement: Placement | None = None
+        self.held: list[Event] = []
+        self.cancelled = False
+        self.awaited = False  # a client waits for the server's word on its graph
+        self.verdict: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def job(self) -> Job:
+        return self.waiting.job

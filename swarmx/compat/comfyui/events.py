@@ -20,8 +20,8 @@ _RETRY_S = 0.5
 _PREVIEW, _PREVIEW_WITH_METADATA = 1, 4
 _IMAGE_TYPES = {"image/jpeg": 1, "image/png": 2}
 
-OnEvent = Callable[[str, dict[str, Any], str], None]
-"""Hears the type and the data of an event, and its text as it came."""
+OnEvent = Callable[[str, str | None, bytes], None]
+"""Hears the type of an event, the job that it is about, and its text as it came."""
 OnBinary = Callable[[bytes], None]
 
 
@@ -60,12 +60,36 @@ class Listener:
         if message.type is aiohttp.WSMsgType.BINARY:
             self._on_binary(message.data)
         elif message.type is aiohttp.WSMsgType.TEXT:
-            event = event_of(message.data)
-            if event is not None:
-                self._on_event(*event, message.data)
+            heading = heading_of(message.data)
+            if heading is not None:
+                self._on_event(*heading, message.data)
 
 
-def event_of(text: str) -> tuple[str, dict[str, Any]] | None:
+class _About(msgspec.Struct):
+    prompt_id: str | None = None
+
+
+class _Heading(msgspec.Struct):
+    type: str
+    data: _About
+
+
+_headings = msgspec.json.Decoder(_Heading)
+
+
+def heading_of(text: bytes) -> tuple[str, str | None] | None:
+    """The type of a message and the job that it is about; None for what is no event. The rest is not read: most events
+    are passed on as they are, and those of a long graph are long."""
+    try:
+        if not text.isascii():  # what is not read might be no UTF-8
+            text.decode()
+        heading = _headings.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return heading.type, heading.data.prompt_id
+
+
+def event_of(text: str | bytes) -> tuple[str, dict[str, Any]] | None:
     """The type and the data of a message; None for what is no event."""
     try:
         event = msgspec.json.decode(text)

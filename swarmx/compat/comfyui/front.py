@@ -240,8 +240,9 @@ class JobRoutes:
         return web.Response(body=b"{" + b",".join(entries) + b"}", content_type="application/json")
 
     async def one_history(self, request: web.Request) -> web.Response:
-        row = await self._store.job(request.match_info["prompt_id"], require(request, "read").sees)
-        entry = _entry(row.job.prompt_id, row.history) if row is not None and row.history else b""
+        prompt_id = request.match_info["prompt_id"]
+        history = await self._store.history_of(prompt_id, require(request, "read").sees)
+        entry = _entry(prompt_id, history) if history else b""
         return web.Response(body=b"{" + entry + b"}", content_type="application/json")
 
     async def change_history(self, request: web.Request) -> web.Response:

@@ -10,11 +10,11 @@ from typing import Any, assert_never
 
 import msgspec
 
-from swarmx.compat.comfyui.attempt import Attempt, Done, Lost
-from swarmx.compat.comfyui.events import prompt_of
+from swarmx.compat.comfyui.attempt import Attempt, Done, Lost, Run
+from swarmx.compat.comfyui.events import event_of, prompt_of
 from swarmx.compat.comfyui.files import Files, files_in, tagged
 from swarmx.compat.comfyui.history import given_up, outcome_of, refused_by_server, shown, succeeded
-from swarmx.compat.comfyui.jobs import Ended, Event, Job, Outcome
+from swarmx.compat.comfyui.jobs import Ended, Job, Outcome
 from swarmx.compat.comfyui.nodes import NodeBook
 from swarmx.compat.comfyui.parts import Parts
 from swarmx.compat.comfyui.relay import Relay
@@ -31,24 +31,7 @@ _TICK_S = 1.0
 _VERDICT_S = 10.0
 # Held back until the job's end is stored: a client that asks for its history then finds it.
 _ENDS = frozenset({"execution_success", "execution_error", "execution_interrupted"})
-
-
-class _Run:
-    """A job at a server: its attempt, what its client is told, and what became of it at first."""
-
-    def __init__(self, waiting: Waiting, attempt: Attempt, started_s: float) -> None:
-        self.waiting = waiting
-        self.attempt = attempt
-        self.started_s = started_s
-        self.placement: Placement | None = None
-        self.held: list[Event] = []
-        self.cancelled = False
-        self.awaited = False  # a client waits for the server's word on its graph
-        self.verdict: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
-
-    @property
-    def job(self) -> Job:
-        return self.waiting.job
+_PASSED_ON = frozenset({"progress", "progress_state"})  # unread: most of what servers say
 
 
 class JobRunner:
@@ -72,7 +55,7 @@ class JobRunner:
         self._book = book
         self._files = files
         self._clock = clock
-        self._runs: dict[str, _Run] = {}  # by server
+        self._runs: dict[str, Run] = {}  # by server
         self._server_of: dict[str, str] = {}  # by prompt id
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -228,7 +211,7 @@ class JobRunner:
         forecast = placement.forecast if placement else self._scheduler.forecast(waiting.facts, state)
         self._scheduler.started(server, waiting, forecast, started_s)
         attempt = Attempt(waiting.job.prompt_id, self._servers[server], self._settings, self._clock)
-        run = self._runs[server] = _Run(waiting, attempt, started_s)
+        run = self._runs[server] = Run(waiting, attempt, started_s)
         run.placement = placement
         self._server_of[waiting.job.prompt_id] = server
         self.spawn(self._go(run, server))
@@ -241,7 +224,7 @@ class JobRunner:
 
     # One run
 
-    async def _go(self, run: _Run, server: str) -> None:
+    async def _go(self, run: Run, server: str) -> None:
         job = run.job
         try:
             if run.placement is not None:
@@ -269,7 +252,7 @@ class JobRunner:
             if not run.verdict.done():
                 run.verdict.set_result(None)
 
-    async def _submit(self, run: _Run, server: str) -> Done | Lost | dict[str, Any]:
+    async def _submit(self, run: Run, server: str) -> Done | Lost | dict[str, Any]:
         job, comfy = run.job, self._servers[server]
         try:
             graph = await self._parts.localised(job, await self._files.localised(job, comfy), comfy)
@@ -295,7 +278,7 @@ class JobRunner:
             self.spawn(self._interrupt(run, server))
         return await run.attempt.follow()
 
-    async def _done(self, run: _Run, server: str, entry: dict[str, Any]) -> None:
+    async def _done(self, run: Run, server: str, entry: dict[str, Any]) -> None:
         job, now_s = run.job, self._clock()
         success = succeeded(entry)
         outputs = tagged(server, entry.get("outputs") or {})
@@ -314,7 +297,7 @@ class JobRunner:
         self._leave(run, server, seconds=now_s - run.started_s if success else None)
         await self.finish(job, outcome_of(entry, outputs, facts, run.held, cancelled=run.cancelled))
 
-    async def _lost(self, run: _Run, server: str, lost: Lost) -> None:
+    async def _lost(self, run: Run, server: str, lost: Lost) -> None:
         """Run it elsewhere, unless that was tried often enough, or nobody wants it any more."""
         job, waiting = run.job, run.waiting
         log.warning("the job %s is lost at %s (%s): %s", job.prompt_id, server, lost.reason, lost.detail)
@@ -330,7 +313,7 @@ class JobRunner:
             waiting.tried |= {server}
             await self._again(waiting)
 
-    async def _refused(self, run: _Run, server: str, body: dict[str, Any]) -> None:
+    async def _refused(self, run: Run, server: str, body: dict[str, Any]) -> None:
         """The server does not take the graph: a client that still waits hears so, else other servers are tried."""
         job, waiting = run.job, run.waiting
         self._leave(run, server, seconds=None)
@@ -355,7 +338,7 @@ class JobRunner:
         self._kick()
         self.relay.queue_changed()
 
-    async def _interrupt(self, run: _Run, server: str) -> None:
+    async def _interrupt(self, run: Run, server: str) -> None:
         """Have the server stop the job, once it listens."""
         while self._runs.get(server) is run:
             try:
@@ -366,7 +349,7 @@ class JobRunner:
                 await asyncio.sleep(self._settings.poll_s)
         run.attempt.stir()
 
-    def _leave(self, run: _Run, server: str, *, seconds: float | None, lost: bool = False) -> None:
+    def _leave(self, run: Run, server: str, *, seconds: float | None, lost: bool = False) -> None:
         """The server is free for the next job. What is awaited after this may find that job there."""
         self._runs.pop(server, None)
         self._server_of.pop(run.job.prompt_id, None)
@@ -403,24 +386,33 @@ class JobRunner:
 
     # What servers say
 
-    def _event(self, server: str, kind: str, data: dict[str, Any], text: str) -> None:
+    def _event(self, server: str, kind: str, prompt_id: str | None, text: bytes) -> None:
         run = self._runs.get(server)
-        if run is None or data.get("prompt_id") != run.job.prompt_id:
+        if run is None or prompt_id != run.job.prompt_id:
             return
+        job = run.job
+        if kind in _PASSED_ON and job.part is None:
+            run.attempt.progressed()
+            self.relay.forward(job.tenant, job.client_id, text, progress=f"{kind} {prompt_id}")
+        elif (event := event_of(text)) is not None:
+            self._said(run, server, *event, text)
+
+    def _said(self, run: Run, server: str, kind: str, data: dict[str, Any], text: bytes) -> None:
+        job = run.job
         run.attempt.heard(kind, data)
         if kind == "executed":
             data = data | {"output": tagged(server, data.get("output"))}
-            self._files.made(run.job.tenant, files_in(data["output"]))
+            self._files.made(job.tenant, files_in(data["output"]))
         if kind in _ENDS:
             run.held.append((kind, data))
         elif kind == "executing" and data.get("node") is None:
             return
-        elif run.job.part is not None:
-            self._parts.heard(run.job, kind, data)
+        elif job.part is not None:
+            self._parts.heard(job, kind, data)
         elif kind == "executed":
-            self.relay.send(run.job.tenant, run.job.client_id, kind, data)
+            self.relay.send(job.tenant, job.client_id, kind, data)
         else:
-            self.relay.forward(run.job.tenant, run.job.client_id, text)
+            self.relay.forward(job.tenant, job.client_id, text)
 
     def _binary(self, server: str, frame: bytes) -> None:
         run = self._runs.get(server)

@@ -14,12 +14,13 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from heapq import merge, nsmallest
 from itertools import islice
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from swarmx.agents.choice import second_of
-from swarmx.agents.kept_view import fixed_row, keep
+from swarmx.agents.kept_view import fixed_columns, fixed_row, keep
 from swarmx.agents.objective import Objective, parameters_in
 from swarmx.agents.shares import Shares
 from swarmx.compat.comfyui.forecasts import JobFacts, JobForecaster, ServerState
@@ -32,9 +33,18 @@ from swarmx.core.nouns import Call, Candidates, Decision, SeenWorkflow
 DEPTH = 8  # jobs that are asked about before the rest of a line waits for them
 WINDOW = 64  # jobs at the head of all lines that may go in another order than they came
 STRETCH = 2.0
+_NEWS = 1.2
 
 _PROFILE = EngineProfile(model="comfyui", device="server", step_base_s=1.0, max_batch=1)
 _FIXED = fixed_row(_PROFILE)
+
+
+class _Known(NamedTuple):
+    """A forecast, after how many changes of its server it was made, and after how many jobs that taught something."""
+
+    changes: int
+    lessons: int
+    forecast: Forecast
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,7 +57,7 @@ class Waiting:
     attempt: int = 0
     tried: frozenset[str] = frozenset()
     _facts: JobFacts | None = None
-    _forecasts: dict[str, tuple[int, Forecast]] = field(default_factory=dict)
+    _forecasts: dict[str, _Known] = field(default_factory=dict)
 
     @property
     def facts(self) -> JobFacts:
@@ -119,6 +129,7 @@ class Scheduler:
         self._stretch = stretch
         self._last_chosen: dict[str, int] = {}
         self._decisions = 0
+        self._lessons = 0
         self._rng = np.random.default_rng(seed)
 
     def __len__(self) -> int:
@@ -196,6 +207,7 @@ class Scheduler:
         if running is None:
             return
         facts, heard = running.waiting.facts, nodes or {}
+        self._lessons += seconds is not None
         if seconds is not None:
             self._forecaster.ended(facts, running.before, seconds, heard)
             self.states[server].ran(facts)
@@ -262,13 +274,15 @@ class Scheduler:
         return 0.0, waiting.since_s + self._stretch * min(self._on(waiting, name).mean for name in waiting.able & idle)
 
     def _on(self, waiting: Waiting, server: str) -> Forecast:
-        """How long the job takes on the server, as was known when that changed last."""
+        """How long the job takes on the server, as was known when that changed last, or of late: what a few jobs have
+        taught makes another forecast of one that waits since there were none, not of one that waits since there were
+        thousands."""
         state = self.states[server]
-        changes, forecast = waiting._forecasts.get(server, (-1, None))
-        if forecast is None or changes != state.changes:
+        known = waiting._forecasts.get(server)
+        if known is None or known.changes != state.changes or self._lessons > _NEWS * known.lessons:
             forecast = self._forecaster.forecast(waiting.facts, state)
-            waiting._forecasts[server] = state.changes, forecast
-        return forecast
+            known = waiting._forecasts[server] = _Known(state.changes, self._lessons, forecast)
+        return known.forecast
 
     def _place(self, waiting: Waiting, ahead: int, now_s: float) -> Placement | None:
         up = sorted(waiting.able & self._up)
@@ -314,7 +328,9 @@ class Scheduler:
                 signal_age_s=(None,) * len(names),
                 cost_s=None if choice.cost_s is None else tuple(choice.cost_s.tolist()),
                 terms_s={name: tuple(values.tolist()) for name, values in choice.terms_s.items()},
-                view=keep(view, slice(None), [_fixed_of(extra) for extra in view.prefill_token_s.tolist()]),
+                view=keep(
+                    view, slice(None), fixed_columns([_fixed_of(extra) for extra in view.prefill_token_s.tolist()])
+                ),
             ),
             note="retry" if waiting.attempt else "",
             workflow=_seen(about.workflow),

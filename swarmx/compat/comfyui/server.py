@@ -121,10 +121,11 @@ class ComfyServer:
             raise ServerAway(f"no size of a file from it: {error!r}") from None
 
     def listen(self, client_id: str) -> Any:
-        """Its event stream, a context manager. A message may be as large as a preview."""
+        """Its event stream, a context manager; texts come as bytes. A message may be as large as a preview."""
         return self._session.ws_connect(
             f"{self.url}/ws",
             params={"clientId": client_id},
+            decode_text=False,
             max_msg_size=64 << 20,
             heartbeat=30.0,
             timeout=aiohttp.ClientWSTimeout(ws_close=1.0),

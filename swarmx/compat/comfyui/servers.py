@@ -49,7 +49,7 @@ class Servers(Mapping[str, ComfyServer]):
         self._looks = {name: asyncio.Event() for name in self._servers}
         self.stats: dict[str, dict[str, Any]] = {}
         self.on_change: OnChange = lambda server, *, told: None
-        self.on_event: Any = lambda server, kind, data, text: None
+        self.on_event: Any = lambda server, kind, prompt_id, text: None
         self.on_binary: Any = lambda server, frame: None
 
     def __getitem__(self, name: str) -> ComfyServer:

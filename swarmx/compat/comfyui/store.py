@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +23,7 @@ T = TypeVar("T")
 
 _VERSION = 2
 _PRUNE_EVERY = 250  # ends
+_NEWEST = 64  # ended jobs whose history is in memory
 _SCHEMA = """
 CREATE TABLE job (
   prompt_id TEXT PRIMARY KEY, tenant TEXT NOT NULL, seq INTEGER NOT NULL UNIQUE, state TEXT NOT NULL,
@@ -104,6 +106,7 @@ class JobStore:
         self._keep = keep
         self._lane: Lane | None = None
         self._ends = 0
+        self._newest: OrderedDict[str, tuple[str, bytes]] = OrderedDict()  # tenant and history: soon asked for
         self.on_decision: Callable[[str, Decision], None] = lambda prompt_id, decision: None
         """Hears where a job goes, once that is kept."""
 
@@ -201,11 +204,12 @@ class JobStore:
         """Keep the one end of a job, and which files (folder, subfolder, name) are its tenant's by it. False when it
         had ended before: then nothing changes."""
 
-        def work(db: sqlite3.Connection) -> bool:
-            changed = db.execute(
-                "UPDATE job SET state = ?, ended_s = ?, history = ? WHERE prompt_id = ? AND ended_s IS NULL",
+        def work(db: sqlite3.Connection) -> tuple[str, str | None] | None:
+            found: tuple[str, str | None] | None = db.execute(
+                "UPDATE job SET state = ?, ended_s = ?, history = ? WHERE prompt_id = ? AND ended_s IS NULL "
+                "RETURNING tenant, parent",
                 (end.state, end.ended_s, end.history, prompt_id),
-            ).rowcount
+            ).fetchone()
             _without_secrets(db, prompt_id)
             db.execute("DELETE FROM job WHERE parent = ?", (prompt_id,))
             owner = (
@@ -216,9 +220,14 @@ class JobStore:
             self._ends += 1
             if self._ends % _PRUNE_EVERY == 0:
                 _prune(db, self._keep)
-            return changed == 1
+            return found
 
-        return await self.do(work)
+        changed = await self.do(work)
+        if changed is not None and changed[1] is None:
+            self._newest[prompt_id] = changed[0], end.history
+            if len(self._newest) > _NEWEST:
+                self._newest.popitem(last=False)
+        return changed is not None
 
     async def cancelled(self, prompt_ids: Sequence[str], at_s: float) -> None:
         """These jobs end before they began."""
@@ -250,6 +259,14 @@ class JobStore:
             return None if found is None else _read(found)
 
         return await self.do(work)
+
+    async def history_of(self, prompt_id: str, tenant: str | None) -> bytes:
+        """What `/history` shows of one job that the tenant may see (None: any); empty for one that has not ended."""
+        newest = self._newest.get(prompt_id)
+        if newest is not None:
+            return newest[1] if tenant in (None, newest[0]) else b""
+        row = await self.job(prompt_id, tenant)
+        return b"" if row is None or row.history is None else row.history
 
     async def history(self, tenant: str | None, *, limit: int | None, offset: int) -> list[tuple[str, bytes | None]]:
         """Id and history of ended jobs, oldest end first; with a negative offset, the newest `limit`."""
@@ -287,6 +304,7 @@ class JobStore:
                 db.execute("DELETE FROM output WHERE tenant = ? AND prompt_id = ?", (tenant, prompt_id))
 
         await self.do(work)
+        self._newest.clear()
 
     async def decisions(self, prompt_id: str) -> list[Decision]:
         """Why the job went where it went, attempt by attempt."""

@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 
 from swarmx.compat.comfyui.graph import Graph
-from tests.compat.comfyui.fake import graph
+from tests.compat.comfyui.fake_nodes import graph
 from tests.compat.comfyui.fronts import Client, eventually
 
 _SAID = frozenset({"type", "class_type", "status_str", "state", "input_name"})  # words of the protocol itself

@@ -11,7 +11,8 @@ import pytest
 from swarmx.compat.comfyui.attempt import Attempt
 from swarmx.compat.comfyui.forecasts import JobFacts, NodeForecaster, ServerState
 from swarmx.compat.comfyui.settings import FrontSettings
-from tests.compat.comfyui.fake import FakeComfy, graph, serving
+from tests.compat.comfyui.fake import FakeComfy, serving
+from tests.compat.comfyui.fake_nodes import graph
 from tests.compat.comfyui.fronts import front
 
 

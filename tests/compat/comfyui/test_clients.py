@@ -14,7 +14,8 @@ from aiohttp import web
 
 from swarmx.core.errors import ConfigError
 from swarmx.providers.comfyui import ImageReplica, Template
-from tests.compat.comfyui.fake import PNG, FakeComfy, graph, serving
+from tests.compat.comfyui.fake import PNG, FakeComfy, serving
+from tests.compat.comfyui.fake_nodes import graph
 from tests.compat.comfyui.fronts import front
 
 pytestmark = pytest.mark.process

@@ -15,8 +15,9 @@ from swarmx.compat.comfyui import store
 from swarmx.compat.comfyui.jobs import Job
 from swarmx.compat.comfyui.store import JobStore
 from swarmx.core import failpoints
-from tests.compat.comfyui.fake import FakeComfy, graph, object_info, serving
-from tests.compat.comfyui.fronts import Client, eventually, front, until_end
+from tests.compat.comfyui.fake import FakeComfy, serving
+from tests.compat.comfyui.fake_nodes import graph, object_info
+from tests.compat.comfyui.fronts import IMPATIENT, Client, eventually, front, until_end
 
 pytestmark = pytest.mark.process
 
@@ -67,8 +68,8 @@ async def test_a_job_that_kills_every_server_is_given_up_after_the_attempts_it_m
 
 async def test_a_job_of_a_server_that_hangs_runs_elsewhere_and_is_stopped_there_later(tmp_path: Path) -> None:
     fakes = (FakeComfy(step_s=0.02), FakeComfy(step_s=0.02))
-    async with serving(*fakes), front(tmp_path, *fakes) as client:
-        _, answer = await client.submit(graph(steps=500))
+    async with serving(*fakes), front(tmp_path, *fakes, **IMPATIENT) as client:
+        _, answer = await client.submit(graph(steps=5000))
         prompt_id = answer["prompt_id"]
         first = await _started_on(fakes, prompt_id)
         other = fakes[1] if first is fakes[0] else fakes[0]
@@ -90,7 +91,7 @@ async def test_a_job_of_a_server_that_hangs_runs_elsewhere_and_is_stopped_there_
 
 async def test_a_job_that_makes_no_progress_is_stopped_and_run_elsewhere(tmp_path: Path) -> None:
     fakes = (FakeComfy(step_s=0.01), FakeComfy(step_s=0.01))
-    async with serving(*fakes), front(tmp_path, *fakes, stall_s=0.5) as client:
+    async with serving(*fakes), front(tmp_path, *fakes, stall_s=1.0) as client:
         for fake in fakes:
             fake.stuck = True
         _, answer = await client.submit(graph(steps=3))
@@ -106,7 +107,7 @@ async def test_a_job_that_is_lost_at_the_only_server_runs_there_again_once_the_f
     tmp_path: Path,
 ) -> None:
     fake = FakeComfy(step_s=0.01)
-    async with serving(fake), front(tmp_path, fake, stall_s=0.3) as client:
+    async with serving(fake), front(tmp_path, fake, stall_s=1.0) as client:
         fake.stuck = True
         _, answer = await client.submit(graph(steps=3))
         await eventually(lambda: _asked(fake, "POST /interrupt"))
@@ -143,7 +144,7 @@ async def test_a_job_that_is_cancelled_on_its_way_to_a_server_does_not_run(tmp_p
         "1": {"class_type": "LoadImage", "inputs": {"image": "cat.png"}},
         "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
     }
-    async with serving(fake), front(tmp_path, fake, timeout_s=5.0) as client:
+    async with serving(fake), front(tmp_path, fake) as client:
         form = aiohttp.FormData()
         form.add_field("image", b"cat", filename="cat.png")
         await client.session.post(f"{client.url}/upload/image", data=form)
@@ -223,7 +224,7 @@ async def test_a_server_without_events_is_polled(tmp_path: Path) -> None:
 
 async def test_a_server_that_restarts_has_forgotten_its_job_which_runs_again(tmp_path: Path) -> None:
     fake = FakeComfy(step_s=0.02)
-    async with serving(fake), front(tmp_path, fake, refused_after_s=30.0, lost_after_s=30.0) as client:
+    async with serving(fake), front(tmp_path, fake, refused_after_s=30.0) as client:
         _, answer = await client.submit(graph(steps=30))
         await _started_on((fake,), answer["prompt_id"])
         await fake.die()
@@ -263,11 +264,13 @@ async def test_a_job_that_ended_while_the_front_was_down_is_not_run_again(tmp_pa
 async def test_a_client_that_comes_back_under_its_id_hears_the_rest(tmp_path: Path) -> None:
     fake = FakeComfy(step_s=0.02)
     async with serving(fake), front(tmp_path, fake) as client:
+        fake.stuck = True
         old = await client.socket()
         _, answer = await client.submit(graph(steps=40))
         await _started_on((fake,), answer["prompt_id"])
         async with client.socket() as new:
             await old.close()
+            fake.stuck = False
             events = await until_end(new, answer["prompt_id"])
     kinds = [kind for kind, _ in events]
     assert "progress" in kinds
@@ -325,7 +328,7 @@ async def test_ten_thousand_jobs_wait_through_a_restart_and_the_next_one_is_refu
     await earlier.close()
     fake = FakeComfy(step_s=0.01)
     tenants = {"default": {"max_waiting": 9_990}}
-    async with serving(fake), front(tmp_path, fake, tenants=tenants, lost_after_s=60.0, timeout_s=30.0) as client:
+    async with serving(fake), front(tmp_path, fake, tenants=tenants) as client:
         await eventually(lambda: _with((fake,), _small(1).prompt_id))
         status, refused = await client.submit(graph(steps=1))
         async with client.session.post(f"{client.url}/prompt", json={"prompt": graph()}) as response:

@@ -11,7 +11,8 @@ import aiohttp
 import pytest
 
 from swarmx.gateway.keys import Keyring
-from tests.compat.comfyui.fake import FakeComfy, graph, serving
+from tests.compat.comfyui.fake import FakeComfy, serving
+from tests.compat.comfyui.fake_nodes import graph
 from tests.compat.comfyui.fronts import Client, front
 
 pytestmark = pytest.mark.process

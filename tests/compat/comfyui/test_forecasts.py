@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from swarmx.compat.comfyui.forecasts import JobFacts, NodeForecaster, ServerState
-from tests.compat.comfyui.fake import graph
+from tests.compat.comfyui.fake_nodes import graph
 
 STEP_S, LOAD_S, REST_S = 0.1, 4.0, 0.05
 

@@ -10,7 +10,8 @@ import aiohttp
 import pytest
 
 from swarmx.gateway.keys import Keyring
-from tests.compat.comfyui.fake import PNG, FakeComfy, graph, serving
+from tests.compat.comfyui.fake import PNG, FakeComfy, serving
+from tests.compat.comfyui.fake_nodes import graph
 from tests.compat.comfyui.fronts import Client, eventually, front, until_end
 
 pytestmark = pytest.mark.process
@@ -188,17 +189,19 @@ async def test_routes_that_change_a_server_are_blocked_and_never_reach_it(tmp_pa
 
 
 async def test_higher_priorities_go_first_as_far_as_a_tenant_may_have_them(tmp_path: Path) -> None:
-    fake, keys = FakeComfy(step_s=0.01), Keyring(tmp_path / "keys.json")
+    fake, keys = FakeComfy(), Keyring(tmp_path / "keys.json")
     tokens = {name: keys.add(name, "client", name) for name in ("ann", "bob")}
     tenants = {"ann": {"priority": 5}}
     async with serving(fake), front(tmp_path, fake, keys=keys, tenants=tenants) as client:
         ann, bob = (Client(client.url, client.session, tokens[name]) for name in ("ann", "bob"))
-        first = (await bob.submit(graph(1, steps=30)))[1]["prompt_id"]
+        fake.stuck = True
+        first = (await bob.submit(graph(1)))[1]["prompt_id"]
         await eventually(lambda: _has(fake, first))
         urgent = {"extra_data": {"swarmx": {"priority": 9}}}
         second = (await bob.submit(graph(2), **urgent))[1]["prompt_id"]
         third = (await ann.submit(graph(3), **urgent))[1]["prompt_id"]
         fourth = (await bob.submit(graph(4), front=True))[1]["prompt_id"]
+        fake.stuck = False
         for prompt_id in (second, fourth):
             await bob.ended(prompt_id)
     assert fake.received == [first, third, fourth, second]
@@ -212,7 +215,7 @@ async def test_the_jobs_api_lists_filters_and_cancels(tmp_path: Path) -> None:
     fake = FakeComfy(step_s=0.01)
     async with serving(fake), front(tmp_path, fake) as client:
         done, _, _ = await client.run(graph(1))
-        running = (await client.submit(graph(2, steps=500)))[1]["prompt_id"]
+        running = (await client.submit(graph(2, steps=5000)))[1]["prompt_id"]
         waiting = (await client.submit(graph(3)))[1]["prompt_id"]
         await eventually(lambda: _has(fake, running))
         _, page = await client.ask("GET", "/api/jobs")

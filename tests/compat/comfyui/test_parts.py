@@ -13,7 +13,8 @@ from swarmx.compat.comfyui.forecasts import JobFacts, ServerState
 from swarmx.compat.comfyui.graph import Graph
 from swarmx.compat.comfyui.splitting import LOAD, SAVE
 from swarmx.core.forecast import Forecast, point
-from tests.compat.comfyui.fake import FakeComfy, graph, serving
+from tests.compat.comfyui.fake import FakeComfy, serving
+from tests.compat.comfyui.fake_nodes import graph
 from tests.compat.comfyui.fronts import Client, eventually, front, until_end
 
 pytestmark = pytest.mark.process
@@ -69,8 +70,7 @@ async def pictures(client: Client, entry: dict[str, Any]) -> dict[str, bytes]:
 
 @asynccontextmanager
 async def splitting(folder: Path, *fakes: FakeComfy, **more: Any) -> AsyncIterator[Client]:
-    patient = {"lost_after_s": 30.0, "timeout_s": 10.0}  # a busy machine loses no part
-    async with front(folder, *fakes, forecaster=Stepwise(), **(patient | more)) as client:
+    async with front(folder, *fakes, forecaster=Stepwise(), **more) as client:
         yield client
 
 

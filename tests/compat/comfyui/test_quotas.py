@@ -12,7 +12,8 @@ import aiohttp
 import pytest
 
 from swarmx.compat.comfyui.store import JobStore
-from tests.compat.comfyui.fake import FakeComfy, graph, serving
+from tests.compat.comfyui.fake import FakeComfy, serving
+from tests.compat.comfyui.fake_nodes import graph
 from tests.compat.comfyui.fronts import Client, eventually, front
 
 pytestmark = pytest.mark.process
@@ -75,7 +76,7 @@ async def test_a_bound_on_the_bytes_of_outputs_counts_what_servers_say(tmp_path:
     async with serving(fake), front(tmp_path, fake, default_tenant={"max_output_bytes": 100}) as client:
         for seed in (1, 2):  # some 50 bytes each
             await client.run(graph(seed))
-        status, said = await eventually(lambda: _refused(client), within_s=60.0)
+        status, said = await eventually(lambda: _refused(client))
     assert (status, said["error"]["type"]) == (429, "output_quota")
 
 

@@ -11,7 +11,7 @@ from swarmx.compat.comfyui.forecasts import JobFacts, JobForecaster, ServerState
 from swarmx.compat.comfyui.jobs import Job
 from swarmx.compat.comfyui.scheduling import Placement, Scheduler, Waiting
 from swarmx.core.forecast import Forecast, from_samples, point
-from tests.compat.comfyui.fake import graph
+from tests.compat.comfyui.fake_nodes import graph
 
 _NUMBERS = itertools.count(1)
 BOTH = frozenset({"a", "b"})
@@ -39,6 +39,19 @@ class Stepwise:
 
     def ended(self, facts: JobFacts, server: ServerState, seconds: float, nodes: Mapping[str, float]) -> None:
         pass
+
+
+class Learns:
+    """A hundred seconds for every job until one has ended, and one from then on."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def forecast(self, facts: JobFacts, server: ServerState) -> Forecast:
+        return point(self.seconds, unit="s")
+
+    def ended(self, facts: JobFacts, server: ServerState, seconds: float, nodes: Mapping[str, float]) -> None:
+        self.seconds = 1.0
 
 
 def waiting(
@@ -210,3 +223,15 @@ def test_a_forecast_is_made_anew_once_its_server_has_changed() -> None:
     placed = run(made, 11.2)
     assert placed is not None
     assert placed.forecast.mean == pytest.approx(1.2, rel=0.01)
+
+
+def test_who_waits_since_nothing_was_known_is_forecast_anew_once_something_is() -> None:
+    made = scheduler(Learns())
+    made.add(waiting(able=frozenset({"a"})))
+    made.add(waiting(able=frozenset({"b"})))
+    assert run(made) is not None
+    assert run(made) is not None
+    made.add(waiting(able=frozenset({"b"})))
+    assert made.expected_wait_s(0.0) == pytest.approx(150.0)
+    made.ended("a", seconds=1.0)
+    assert made.expected_wait_s(0.0) == pytest.approx(50.5), "what runs at b was taken to need 100 s, this job 1 s"

@@ -13,7 +13,7 @@ from swarmx.compat.comfyui.merging import MergedEvents, merged
 from swarmx.compat.comfyui.nodes import NodeBook
 from swarmx.compat.comfyui.splitting import LOAD, SAVE, Fleet, Plan, Splitter, part_jobs
 from swarmx.core.forecast import Forecast, point
-from tests.compat.comfyui.fake import node_info, object_info
+from tests.compat.comfyui.fake_nodes import node_info, object_info
 from tests.compat.comfyui.test_parts import branches, refined
 
 ID = "0a0a0a0a-0a0a-4a0a-8a0a-0a0a0a0a0a0a"

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from swarmx.compat.comfyui import store as store_module
-from swarmx.compat.comfyui.jobs import Job
+from swarmx.compat.comfyui.jobs import Ended, Job
 from swarmx.compat.comfyui.store import JobStore
-from tests.compat.comfyui.fake import FakeComfy, graph, serving
+from tests.compat.comfyui.fake import FakeComfy, serving
+from tests.compat.comfyui.fake_nodes import graph
 from tests.compat.comfyui.fronts import eventually, front
 
 pytestmark = pytest.mark.process
@@ -51,6 +52,31 @@ async def test_jobs_of_a_store_that_knew_no_parts_are_still_there(tmp_path: Path
             _, _, new = await client.run(graph(2))
     assert again == entry
     assert new["status"]["status_str"] == "success"
+
+
+async def test_the_history_of_a_job_is_its_tenants_alone_and_gone_once_it_is_cleared(tmp_path: Path) -> None:
+    store = JobStore(tmp_path)
+
+    async def seen(job: Job) -> list[bytes]:
+        return [await store.history_of(job.prompt_id, tenant) for tenant in (job.tenant, None, "another")]
+
+    async def run(job: Job) -> None:
+        await store.accept(job)
+        assert await seen(job) == [b"", b"", b""]
+        assert await store.ended(job.prompt_id, Ended(state="completed", ended_s=1.0, history=b"{}"), [])
+
+    first, second = _job(1), _job(2)
+    await store.open()
+    await run(first)
+    assert await seen(first) == [b"{}", b"{}", b""]
+    await store.close()
+    store = JobStore(tmp_path)
+    await store.open()
+    assert await seen(first) == [b"{}", b"{}", b""], "a next life finds it on disk"
+    await run(second)
+    await store.clear_history(first.tenant, [first.prompt_id, second.prompt_id])
+    assert [await seen(first), await seen(second)] == [[b"", b"", b""]] * 2
+    await store.close()
 
 
 async def test_graphs_that_come_together_do_not_pass_the_bound_on_waiting_ones(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from swarmx.compat.comfyui.kept_costs import FILE_NAME
 from swarmx.memory.audit import read_log, verify_files
 from swarmx.neural.node_costs import NodeCosts
-from tests.compat.comfyui.fake import FakeComfy, graph, serving
+from tests.compat.comfyui.fake import FakeComfy, serving
+from tests.compat.comfyui.fake_nodes import graph
 from tests.compat.comfyui.fronts import eventually, front
 
 pytestmark = pytest.mark.process

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from swarmx.compat.comfyui.graph import cycle_in, models_in, signatures, upstream_first
 from swarmx.compat.comfyui.nodes import NodeBook, merged, read_spec
 from swarmx.compat.comfyui.validation import Accepted, Rejected, validate
-from tests.compat.comfyui.fake import graph, object_info
+from tests.compat.comfyui.fake_nodes import graph, object_info
 
 SPECS = {name: read_spec(name, info) for name, info in object_info(["tiny.safetensors"], custom=True).items()}
 

@@ -19,7 +19,7 @@ import aiohttp
 import pytest
 from PIL import Image
 
-from tests.compat.comfyui.fake import graph
+from tests.compat.comfyui.fake_nodes import graph
 from tests.compat.comfyui.fronts import Client, eventually
 from tests.compat.comfyui.real.behind_front import (
     for_comfyui,
