@@ -34,12 +34,14 @@ setup-ray: .venv-ray/.ready ## make .venv-ray with Ray Serve and SwarmX, for doc
 	  'hypothesis>=6.170,<7' 'pytest>=9.2,<10' 'pytest-asyncio>=1.5,<2' 'pytest-timeout>=2.4,<3'
 	@touch $@
 
-# Ray Serve LLM asks for another vLLM than ours, and works with it: an environment that sees the packages of both.
+# Ray Serve LLM asks for another vLLM than ours, and works with it: an environment that sees the packages of both. The
+# ingress of Ray 2.60 takes `self` for a query parameter under FastAPI 0.137 and later.
 .venv-ray-llm/.ready: .venv-ray/.ready
 	$(PY) -m venv .venv-ray-llm
 	ls -d $(CURDIR)/.venv-vllm/lib/*/site-packages $(CURDIR)/.venv-ray/lib/*/site-packages \
 	  > $$(ls -d .venv-ray-llm/lib/*/site-packages)/both.pth
-	.venv-ray-llm/bin/python -m pip install --quiet --disable-pip-version-check pyarrow fsspec jsonref
+	.venv-ray-llm/bin/python -m pip install --quiet --disable-pip-version-check pyarrow fsspec jsonref \
+	  'fastapi>=0.133,<0.137'
 	@touch $@
 
 browser:
@@ -83,10 +85,11 @@ test-comfyui: setup ## the ComfyUI front over real servers: COMFYUI_DIR=checkout
 
 test-ray: setup-ray ## tests inside a real Ray Serve, and with replicas on three nodes of Ray (about ten minutes)
 	.venv-ray/bin/python -m pytest --confcutdir=tests/compat/ray_serve tests/compat/ray_serve
-	.venv-ray/bin/python -m pytest --confcutdir=tests/providers/ray tests/providers/ray
+	.venv-ray/bin/python -m pytest -m 'not vllm' --confcutdir=tests/providers/ray tests/providers/ray
 
-test-ray-llm: setup-ray setup-vllm .venv-ray-llm/.ready ## the router inside a Ray Serve LLM app (about three minutes)
+test-ray-llm: setup-ray setup-vllm .venv-ray-llm/.ready ## the router inside a Ray Serve LLM app, and vLLM placed by Ray (about five minutes)
 	.venv-ray-llm/bin/python -m pytest --confcutdir=tests/compat/ray_serve tests/compat/ray_serve/test_llm_app.py
+	.venv-ray/bin/python -m pytest -m vllm --confcutdir=tests/providers/ray tests/providers/ray
 
 check: setup ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -24,6 +24,7 @@ TOKEN_VARIABLE = "SWARMX_TOOLS_TOKEN"  # noqa: S105  # the name of the variable 
 _COST_WEIGHT = 0.05  # of an L40S: some cores for a while
 _START_S = 60.0
 _STOP_PATIENCE_S = 15.0
+_LAST_BREATH_S = 5.0
 _LOG_LINES = 15
 # What a Python process needs to run and to reach the web; whatever else this one has is not for tools.
 _INHERITED = (
@@ -150,6 +151,8 @@ class ToolReplicas:
             async with aiohttp.ClientSession() as session, session.get(f"{url}/health") as response:
                 response.raise_for_status()
         except (msgspec.MsgspecError, aiohttp.ClientError) as error:
+            with contextlib.suppress(TimeoutError):  # if it is about to end, a signal would take its status from us
+                await asyncio.wait_for(process.wait(), _LAST_BREATH_S)
             await _end(process)
             raise ReplicaError(
                 f"tool replica {replica_id} did not start, exit status {process.returncode}: {_last_words(path)}"

@@ -10,7 +10,8 @@ import aiohttp
 import pytest
 
 from swarmx.providers.comfyui import ImageReplica, Template, served
-from tests.compat.comfyui.fake import FakeComfy, graph, serving
+from tests.compat.comfyui.fake import FakeComfy, serving
+from tests.compat.comfyui.fake_nodes import graph
 from tests.compat.comfyui.fronts import eventually
 
 pytestmark = pytest.mark.process

@@ -57,7 +57,7 @@ async def kept(folder: Path) -> AsyncIterator[CoordinatorModel]:
 
 
 async def until(happened: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30.0):
+    async with asyncio.timeout(60.0):
         while not happened():
             await asyncio.sleep(0.01)
 

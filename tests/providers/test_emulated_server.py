@@ -379,16 +379,18 @@ async def test_garbage_gets_a_clear_error_and_no_slot(
 
 async def test_images_are_generated_one_after_the_other(fleet: Fleet) -> None:
     client = fleet.client.with_options(base_url=f"{fleet.image.url}/v1")
-    one: Awaitable[Any] = client.images.generate(model="sdxl", prompt="a cat", size="1024x1024", n=2)
-    two: Awaitable[Any] = client.images.generate(model="sdxl", prompt="a dog", size="512x512", extra_body={"steps": 20})
+    one: Awaitable[Any] = client.images.generate(model="sdxl", prompt="a cat", size="1024x1024", n=4)
+    two: Awaitable[Any] = client.images.generate(
+        model="sdxl", prompt="a dog", size="1024x1024", extra_body={"steps": 90}
+    )
     pictures = await asyncio.gather(one, two)
-    assert [len(p.data) for p in pictures] == [2, 1]
+    assert [len(p.data) for p in pictures] == [4, 1]
     metrics = await fleet.metrics(fleet.image)
-    work_s = [0.05 + 60 * 0.01, 0.05 + 5 * 0.01]
+    work_s = [0.05 + 120 * 0.01, 0.05 + 90 * 0.01]
     waited_s = metrics["request_queue_time_seconds_sum"]
     assert metrics["e2e_request_latency_seconds_sum"] == pytest.approx(sum(work_s) + waited_s, rel=0.01)
     assert waited_s > 0.5 * min(work_s)
-    assert metrics["generation_tokens_total"] == 65
+    assert metrics["generation_tokens_total"] == 210
 
 
 async def test_an_image_whose_client_left_is_not_finished(fleet: Fleet) -> None:

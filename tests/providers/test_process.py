@@ -74,7 +74,7 @@ def worker_in(log: Path) -> int:
 
 
 async def ended(pid: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while alive(pid):
             await asyncio.sleep(0.01)
 
@@ -132,7 +132,7 @@ async def test_a_server_that_is_never_healthy_is_given_up(
     monkeypatch.setattr(module, "_START_S", 1.0)
     (model / "loading").touch()
     server = VllmServer(model_dir=model, name="m", log=tmp_path / "m.log")
-    with pytest.raises(ReplicaError, match=r"not healthy after 1 s; its log ends:\ncores None"):
+    with pytest.raises(ReplicaError, match=r"not healthy after 1 s; its log ends:"):
         await server.start()
 
 

@@ -51,6 +51,7 @@ class StreamedWork:
 
     def __init__(self) -> None:
         self.parts = 0
+        self.whole: float | None = None  # tokens, where the first part is an answer by itself: another may not follow
         self._tokens = 0
         self._said: float | None = None
 
@@ -60,6 +61,8 @@ class StreamedWork:
         try:
             for one in part if isinstance(part, list | tuple) else (part,):
                 self._count(one)
+            if self.parts == 1 and not isinstance(part, str | bytes | list | tuple):
+                self.whole = self._said
         except Exception:  # noqa: BLE001
             self._tokens += 1
 

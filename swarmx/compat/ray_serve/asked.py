@@ -17,6 +17,8 @@ _TEXTS = ("prompt", "input", "inputs", "text", "query", "question", "message", "
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_new_tokens")
 _MOST_TEXT = 1 << 20
 _MOST_DEPTH = 3
+_MAPPINGS = (dict, Mapping)  # what is a dict is known for a mapping at once
+_NOTHING: Mapping[str, Any] = {}
 
 
 def call_from(
@@ -56,8 +58,8 @@ def call_from(
     try:
         call, prompt = call_of(request)
     except BadRequest:  # a limit that no engine would take: the deployment will say so itself
-        call, prompt = call_of(_without_limits(request))
-    return (call if not session else _in_session(call, session)), prompt
+        call, prompt = call_of(replace(request, body={"messages": body["messages"]}))
+    return (replace(call, session=session) if session not in ("", call.session) else call), prompt
 
 
 def size_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
@@ -70,14 +72,6 @@ def size_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
         else:
             size += len(_text(value, 0))
     return size
-
-
-def _in_session(call: Call, session: str) -> Call:
-    return replace(call, session=session)
-
-
-def _without_limits(request: ModelRequest) -> ModelRequest:
-    return replace(request, body={"messages": request.body["messages"]})
 
 
 def _openai(value: Any) -> dict[str, Any] | None:
@@ -105,11 +99,9 @@ def _limit(values: Sequence[Any]) -> dict[str, int]:
 
 
 def _field(value: Any, name: str) -> Any:
-    if isinstance(value, Mapping):
+    if isinstance(value, _MAPPINGS):
         return value.get(name)
-    if value is None or isinstance(value, str | bytes | int | float | list | tuple):
-        return None
-    return getattr(value, "__dict__", {}).get(name)  # plain attributes only: a property could do anything
+    return getattr(value, "__dict__", _NOTHING).get(name)  # plain attributes only: a property could do anything
 
 
 def _text(value: Any, depth: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,12 +43,11 @@ from swarmx.runtime.live import LiveShell
 from swarmx.runtime.requests import new_id
 from swarmx.runtime.switchboard import Switchboard
 
-log = logging.getLogger(__name__)
-
 _ENDLESS = 1_000_000  # attempts: a replica that is full is no reason to give a call up
+_HOLD_DEPTH = 32  # Serve's replicas take few calls, so that many wait here
 _CLAIM_S = 10.0  # within which a request that was given a replica is on its way there
 _ENOUGH = 3  # calls that tell how fast a replica is
-_READ_S = 0.005  # after which the prompt is read: the request is on its way by then, or waits
+_READ_S = 0.005  # after which the prompt is read of a request that is on its way by then
 _UNREAD = Encoding(encoder="", vector=np.zeros(0, dtype=np.float32))
 
 
@@ -81,6 +79,7 @@ class Ticket:
     accepted: bool = False
     took_s: float | None = None
     batch: float = 1.0
+    said: float | None = None  # the work that its answer told before the end of the request was heard of
     work: float | None = None
     over: bool = False
 
@@ -127,12 +126,13 @@ class Desk:
         """The agent's own form of the options."""
         return RouterSettings(
             policy=options.policy,
-            parameters=options.parameters,
+            parameters=options.policy_parameters(),
             seed=options.seed,
             max_attempts=_ENDLESS,
             queue_timeout_s=options.call_timeout_s,
             first_token_timeout_s=options.call_timeout_s,
             call_timeout_s=options.call_timeout_s,
+            hold_depth=_HOLD_DEPTH,
             models=[deployment],
             targets=options.targets,
             shared=True,
@@ -154,8 +154,7 @@ class Desk:
         return self._agent.in_flight(replica_id)
 
     def ticket(self, call: Call, prompt: PromptText) -> Ticket:
-        """A request with what calls like it came to, once for all attempts."""
-        call = msgspec.structs.replace(call, call_id=new_id("call"))
+        """A request with what calls like it came to, once for all attempts. Its call is nobody else's."""
         forecast = self._alike.forecast(call, _UNREAD)
         return Ticket(call=call, prompt=None if self._reader is None else prompt, forecast=forecast)
 
@@ -250,6 +249,8 @@ class Desk:
                 work_done=0.0,  # what it came to is heard later, by `worked`; a pace is learnt there
             )
         )
+        if ticket.said is not None:
+            self.worked(ticket, ticket.said)
 
     def worked(self, ticket: Ticket, work: float | None) -> None:
         """What the request came to, once it is known.
@@ -257,6 +258,8 @@ class Desk:
         None where its answer does not tell: then its time stands for its work, at the pace of the replica, and the
         pace is learnt from the work that was expected.
         """
+        if ticket.took_s is None and work is not None:
+            ticket.said = work
         if ticket.work is not None or ticket.took_s is None or ticket.replica_id is None:
             return
         known = self._known.get(ticket.replica_id)
@@ -311,13 +314,13 @@ class Desk:
         """A fresh attempt at a request: it has no replica, or lost the one that it had."""
         if ticket.over:  # an answer was lost after the replica had taken the request: for the agent a call of its own
             ticket.call = msgspec.structs.replace(ticket.call, call_id=new_id("call"))
-            ticket.over, ticket.accepted, ticket.took_s = False, False, None
+            ticket.over, ticket.accepted, ticket.took_s, ticket.said = False, False, None, None
         ticket.attempt, ticket.replica_id = 0, None
         self._tickets[ticket.call.call_id] = ticket
         self._workflows.enter(ticket.call)
         self._shell.post(CallReady(call=ticket.call, forecast=ticket.forecast))
-        if ticket.prompt is not None:
-            asyncio.get_running_loop().call_later(_READ_S, self._read, ticket)
+        if ticket.prompt is not None:  # one that waits is weighed against others by the better forecast
+            asyncio.get_running_loop().call_later(0.0 if ticket.replica_id is None else _READ_S, self._read, ticket)
 
     def _read(self, ticket: Ticket) -> None:
         """Forecast by the prompt; whoever is over by now did not need it."""

@@ -49,6 +49,15 @@ class RouterOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     log_token_env: str = "SWARMX_TOKEN"  # noqa: S105  # the name of a variable
     seed: int = 0
 
+    def policy_parameters(self) -> dict[str, float]:
+        """The parameters with this router's own defaults.
+
+        `risk` is off: a request is sent by what its kind came to, which is a wide guess at a single call, and with risk
+        the fastest replica would get, or make wait for it, whatever may be long.
+        """
+        own = {"risk": 0.0} if self.policy == DEFAULT_POLICY else {}
+        return {**own, **self.parameters}
+
     def engine(self, deployment: str) -> EngineProfile:
         """The profile that every replica has until its calls have shown another. Raises ConfigError."""
         base = EngineProfile(model=deployment, device="ray", step_base_s=0.02, decode_seq_s=0.002)

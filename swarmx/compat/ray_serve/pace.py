@@ -58,12 +58,15 @@ class Pace:
 
     def _solve(self) -> None:
         """The guess is so many calls of typical size, that took what the guess says; less and less of it counts."""
-        scale = np.sqrt(np.diag(self._gram) / max(1, min(self.calls, 33)))
-        weight = _PRIOR * _FORGET**self.calls + 1e-3
-        gram = self._gram + np.diag(weight * scale * scale + 1e-12)
-        aim = self._aim + weight * scale * scale * self._guess
-        fit = self._fit.copy()
-        for _ in range(_SWEEPS):
+        weight = (_PRIOR * _FORGET**self.calls + 1e-3) / max(1, min(self.calls, 33))
+        prior = weight * np.diag(self._gram)
+        gram: list[list[float]] = (self._gram + np.diag(prior + 1e-12)).tolist()
+        aim: list[float] = (self._aim + prior * self._guess).tolist()
+        fit: list[float] = self._fit.tolist()
+        for _ in range(_SWEEPS):  # four numbers: an operation on arrays takes longer to start than all of it
             for i in range(4):
-                fit[i] = max(0.0, fit[i] + (aim[i] - gram[i] @ fit) / gram[i, i])
-        self._fit = fit
+                g = gram[i]
+                fit[i] = max(
+                    0.0, fit[i] + (aim[i] - g[0] * fit[0] - g[1] * fit[1] - g[2] * fit[2] - g[3] * fit[3]) / g[i]
+                )
+        self._fit = np.array(fit)

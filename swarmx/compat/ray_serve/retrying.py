@@ -151,7 +151,10 @@ class WatchedResult(ReplicaResult):  # type: ignore[misc]
         return answer
 
     def _item(self, item: _T) -> _T:
+        """A part of a stream. Whoever gets a whole answer as the first may never ask for the end."""
         self._stream.add(item)
+        if self._stream.parts == 1 and self._stream.whole is not None and self._tell is not None:
+            self._tell(self._stream.whole)
         return item
 
     def _ended(self) -> None:

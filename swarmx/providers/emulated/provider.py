@@ -21,7 +21,7 @@ from swarmx.providers.emulated.telemetry import Report
 
 START_DEADLINE_S = 60.0
 STOP_PATIENCE_S = 5.0
-_LAST_BREATH_S = 1.0
+_LAST_BREATH_S = 5.0
 STDERR_LINES = 20
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=10.0)
 

@@ -18,7 +18,7 @@ from swarmx.core.errors import ReplicaError
 from swarmx.providers.ray.wire import Engine
 
 _STOP_PATIENCE_S = 10.0
-_LAST_BREATH_S = 1.0
+_LAST_BREATH_S = 5.0
 _LINES = 20
 _LOOK_S = 0.1
 _PYTHON, _PORT = "{python}", "{port}"

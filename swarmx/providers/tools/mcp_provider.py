@@ -25,7 +25,7 @@ from swarmx.providers.tools.mcp_transports import GuardedTransport, through_pipe
 from swarmx.providers.tools.profile import Program
 from swarmx.providers.tools.settings import McpServer
 from swarmx.providers.tools.toolbox import over_limit
-from swarmx.workflows.arguments import without_patterns
+from swarmx.workflows.json_schema import without_unusable_patterns
 
 # The client reports odd servers to its logs with their own words.
 logging.getLogger("mcp").setLevel(logging.CRITICAL)
@@ -166,7 +166,7 @@ class McpProvider:
         return ToolSpec(
             name=f"{self.name}.{tool.name}",
             description=_plain((tool.description or "")[:_DESCRIPTION_CHARACTERS]),
-            parameters=without_patterns(tool.input_schema),
+            parameters=without_unusable_patterns(tool.input_schema),
             pool=self._pool,
             timeout_s=server.timeout_s,
             idempotent=server.idempotent,

@@ -33,6 +33,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "RAY_AUTH_MODE": "disabled",
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
+        "RAY_worker_niceness": "0",  # by default the replicas come after all else that the machine does
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",
         "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "1.0",

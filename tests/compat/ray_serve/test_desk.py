@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -64,6 +65,19 @@ async def serve(of: Desk, one: Ticket) -> str:
     found = await of.place(one)
     of.accepted(one)
     return found
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ({}, {"risk": 0.0}),
+        ({"parameters": {"risk": 1.0, "tail": 1.0}}, {"risk": 1.0, "tail": 1.0}),
+        ({"policy": "least_work"}, {}),
+    ],
+    ids=str,
+)
+def test_the_default_policy_takes_no_risk_into_account_unless_asked(given: Any, used: dict[str, float]) -> None:
+    assert Desk.settings("app/model", RouterOptions(**given)).parameters == used
 
 
 async def test_a_request_goes_to_a_replica_and_its_slot_is_free_again_at_its_end() -> None:
@@ -231,6 +245,20 @@ async def test_a_request_is_sent_before_its_prompt_is_read_and_then_counts_as_wh
     at.ended(one)
     at.worked(one, 70.0)
     assert (reader.read, reader.observed) == ([b"77"], ["r"])
+    at.close()
+
+
+async def test_what_an_answer_tells_before_its_request_is_over_is_learnt_at_the_end() -> None:
+    reader = _Reader()
+    at = desk(replicas=1, reader=reader)
+    one = ticket(at, "77")
+    await serve(at, one)
+    at.worked(one, 60.0)
+    at.worked(one, 70.0)  # the last word counts
+    assert reader.observed == []
+    at.ended(one)
+    at.worked(one, None)
+    assert (one.work, reader.observed) == (70.0, [""])
     at.close()
 
 

@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not HAS_LLM, reason="Ray Serve LLM needs vLLM, which is not installed beside Ray here"),
     pytest.mark.skipif(not MODEL.exists(), reason="there is no model to configure; `make setup-vllm` fetches one"),
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(900),
     pytest.mark.process,
 ]
 
@@ -31,7 +31,7 @@ def chat(**fields: Any) -> str:
         data=json.dumps(body).encode(),
         headers={"Content-Type": "application/json", "x-session-id": "one-workflow"},
     )
-    with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310  # loopback
+    with urllib.request.urlopen(request, timeout=240) as response:  # noqa: S310  # loopback
         return str(response.read().decode())
 
 
@@ -51,7 +51,7 @@ async def test_the_router_of_an_llm_app_reads_its_prompts_and_learns_from_its_an
         "args": {"source": str(MODEL)},
         "deployments": [server],
     }
-    await asyncio.to_thread(deploy_all, [application], patience_s=300.0)
+    await asyncio.to_thread(deploy_all, [application], patience_s=500.0)
     whole = await asyncio.gather(*[asyncio.to_thread(chat, max_tokens=60) for _ in range(12)])
     answers = [json.loads(text)["choices"][0]["message"]["content"].split() for text in whole]
     assert {len(words) for words in answers} == {60}

@@ -138,6 +138,16 @@ def test_a_stream_is_as_many_tokens_as_parts_unless_its_usage_says_otherwise() -
     assert streamed(event + event, [event, last, "data: [DONE]\n\n"]) == 9.0
 
 
+def test_a_whole_answer_is_known_from_the_first_part_of_its_stream_and_a_piece_is_none() -> None:
+    usage = {"usage": {"completion_tokens": 7}}
+    for first, whole in ((usage, 7.0), ([usage], None), ("word", None), ('data: {"usage": {}}\n\n', None)):
+        stream = StreamedWork()
+        stream.add(first)
+        assert stream.whole == whole
+        stream.add({"usage": {"completion_tokens": 70}})
+        assert stream.whole == whole
+
+
 @given(st.lists(_ANYTHING, max_size=4))
 def test_the_work_of_any_stream_is_a_positive_number_or_unknown(parts: list[Any]) -> None:
     work = streamed(*parts)

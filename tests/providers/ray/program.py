@@ -1,4 +1,4 @@
-"""A Ray program with routed calls; prints what it saw: `python -m tests.providers.ray.program ADDRESS FOLDER`."""
+"""A Ray program with routed calls; prints what it saw: `python -m tests.providers.ray.program RAY FOLDER GATEWAY`."""
 
 import json
 import os
@@ -10,10 +10,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from swarmx.compat.ray import routed
 
-FOLDER = sys.argv[2]
+FOLDER, GATEWAY = sys.argv[2:]
 
 
-@routed(kind="report", log_dir=FOLDER)
+@routed(kind="report", log_dir=FOLDER, log_url=GATEWAY)
 @ray.remote(num_cpus=0.2)
 def square(number: int) -> int:
     return number * number

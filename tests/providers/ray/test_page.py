@@ -50,6 +50,20 @@ def test_without_an_address_nothing_is_on_ray() -> None:
     assert ray_provider(parse(settings_on(None)), clock=WallClock(), post=print, on_lost=print) is None
 
 
+@pytest.mark.parametrize(("device", "bounded"), [("cpu", True), ("h100", False)])
+def test_a_vllm_on_a_cpu_is_told_how_much_of_its_node_it_may_take(device: str, bounded: bool) -> None:
+    entry = {"provider": "process", "model": "m", "folder": "models/m", "device": device, "resources": {"CPU": 3.0}}
+    settings = parse({"elastic": [entry], "ray": {"address": "ray://auto"}})
+    made = ray_provider(settings, clock=WallClock(), post=print, on_lost=print)
+    assert made is not None
+    engine = made._groups[f"m-{device}"].engine
+    assert engine.argv[:2] == ("vllm", "serve")
+    assert ("--max-model-len" in engine.argv) == bounded
+    assert (engine.env.get("VLLM_CPU_KVCACHE_SPACE"), engine.env.get("OMP_NUM_THREADS")) == (
+        ("1", "3") if bounded else (None, None)
+    )
+
+
 def test_an_address_that_is_none_is_refused_with_the_setting() -> None:
     with pytest.raises(ConfigError, match=r"ray\.address: .*ray://auto"):
         parse(settings_on("moon"))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import msgspec
 import pytest
 
 from swarmx.core.nouns import Decision
+from tests.e2e.fleet import Server, serving
 from tests.providers.ray.conftest import HAS_RAY, NO_RAY, ROOT, Nodes
 
 pytestmark = [
@@ -23,14 +27,26 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def found(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the program printed, and its decisions."""
+    """What the program printed, its decisions, and what a gateway that was sent those of `square` says of them."""
     folder = tmp_path_factory.mktemp("decisions")
-    command = [sys.executable, "-m", "tests.providers.ray.program", nodes.address, str(folder)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
-    assert run.returncode == 0, run.stderr[-4000:]
-    said: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    lines = [line for path in Path(folder).glob("*.jsonl") for line in path.read_bytes().splitlines()]
-    return said | {"decisions": [msgspec.json.decode(line, type=Decision) for line in lines]}
+    fleet = {"emulated": [{"model": "qwen3-8b", "device": "l40s", "count": 1}]}  # it would not run without any
+    with serving(fleet, tmp_path_factory.mktemp("gateway")) as gateway:
+        command = [sys.executable, "-m", "tests.providers.ray.program", nodes.address, str(folder), gateway.url]
+        env = {**os.environ, "SWARMX_TOKEN": gateway.token}
+        run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
+        assert run.returncode == 0, run.stderr[-4000:]
+        lines = [line for path in Path(folder).glob("*.jsonl") for line in path.read_bytes().splitlines()]
+        decisions = [msgspec.json.decode(line, type=Decision) for line in lines]
+        calls = {decision.call.call_id for decision in decisions if decision.call.model == "square"}
+        said: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+        return said | {"decisions": decisions, "explained": asyncio.run(explained(gateway, calls))}
+
+
+async def explained(gateway: Server, calls: Iterable[str]) -> dict[str, str]:
+    """How the gateway explains the decisions of each call."""
+    async with gateway.http() as client:
+        told = {call_id: (await client.get(f"/api/v1/calls/{call_id}/why")).body for call_id in calls}
+    return {call_id: " ".join(why["decisions"][0]["explanation"]) for call_id, why in told.items()}
 
 
 def test_a_reference_is_rays_own_and_can_be_given_to_other_calls(found: dict[str, Any]) -> None:
@@ -75,3 +91,8 @@ def test_each_decision_is_kept(found: dict[str, Any]) -> None:
     models = {decision.call.model for decision in found["decisions"]}
     assert models == {"square", "Worker"}
     assert all(decision.call.workflow_kind == "report" for decision in found["decisions"])
+
+
+def test_a_gateway_that_is_sent_the_decisions_explains_them(found: dict[str, Any]) -> None:
+    assert len(found["explained"]) == 2  # as many calls of `square` were placed here, and not by Ray
+    assert all("square" in told for told in found["explained"].values())

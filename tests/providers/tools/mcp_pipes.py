@@ -10,7 +10,8 @@ OBJECT = {"type": "object"}
 NUMBER = {"type": "number"}
 TOOLS = [
     {"name": "echo", "description": "Says it \u202e\u001b[2Jagain.",
-     "inputSchema": {**OBJECT, "properties": {"text": {"type": "string", "pattern": "^(a+)+$"}}, "required": ["text"]}},
+     "inputSchema": {**OBJECT, "properties": {"text": {"type": "string", "pattern": "^(?=a)(a+)+!?$"}},
+                                     "required": ["text"]}},
     {"name": "fail", "inputSchema": OBJECT},
     {"name": "wait", "inputSchema": {**OBJECT, "properties": {"seconds": NUMBER}}},
     {"name": "block", "inputSchema": OBJECT},

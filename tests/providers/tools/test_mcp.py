@@ -61,7 +61,7 @@ async def test_its_tools_are_offered_under_the_name_of_the_server_and_strangers_
         echo, fail = toolbox.tools()
     assert (echo.name, fail.name) == ("pipes.echo", "pipes.fail")
     assert echo.description == "Says it   [2Jagain.", "it commands no terminal"
-    assert echo.parameters["properties"] == {"text": {"type": "string"}}, "a stranger's pattern could run for years"
+    assert echo.parameters["properties"] == {"text": {"type": "string"}}, "what cannot be matched is left out"
     assert running(str(folder)) == []
 
 

@@ -205,7 +205,7 @@ async def test_many_processes_together_hold_no_more_memory_than_one_may(jailed: 
     await jail.close()
     if not jail.grouped:
         pytest.skip("control groups cannot be made here: memory is bounded for each process only")
-    hog = "python3 -c 'import time; x = bytearray(60_000_000); time.sleep(0.5); print(1)'"
+    hog = "python3 -c 'import time; x = bytearray(60_000_000); time.sleep(3); print(1)'"
     hogs = f"for i in 1 2 3 4; do {hog} & done; wait"
     result = await jailed(hogs, memory_mb=100)
     assert result.cause != "" or result.output.count("1") < 4

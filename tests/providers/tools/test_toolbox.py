@@ -11,7 +11,7 @@ import pytest
 from swarmx.core.errors import ConfigError
 from swarmx.core.toolbox import ToolCall, ToolResult, ToolSpec
 from swarmx.providers.tools.toolbox import Toolbox
-from swarmx.workflows.arguments import Arguments, without_patterns
+from swarmx.workflows.arguments import Arguments
 from tests.providers.tools.workshop import a_call
 
 
@@ -129,6 +129,13 @@ def test_a_schema_without_end_is_a_problem_and_not_a_crash() -> None:
     assert "nested" in Arguments({"type": "object", "$ref": "#"}).problem({})
 
 
-def test_patterns_of_strangers_are_left_out_and_a_property_of_that_name_is_kept() -> None:
-    schema = {"type": "object", "properties": {"pattern": {"type": "string", "pattern": "(a+)+$"}}}
-    assert without_patterns(schema) == {"type": "object", "properties": {"pattern": {"type": "string"}}}
+@pytest.mark.parametrize("odd", [5, {"patternProperties": []}, {"type": 5}, {"properties": {"a": 5}}])
+def test_a_reference_to_what_is_no_schema_is_a_problem_and_not_a_crash(odd: Any) -> None:
+    arguments = Arguments({"type": "object", "properties": {"a": {"$ref": "#/odd"}}, "odd": odd})
+    assert "cannot be followed" in arguments.problem({"a": {"a": "text"}})
+
+
+def test_arguments_are_held_to_the_patterns_of_their_schema() -> None:
+    arguments = Arguments({"type": "object", "properties": {"pattern": {"type": "string", "pattern": "^(a+)+$"}}})
+    assert arguments.problem({"pattern": "aaa"}) == ""
+    assert arguments.problem({"pattern": "a" * 40 + "!"}).startswith("pattern: 'aaa")

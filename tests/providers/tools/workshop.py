@@ -56,7 +56,7 @@ def under_way() -> int:
     return sum(HOSTNAME in command for command in children(os.getpid()).values())
 
 
-async def until(holds: Callable[[], bool] | Callable[[], Awaitable[bool]], *, deadline_s: float = 30.0) -> None:
+async def until(holds: Callable[[], bool] | Callable[[], Awaitable[bool]], *, deadline_s: float = 60.0) -> None:
     """Wait until it holds; AssertionError when it never does."""
     end_s = time.monotonic() + deadline_s
     while True:
