@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-
 import msgspec
 import numpy as np
 
@@ -125,4 +123,4 @@ def _call(decision: Decision, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) 
 
 
 def _rows(view: FleetView, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> FleetView:
-    return replace(view, **{field.name: getattr(view, field.name)[rows] for field in fields(view)})
+    return FleetView(**{name: getattr(view, name)[rows] for name in FleetView.__struct_fields__})

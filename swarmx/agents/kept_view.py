@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,6 +39,10 @@ PROFILE = (
 """The columns of a view that are numbers of a replica's profile, but for its whole ones."""
 
 FIXED = ("max_batch", *PROFILE)
+FixedColumns = tuple[bytes, bytes]
+"""`KeptView.fixed` and `KeptView.which`."""
+
+_moving_of = operator.attrgetter(*MOVING)
 _COUNT = np.dtype("<u4")
 _NUMBER = np.dtype("<f4")  # seven digits: costs that differ by less count as equal when it is read
 
@@ -47,15 +52,20 @@ def fixed_row(profile: EngineProfile) -> bytes:
     return np.array([getattr(profile, name) for name in FIXED], dtype=_NUMBER).tobytes()
 
 
-def keep(view: FleetView, rows: Ints | slice, fixed: Sequence[bytes]) -> KeptView:
-    """These rows of the view; `fixed` are their `fixed_row`s, which many replicas share."""
-    moving: list[Floats] = [getattr(view, name)[rows] for name in MOVING]
-    number = {row: number for number, row in enumerate(dict.fromkeys(fixed))}
+def fixed_columns(rows: Sequence[bytes]) -> FixedColumns:
+    """What the profiles tell of replicas, by the `fixed_row` of each, of which many share one."""
+    number = {row: number for number, row in enumerate(dict.fromkeys(rows))}
+    return b"".join(number), bytes([number[row] for row in rows])
+
+
+def keep(view: FleetView, rows: Ints | slice, fixed: FixedColumns) -> KeptView:
+    """These rows of the view; `fixed` is what their profiles tell."""
+    moving: list[Floats] = [column[rows] for column in _moving_of(view)]
     return KeptView(
         chosen=view.last_chosen[rows].astype(_COUNT).tobytes(),
-        moving=np.concatenate(moving).astype(_NUMBER).tobytes(),
-        fixed=b"".join(number),
-        which=bytes([number[row] for row in fixed]),
+        moving=np.concatenate(moving, dtype=_NUMBER, casting="same_kind").tobytes(),
+        fixed=fixed[0],
+        which=fixed[1],
     )
 
 

@@ -6,62 +6,65 @@ import math
 
 import numpy as np
 
-from swarmx.agents.kept_view import PROFILE, fixed_row, keep
+from swarmx.agents.kept_view import PROFILE, FixedColumns, fixed_columns, fixed_row, keep
 from swarmx.agents.own_counts import OwnCounts
 from swarmx.agents.prefix_index import PrefixIndex
 from swarmx.core.fleet import Choice, FleetView, Floats, Ints
 from swarmx.core.forecast import Forecast
 from swarmx.core.nouns import Call, Candidates, Replica, ReplicaState
 
-_INTS = ("in_flight", "last_chosen", "max_batch", "slot")
-_FLOATS = (
+_SEEN_INTS = ("in_flight", "last_chosen", "max_batch")
+_SEEN_FLOATS = (
     "remaining_work",
+    "context_tokens",
+    "signal_age_s",  # here, when it was measured
     "work_variance",
     "weight",
-    "context_tokens",
-    "prefill_tokens",
-    *PROFILE,
+    "prefill_tokens",  # here, as of `prefill_at_s`
+    "unread_tokens",
+    "shared_tokens",
+    "cached_tokens",  # here, none
+    "prefill_share",  # here, as of `prompts_at_s`
+    "slowdown",  # here, its logarithm
     "running",
     "waiting",
     "kv_usage",
-    "measured_at_s",
-    "prefill_at_s",
-    "prefill_rate",
-    "others",
-    "unread_tokens",
-    "shared_tokens",
-    "prompts_busy",
-    "prompts_at_s",
-    "log_slowdown",
+    *PROFILE,
 )
+_INTS = (*_SEEN_INTS, "slot")
+_FLOATS = (*_SEEN_FLOATS, "prefill_at_s", "prefill_rate", "others", "usual_others", "prompts_at_s")
 _I = {name: row for row, name in enumerate(_INTS)}
 _F = {name: row for row, name in enumerate(_FLOATS)}
 _IN_FLIGHT, _LAST_CHOSEN, _MAX_BATCH, _SLOT = _I["in_flight"], _I["last_chosen"], _I["max_batch"], _I["slot"]
 _REMAINING, _CONTEXT, _PREFILL = _F["remaining_work"], _F["context_tokens"], _F["prefill_tokens"]
 _VARIANCE, _KV_CAPACITY, _OTHERS = _F["work_variance"], _F["kv_capacity_tokens"], _F["others"]
-_PREFILL_AT, _PREFILL_RATE, _MEASURED_AT = _F["prefill_at_s"], _F["prefill_rate"], _F["measured_at_s"]
-_UNREAD, _SHARED, _WEIGHT = _F["unread_tokens"], _F["shared_tokens"], _F["weight"]
-_PROMPTS_BUSY, _PROMPTS_AT, _SLOWDOWN = _F["prompts_busy"], _F["prompts_at_s"], _F["log_slowdown"]
-_HIDDEN = (_PREFILL, _PREFILL_AT, _PREFILL_RATE, _MEASURED_AT, _OTHERS, _PROMPTS_BUSY, _PROMPTS_AT, _SLOWDOWN)
-_SEEN = tuple((name, row) for name, row in _F.items() if row not in _HIDDEN)
+_PREFILL_AT, _PREFILL_RATE, _MEASURED_AT = _F["prefill_at_s"], _F["prefill_rate"], _F["signal_age_s"]
+_USUAL = _F["usual_others"]
+_UNREAD, _SHARED, _WEIGHT, _CACHED = _F["unread_tokens"], _F["shared_tokens"], _F["weight"], _F["cached_tokens"]
+_PROMPTS_BUSY, _PROMPTS_AT, _SLOWDOWN = _F["prefill_share"], _F["prompts_at_s"], _F["slowdown"]
 _TYPICAL_WEIGHT = 0.02
 _PROMPTS_MEMORY_S = 15.0
+_USUAL_MEMORY_S = 20.0
+_NEWS = 0.2  # of the time of a call, until what was told of others is old: all who heard of a gap fill it
 _SLOWDOWN_WEIGHT = 0.05
 _SLOWDOWN_MOST = 4.0  # of one call, either way
 _KEPT_ROWS = 32
+_ALL = slice(None)
 
 
 class Pool:
     """Replicas of one model. A replica keeps its column until it is gone; columns are compacted then.
 
     Where other routers send calls to the same replicas (`shared`), the engines' own counters tell of those calls: what
-    an engine had beyond this router's calls of that time is taken to be there still, with calls like its own.
+    an engine had beyond this router's calls of that time are calls like its own, and the longer ago that was, the
+    less they are those of then and the more as many as there usually are.
     """
 
-    def __init__(self, model: str, *, late_binding: bool = True, shared: bool = False) -> None:
+    def __init__(self, model: str, *, late_binding: bool = True, shared: bool = False, seed: int = 0) -> None:
         self.model = model
         self._late_binding = late_binding
         self._own: dict[str, OwnCounts] | None = {} if shared else None
+        self._rng = np.random.default_rng(seed)
         self._typical_work = self._typical_context = 0.0
         self._typical_weight = 1.0
         self.replicas: list[Replica] = []
@@ -76,6 +79,7 @@ class Pool:
         self._ints: Ints = np.zeros((len(_INTS), 8), dtype=np.int64)
         self._floats: Floats = np.zeros((len(_FLOATS), 8))
         self._eligible: Ints = np.zeros(0, dtype=np.int64)
+        self._names: tuple[Ints, tuple[tuple[str, ...], FixedColumns]] | None = None  # of the columns logged last
         self._roomy: Ints | None = None  # the eligible with room, until one fills up or is full no longer
 
     def __len__(self) -> int:
@@ -108,7 +112,8 @@ class Pool:
         Returns whether other routers have more or fewer calls there than was known.
         """
         column = self._index[replica_id]
-        if self._floats[_MEASURED_AT, column] >= measured_at_s:
+        before_s = float(self._floats[_MEASURED_AT, column])
+        if before_s >= measured_at_s:
             return False
         self._floats[_F["running"], column] = running
         self._floats[_F["waiting"], column] = waiting
@@ -119,6 +124,8 @@ class Pool:
         own = self._own[replica_id].at(measured_at_s) if replica_id in self._own else 0
         others, known = max(0, running + waiting - own), self._floats[_OTHERS, column]
         self._floats[_OTHERS, column] = others
+        heeded = 1.0 if math.isnan(before_s) else -math.expm1((before_s - measured_at_s) / _USUAL_MEMORY_S)
+        self._floats[_USUAL, column] += heeded * (others - self._floats[_USUAL, column])
         if others != known:
             self._roomy = None
         return bool(others != known)
@@ -144,24 +151,43 @@ class Pool:
     def view(self, columns: Ints, now_s: float, prefix: tuple[int, ...] = ()) -> FleetView:
         """The fleet as a policy sees it for a prompt; arrays are copies, so a policy cannot change the memory."""
         i, f = self._ints.take(columns, axis=1), self._floats.take(columns, axis=1)
-        drained = (now_s - f[_PREFILL_AT]) * f[_PREFILL_RATE]
+        prefill, share, slowdown = f[_PREFILL], f[_PROMPTS_BUSY], f[_SLOWDOWN]
+        prefill -= (now_s - f[_PREFILL_AT]) * f[_PREFILL_RATE]
+        np.maximum(prefill, 0.0, out=prefill)
+        share *= np.exp((f[_PROMPTS_AT] - now_s) / _PROMPTS_MEMORY_S)
+        np.exp(slowdown, out=slowdown)
+        np.subtract(now_s, f[_MEASURED_AT], out=f[_MEASURED_AT])
+        if prefix:
+            f[_CACHED] = self._prefixes.cached(prefix, self._slots)[i[_SLOT]]
         if self._own is not None:
-            others = f[_OTHERS]
+            others = self._others(i, f)
             i[_IN_FLIGHT] += others.astype(np.int64)
             f[_WEIGHT] += others * self._typical_weight
             f[_REMAINING] += others * self._typical_work / 2.0  # seen at a random time, half of it is done
             f[_CONTEXT] += others * self._typical_context
         return FleetView(
-            in_flight=i[_IN_FLIGHT],
-            last_chosen=i[_LAST_CHOSEN],
-            max_batch=i[_MAX_BATCH],
-            prefill_tokens=np.maximum(0.0, f[_PREFILL] - drained),
-            cached_tokens=self._prefixes.cached(prefix, self._slots)[i[_SLOT]] if prefix else np.zeros(len(columns)),
-            prefill_share=f[_PROMPTS_BUSY] * np.exp((f[_PROMPTS_AT] - now_s) / _PROMPTS_MEMORY_S),
-            slowdown=np.exp(f[_SLOWDOWN]),
-            signal_age_s=now_s - f[_MEASURED_AT],
-            **{name: f[row] for name, row in _SEEN},
+            **dict(zip(_SEEN_INTS, i, strict=False)),
+            **dict(zip(_SEEN_FLOATS, f, strict=False)),
         )
+
+    def _others(self, i: Ints, f: Floats) -> Floats:
+        """Calls of other routers by now, whole numbers [columns].
+
+        What was told fades towards the usual within a part of the time that a call like an own one takes. What is
+        between two whole numbers is one of them by chance, so that routers that heard the same do not all choose the
+        same (cf. Dahlin 2000, Interpreting stale load information).
+        """
+        told, usual = f[_OTHERS], f[_USUAL]
+        step_s = (
+            f[_F["step_base_s"]]
+            + f[_F["decode_seq_s"]] * np.minimum(i[_IN_FLIGHT] + told + 1.0, i[_MAX_BATCH])
+            + f[_F["decode_ctx_token_s"]] * (f[_CONTEXT] + told * self._typical_context)
+        )
+        stay_s = f[_F["call_base_s"]] + f[_F["prefill_token_s"]] * self._typical_context + self._typical_work * step_s
+        age_s = np.nan_to_num(f[_MEASURED_AT], nan=0.0)  # nothing told yet: nothing usual either
+        fresh = np.exp(-np.maximum(0.0, age_s) / np.maximum(_NEWS * stay_s, 1e-6)) if self._typical_work else 1.0
+        by_now: Floats = np.floor(usual + fresh * (told - usual) + self._rng.random(len(told)))
+        return by_now
 
     def home(self, session: str, columns: Ints) -> int | None:
         """Where among the columns, which rise, the replica is that served the session last."""
@@ -188,7 +214,7 @@ class Pool:
         ints = self._ints[:, column]
         ints[_IN_FLIGHT] += 1
         ints[_LAST_CHOSEN] = decision
-        if ints[_IN_FLIGHT] == ints[_MAX_BATCH] or self._own is not None:
+        if ints[_IN_FLIGHT] + self._floats[_OTHERS, column] == ints[_MAX_BATCH]:
             self._roomy = None
         floats = self._floats[:, column]
         floats[_REMAINING] += forecast.mean
@@ -209,8 +235,9 @@ class Pool:
             floats[_PROMPTS_AT] = now_s
         if self._own is not None:
             self._typical_weight += _TYPICAL_WEIGHT * (weight - self._typical_weight)
-            self._typical_work += _TYPICAL_WEIGHT * (forecast.mean - self._typical_work)
-            self._typical_context += _TYPICAL_WEIGHT * (call.prompt_tokens - self._typical_context)
+            heeded = _TYPICAL_WEIGHT if self._typical_work else 1.0
+            self._typical_work += heeded * (forecast.mean - self._typical_work)
+            self._typical_context += heeded * (call.prompt_tokens - self._typical_context)
             self._own.setdefault(replica_id, OwnCounts()).changed(int(ints[_IN_FLIGHT]), now_s)
         if call.prefix or call.session:
             self._prefixes.dispatched(int(ints[_SLOT]), call.prefix, call.session, float(floats[_KV_CAPACITY]))
@@ -246,7 +273,7 @@ class Pool:
         ints[_IN_FLIGHT] -= 1
         if self._own is not None:
             self._own.setdefault(replica_id, OwnCounts()).changed(int(ints[_IN_FLIGHT]), now_s)
-        if ints[_IN_FLIGHT] == ints[_MAX_BATCH] - 1 or self._own is not None:
+        if ints[_IN_FLIGHT] + self._floats[_OTHERS, column] == ints[_MAX_BATCH] - 1:
             self._roomy = None
         if ints[_IN_FLIGHT] == 0:  # an idle replica is idle exactly: no rounding error survives
             self._floats[[_REMAINING, _VARIANCE, _WEIGHT, _CONTEXT, _PREFILL, _UNREAD, _SHARED], column] = 0.0
@@ -270,18 +297,28 @@ class Pool:
     def candidates(self, columns: Ints, view: FleetView, choice: Choice, second: int | None) -> Candidates:
         """What of the view is worth keeping in the decision log: the chosen one, the second and the cheapest others."""
         kept = _kept(view.in_flight if choice.cost_s is None else choice.cost_s, choice.index, second)
-        named = columns[kept].tolist()
+        replica_ids, fixed = self._named(columns, kept)
         return Candidates(
             total=len(columns),
-            replica_ids=tuple([self.replicas[c].replica_id for c in named]),
+            replica_ids=replica_ids,
             in_flight=tuple(view.in_flight[kept].tolist()),
             remaining_work=tuple(view.remaining_work[kept].tolist()),
             context_tokens=tuple(view.context_tokens[kept].tolist()),
             signal_age_s=_finite(view.signal_age_s[kept]),
             cost_s=None if choice.cost_s is None else _finite(choice.cost_s[kept]),
             terms_s={name: _finite(values[kept]) for name, values in choice.terms_s.items()},
-            view=keep(view, kept, [self._fixed[c] for c in named]),
+            view=keep(view, kept, fixed),
         )
+
+    def _named(self, columns: Ints, kept: Ints | slice) -> tuple[tuple[str, ...], FixedColumns]:
+        """Of the replicas that are kept, their names and what their profiles tell."""
+        known = self._names
+        if known is not None and known[0] is columns and kept is _ALL:
+            return known[1]
+        rows = columns[kept].tolist()
+        named = tuple([self.replicas[c].replica_id for c in rows]), fixed_columns([self._fixed[c] for c in rows])
+        self._names = (columns, named) if kept is _ALL else None
+        return named
 
     def _add(self, replica: Replica, state: ReplicaState, now_s: float) -> None:
         column = len(self.replicas)
@@ -298,7 +335,7 @@ class Pool:
         self._slots = max(self._slots, slot + 1)
         self._column_of[slot] = column
         self._floats[:, column] = 0.0
-        for name in ("running", "waiting", "kv_usage", "measured_at_s"):
+        for name in ("running", "waiting", "kv_usage", "signal_age_s"):
             self._floats[_F[name], column] = math.nan
         self._floats[_PREFILL_AT, column] = now_s
         self._describe(column, replica)
@@ -352,7 +389,7 @@ class Pool:
 def _kept(order: Floats | Ints, chosen: int, second: int | None) -> Ints | slice:
     """Positions of the `_KEPT_ROWS` smallest of `order`, two of which have to be there; all, if there are so few."""
     if len(order) <= _KEPT_ROWS:
-        return slice(None)
+        return _ALL
     smallest: list[int] = np.argpartition(order, _KEPT_ROWS - 1)[:_KEPT_ROWS].tolist()
     wanted = dict.fromkeys([chosen, *smallest] if second is None else [chosen, second, *smallest])
     return np.array(list(wanted)[:_KEPT_ROWS], dtype=np.int64)

@@ -108,7 +108,8 @@ class RouterAgent:
         return cls(msgspec.convert(config, RouterSettings))
 
     def _new_pool(self, model: str) -> Pool:
-        return Pool(model, late_binding=self.settings.late_binding, shared=self.settings.shared)
+        of = self.settings
+        return Pool(model, late_binding=of.late_binding, shared=of.shared, seed=of.seed)
 
     @property
     def policy(self) -> Policy:

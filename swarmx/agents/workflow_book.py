@@ -90,6 +90,10 @@ class _Running:
     ends_at_s: dict[str, float] = field(default_factory=dict)
 
 
+_ALONE = _Running(kind="", submitted_at_s=0.0, target_s=None)
+"""What is known of the workflow of a call that belongs to none: nothing, ever."""
+
+
 class WorkflowBook:
     """Takes in what happens to workflows and their calls; `view` tells what a policy should know of one.
 
@@ -175,10 +179,12 @@ class WorkflowBook:
         `path` is the predictor's word on what remained when the call became ready.
         """
         running = self._running.get(call.workflow_id)
-        known = self._kinds.get(call.workflow_kind if running is None else running.kind)
         if running is None:
-            running = _Running(kind=call.workflow_kind, submitted_at_s=ready_at_s, target_s=None)
-        target_s = running.target_s if running.target_s is not None else self._targets.get(running.kind)
+            kind, began_s, running = call.workflow_kind, ready_at_s, _ALONE
+        else:
+            kind, began_s = running.kind, running.submitted_at_s
+        known = self._kinds.get(kind)
+        target_s = running.target_s if running.target_s is not None else self._targets.get(kind)
         typical_s = known.total_s.value if known is not None else _UNKNOWN_S / _STRETCH
         at = running.ready_at_s.get(call.call_id)
         stage = (call.role, running.rounds[call.role]) if at is None else at[0]
@@ -187,8 +193,8 @@ class WorkflowBook:
         if path is not None:
             rest_s, call_s = path.mean, 0.0
         return WorkflowView(
-            kind=running.kind,
-            age_s=now_s - running.submitted_at_s,
+            kind=kind,
+            age_s=now_s - began_s,
             target_s=_STRETCH * typical_s if target_s is None else target_s,
             remaining_s=rest_s,
             attained_s=running.attained_s,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,8 +17,7 @@ Ints = NDArray[np.int64]
 Order = Literal["arrival", "workflow", "deadline", "slack", "attained", "gittins"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkflowView:
+class WorkflowView(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     """What the router knows of a call's workflow; times in seconds.
 
     `age_s` since it was submitted; `target_s`, the time it should take in all; `remaining_s`, what is expected from
@@ -47,8 +46,7 @@ class WorkflowView:
         return self.target_s - self.age_s - self.remaining_s
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallView:
+class CallView(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     """The call that wants a replica, with the forecast of its work (output tokens, or units of work).
 
     `ahead` calls of its model wait in this router and come before it, `home` is the position in the fleet view of the
@@ -64,8 +62,7 @@ class CallView:
     home: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FleetView:
+class FleetView(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     """The replicas that may take the call, never none; every array has shape [replicas].
 
     `in_flight` counts this router's own calls, exactly, with what signals tell of those of other routers; `last_chosen`
@@ -119,8 +116,7 @@ class FleetView:
         return left
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     """A policy's answer: a position in the view, and how it came about.
 
     With `hold`, the call waits in the router, for that replica or a better one, and is asked about again when
@@ -139,4 +135,4 @@ class Choice:
     unit_s: float = 0.0
     weight: float = 1.0
     cost_s: Floats | None = None
-    terms_s: dict[str, Floats] = field(default_factory=dict)
+    terms_s: dict[str, Floats] = {}

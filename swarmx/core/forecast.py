@@ -66,6 +66,18 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return np.array(self.quantiles) - self.mean, masses_of(self.levels)
 
     @cached_property
+    def shape(self) -> tuple[float, float]:
+        """Of `spread`: the standard deviation, in `unit`, and the skewness, 0 for a sure value."""
+        mean, square, cube = self.mean, 0.0, 0.0
+        for mass, quantile in zip(masses_of(self.levels).tolist(), self.quantiles, strict=True):
+            off = quantile - mean
+            part = mass * off * off
+            square += part
+            cube += part * off
+        deviation = math.sqrt(square)
+        return deviation, cube / (square * deviation) if square * deviation > 0.0 else 0.0
+
+    @cached_property
     def variance(self) -> float:
         """Variance of the piecewise linear distribution, in `unit` squared."""
         p, q = self.levels, self.quantiles

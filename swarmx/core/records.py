@@ -163,6 +163,17 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     replayed: bool = False
 
 
+class Forgotten(msgspec.Struct, frozen=True, kw_only=True):
+    """How much a store has forgotten; once that is nothing, there is nothing left to forget."""
+
+    workflows: int = 0
+    calls: int = 0
+    decisions: int = 0
+
+    def __bool__(self) -> bool:
+        return self != Forgotten()
+
+
 class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One call of a workflow node. `body` is the OpenAI request (chat completion or image generation).
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarmx.agents.counterfactual import explain_instead, instead
-from swarmx.agents.kept_view import keep, view_of
+from swarmx.agents.kept_view import fixed_columns, keep, view_of
 from swarmx.agents.policies import POLICIES
 from swarmx.agents.router import RouterAgent
 from swarmx.agents.router_settings import RouterSettings
@@ -230,7 +230,7 @@ def test_a_view_survives_the_store_to_seven_digits(seed: int, replicas: int) -> 
     back = view_of(stored(decision).candidates)
     assert view is not None
     assert back is not None
-    kept = keep(view, slice(None), [b"1234" * 10] * len(view))
+    kept = keep(view, slice(None), fixed_columns([b"1234" * 10] * len(view)))
     assert len(kept.fixed) == 40
-    for name in view.__dataclass_fields__:
+    for name in view.__struct_fields__:
         np.testing.assert_allclose(getattr(back, name), getattr(view, name), rtol=1e-6)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -248,6 +249,33 @@ def test_calls_of_other_routers_are_what_an_engine_had_beyond_our_own_of_that_ti
     assert len(pool.open(frozenset())) == 1
 
 
+def test_what_was_told_of_other_routers_fades_towards_what_is_usual() -> None:
+    pool = Pool("m", shared=True)
+    pool.set_state(a_replica("a"), "ready", 0.0)
+    pool.dispatched("a", a_call("c"), point(10.0, unit="tokens"), 0, 0.0, 0.0)
+    pool.ended("a", 10.0, 0.0, 100.0, 0.0)
+    for second in range(1, 101):
+        pool.set_signal("a", 2, 0, 0.5, float(second))
+    pool.set_signal("a", 40, 0, 0.5, 100.1)
+    columns = pool.eligible(NOBODY)
+    assert pool.view(columns, 100.1).in_flight.tolist() == [40]
+    soon, late = (int(pool.view(columns, 100.1 + age_s).in_flight[0]) for age_s in (0.05, 3600.0))
+    assert 3 < soon < 40
+    assert late in (2, 3)  # the one signal of 40 counts little in what is usual
+
+
+def test_routers_that_heard_the_same_see_other_whole_numbers() -> None:
+    seen = set[int]()
+    for seed in range(20):
+        pool = Pool("m", shared=True, seed=seed)
+        pool.set_state(a_replica("a"), "ready", 0.0)
+        pool.dispatched("a", a_call("c"), point(10.0, unit="tokens"), 0, 0.0, 0.0)
+        pool.set_signal("a", 3, 0, 0.5, 1.0)
+        pool.set_signal("a", 2, 0, 0.5, 11.0)
+        seen.add(int(pool.view(pool.eligible(NOBODY), 3600.0).in_flight[0]))
+    assert seen == {2, 3}  # own and between one and two of others
+
+
 def test_calls_of_other_routers_weigh_what_our_own_usually_do() -> None:
     pool = Pool("m", shared=True)
     pool.set_state(a_replica("a"), "ready", 0.0)
@@ -256,3 +284,23 @@ def test_calls_of_other_routers_weigh_what_our_own_usually_do() -> None:
         pool.ended("a", 10.0, 0.0, 100.0, 0.0, weight=20.0)
     pool.set_signal("a", 3, 0, 0.5, 1.0)
     assert pool.view(pool.eligible(NOBODY), 1.0).weight.tolist() == pytest.approx([60.0], rel=1e-3)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["sent", "ended", "told"]), st.sampled_from("ab"), st.integers(0, 5))))
+def test_what_is_open_is_known_at_any_time_though_other_routers_send_calls(
+    steps: list[tuple[str, str, int]],
+) -> None:
+    pool, there, others = Pool("m", shared=True), {"a": 0, "b": 0}, {"a": 0, "b": 0}
+    for replica_id in there:
+        pool.set_state(a_replica(replica_id, profile=msgspec.structs.replace(FAST, max_batch=3)), "ready", 0.0)
+    for at_s, (step, replica_id, running) in enumerate(steps, start=1):
+        if step == "sent":
+            there[replica_id] += 1
+            pool.dispatched(replica_id, a_call("c"), point(10.0, unit="tokens"), 1, float(at_s), 0.0)
+        elif step == "ended" and there[replica_id]:
+            there[replica_id] -= 1
+            pool.ended(replica_id, 10.0, 0.0, 0.0, float(at_s))
+        elif step == "told":
+            others[replica_id] = max(0, running - there[replica_id])
+            pool.set_signal(replica_id, running, 0, 0.0, float(at_s))
+        assert open_ids(pool) == [name for name in there if there[name] + others[name] < 3]

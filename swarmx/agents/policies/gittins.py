@@ -1,9 +1,10 @@
 """gittins: the workflow with the highest Gittins index first, each call where it is expected to complete first."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from msgspec.structs import replace
 
 from swarmx.agents.gittins import gittins_index
 from swarmx.agents.policies.least_work import LeastWork

@@ -1,18 +1,22 @@
 """marginal: the candidate on which the call costs least, what it does to others included."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from swarmx.core.fleet import CallView, Choice, FleetView, Floats, Order, WorkflowView
+from swarmx.core.fleet import CallView, Choice, FleetView, Floats, Ints, Order, WorkflowView
 
-_MOST_SHARE = 0.8  # of a replica's time that prompts may take in the eyes of a policy
+# Beside a short array, one without dimensions takes half the time of a number.
+_ONE = np.array(1.0)
+_MOST_SHARE = np.array(0.8)  # of a replica's time that prompts may take in the eyes of a policy
 _MOST_TAIL = 8.0  # beyond it only the latest would count, and powers would overflow
 _LEAST_LATE, _MOST_LATE = 0.1, 10.0
 _MINUTE_S = 60.0
-_ONE = np.ones(1)
+_SURE = np.ones(1)  # all that may come of a sure value
 _CUBE = 3.0  # what a tail of 2 makes of times
+_ROOT_3 = math.sqrt(3.0)
 _MOST_WEIGHT = 1e4  # and one over it the least, whatever targets clients bring
 
 
@@ -26,14 +30,14 @@ class Marginal:
         step      = (step_base + decode_seq * min(n + 1, B) + decode_ctx_token * (context + p + w / 2))
                     / (1 - share), the share of the replica's time that went into prompts of late
         own       = slowdown * (wait + prefill of the backlog and of p - c + w * step)
-        overlap   = n * w * r / (w + r)          steps that the call shares with them, if both are exponential
-        others    = slowdown * (n * prefill of p - c
-                    + overlap * (decode_seq + decode_ctx_token * (p + w / 2)) / (1 - share))
+        shared    = w * r / (w + r)              steps that it shares with each of them, if both are exponential
+        each      = slowdown * (prefill of p - c
+                    + shared * (decode_seq + decode_ctx_token * (p + w / 2)) / (1 - share))   what each of them loses
         whole     = age + remaining              of the workflow, with the least own on any candidate
         due       = max(own - siblings * (time until the last sibling ends), own / 10)
         felt      = least + whole / (1 + tail) * (E[((whole - least + due) / whole)^(1 + tail)] - 1)
         weight    = (whole / usual)^tail * (60 s / target)^relative      within [1e-4, 1e4], the first within [1/10, 10]
-        cost      = felt + externality * others * (mean weight of the calls there) / weight
+        cost      = felt + externality * each * (sum of the weights of the calls there) / weight
 
     `wait` is the time until a slot, and room in the KV cache, are free: completions that must come first, one every
     (r * step + call_base) / n, counting the calls that wait ahead. The call is held back when the cheapest replica has
@@ -84,65 +88,63 @@ class Marginal:
         return bool(self.hold)
 
     def choose(self, call: CallView, fleet: FleetView, rng: np.random.Generator) -> Choice:
-        # Most of the time here is the start of operations on short arrays: those that change nothing are left out.
+        # Most of the time here is the start of operations on short arrays: there are as few as can be.
         work = max(call.forecast.mean, 1e-9)
         prompt = float(call.call.prompt_tokens)
         cached, prompt_s = self._prompt(prompt, fleet)
         count = fleet.in_flight.astype(np.float64)
-        own_context = prompt + work / 2.0
+        some = np.maximum(count, _ONE)
+        left = fleet.remaining_work / some
+        first = self._must_end_first(call, fleet, count, left, cached)
         slow = fleet.slowdown if self.learn >= 1.0 else fleet.slowdown ** _within_one(self.learn)
         busy = np.minimum(fleet.prefill_share, _MOST_SHARE)
-        stretch = 1.0 / (1.0 - (busy if self.share >= 1.0 else _within_one(self.share) * busy))
-        after = count + 1.0
-        step_s = stretch * (
-            fleet.step_base_s
-            + fleet.decode_seq_s * np.minimum(after, fleet.max_batch)
-            + fleet.decode_ctx_token_s * (fleet.context_tokens + own_context)
+        pace = slow / (_ONE - (busy if self.share >= 1.0 else _within_one(self.share) * busy))
+        added_s = fleet.decode_seq_s + fleet.decode_ctx_token_s * (prompt + work / 2.0)
+        beside = count if first is None else np.minimum(count, fleet.max_batch - 1)
+        unit_s = pace * (
+            fleet.step_base_s + fleet.decode_seq_s * beside + fleet.decode_ctx_token_s * fleet.context_tokens + added_s
         )
-        some = np.maximum(count, 1.0)
-        left = fleet.remaining_work / some
-        unit_s = slow * step_s
-        prefill_s = fleet.call_base_s + fleet.prefill_token_s * fleet.prefill_tokens + prompt_s
-        first = self._must_end_first(call, fleet, after, left, cached)
+        prefill_s = slow * (fleet.call_base_s + fleet.prefill_token_s * fleet.prefill_tokens + prompt_s)
+        decode_s = work * unit_s
+        own_s = prefill_s + decode_s
         if first is None:
             wait_s = np.zeros(len(count))
-            profile_s = prefill_s + work * step_s
         else:
-            soon_s = (first + call.ahead) * (left * step_s + fleet.call_base_s) / some
+            soon_s = (first + call.ahead) * (left * unit_s + slow * fleet.call_base_s) / some
             wait_s = np.where(first <= 0.0, 0.0, soon_s)
-            profile_s = wait_s + prefill_s + work * step_s
-        own_s = slow * profile_s
-        overlap = count * work * left / (work + left)
-        slower_s = stretch * (fleet.decode_seq_s + fleet.decode_ctx_token_s * own_context)
-        others_s = slow * (count * prompt_s + overlap * slower_s)
-        least_s = float(own_s.min())
+            own_s += wait_s
+        each_s = slow * prompt_s + work * left / (left + work) * (pace * added_s)
+        least_s = _least(own_s)
         whole_s = max(1e-9, call.workflow.age_s + max(least_s, self._rest_s(call.workflow, least_s)))
         weight = self._weight(call.workflow, whole_s)
-        charged_s = others_s * fleet.weight / some * (self.externality / weight)
+        others_s = each_s * fleet.weight * (self.externality / weight)
         felt_s = self._felt(call, own_s, unit_s, whole_s, least_s)
-        cost_s = felt_s + charged_s
-        cheapest = (cost_s <= cost_s.min() * (1.0 + 1e-9)).nonzero()[0]
+        cost_s = felt_s + others_s
+        cheapest = (cost_s <= _least(cost_s) * (1.0 + 1e-9)).nonzero()[0]
         index = int(cheapest[0] if len(cheapest) == 1 else cheapest[rng.integers(len(cheapest))])
+        expected_s, slowdown = own_s.item(index), slow.item(index) or 1.0
         return Choice(
             index=index,
-            hold=bool(self.hold) and first is not None and bool(first[index] > 0.0),
+            hold=bool(self.hold) and first is not None and first.item(index) > 0.0,
             urgency=round(call.now_s + call.workflow.slack_s, 3),  # milliseconds: the order of sums must not show
-            expected_s=float(own_s[index]),
-            profile_s=float(profile_s[index]),
-            unit_s=float(step_s[index]),
+            expected_s=expected_s,
+            profile_s=expected_s / slowdown,
+            unit_s=unit_s.item(index) / slowdown,
             weight=weight,
             cost_s=cost_s,
             terms_s={
-                "wait_s": wait_s if first is None else slow * wait_s,
-                "prefill_s": slow * prefill_s,
-                "decode_s": work * unit_s,
-                "others_s": charged_s,
+                "wait_s": wait_s,
+                "prefill_s": prefill_s,
+                "decode_s": decode_s,
+                "others_s": others_s,
                 "spared_s": felt_s - own_s,
             },
         )
 
     def _prompt(self, prompt: float, fleet: FleetView) -> tuple[Floats, Floats]:
         """Tokens of the prompt that are cached, and seconds to read the others, each [replicas]."""
+        if _most(fleet.cached_tokens) <= 0.0:
+            return fleet.cached_tokens, prompt * (fleet.prefill_token_s + fleet.prefill_ctx_token_s * (prompt / 2.0))
         cached = np.minimum(fleet.cached_tokens, prompt)
         if self.prefix < 1.0:
             cached *= _within_one(self.prefix)
@@ -151,33 +153,44 @@ class Marginal:
         return cached, (prompt - cached) * each_s
 
     def _must_end_first(
-        self, call: CallView, fleet: FleetView, after: Floats, left: Floats, cached: Floats
+        self, call: CallView, fleet: FleetView, count: Floats, left: Floats, cached: Floats
     ) -> Floats | None:
         """Calls that must end before this one has a slot and, when all have grown by half of what they still need,
-        room in the KV cache, [replicas]; None for none anywhere. `after` are the calls there with this one."""
-        excess = after - fleet.max_batch
-        full = bool(excess.max() > 0.0)
+        room in the KV cache, [replicas]; None for none anywhere."""
+        over = fleet.in_flight - fleet.max_batch
+        slots = np.maximum(0.0, over + 1.0) if _most(over) >= 0 else None
         if not self.kv:
-            return np.maximum(0.0, excess) if full else None
-        held = np.maximum(0.0, fleet.context_tokens - fleet.shared_tokens)
+            return slots
         own = call.call.prompt_tokens + call.forecast.mean
-        short = held + fleet.remaining_work / 2.0 - cached + own - fleet.kv_capacity_tokens
-        if short.max() <= 0.0:
-            return np.maximum(0.0, excess) if full else None
-        count = after - 1.0
-        frees = np.maximum(held / np.maximum(count, 1.0) + left, 1.0)
-        return np.maximum(np.maximum(0.0, excess), np.minimum(count, np.maximum(0.0, short) / frees))
+        spare = fleet.kv_capacity_tokens - fleet.context_tokens - fleet.remaining_work / 2.0
+        if _least(spare) >= own:  # whatever they share
+            return slots
+        shared = np.minimum(fleet.shared_tokens, fleet.context_tokens)
+        short = own - cached - (spare + shared)
+        if _most(short) <= 0.0:
+            return slots
+        frees = np.maximum((fleet.context_tokens - shared) / np.maximum(count, _ONE) + left, 1.0)
+        room: Floats = np.minimum(count, np.maximum(0.0, short) / frees)
+        return room if slots is None else np.maximum(slots, room)
 
     def _felt(self, call: CallView, own_s: Floats, unit_s: Floats, whole_s: float, least_s: float) -> Floats:
         """Own time as the workflow feels it, [replicas]: with the risk that the call is long, without what siblings
         spare. A candidate that takes `least_s`, for sure and without siblings, is felt as that."""
         forecast, power = call.forecast, 1.0 + self._tail
+        spared_s = self.siblings * call.workflow.others_s
+        if power == _CUBE and not spared_s:  # the mean of a cube takes three moments and no quantiles
+            deviation, skewness = forecast.shape if self.risk else (0.0, 0.0)
+            grown = (own_s + (whole_s - least_s)) / whole_s
+            apart = unit_s * (deviation * _ROOT_3 / whole_s)
+            square = apart * apart
+            cubes = grown * (grown * grown + square) + square * apart * (skewness / (3.0 * _ROOT_3))
+            return cubes * (whole_s / 3.0) + (least_s - whole_s / 3.0)
         if self.risk and forecast.quantiles[-1] > forecast.quantiles[0]:
             longer, masses = forecast.spread
             mine_s = own_s + longer[:, None] * unit_s
         else:
-            mine_s, masses = own_s[None, :], _ONE
-        if spared_s := self.siblings * call.workflow.others_s:
+            mine_s, masses = own_s[None, :], _SURE
+        if spared_s:
             mine_s = np.maximum(mine_s - spared_s, 0.1 * mine_s)
         grown = (mine_s + (whole_s - least_s)) / whole_s
         grown = grown * grown * grown if power == _CUBE else grown**power  # a general power takes ten times as long
@@ -201,3 +214,12 @@ class Marginal:
 def _within_one(value: float) -> float:
     """An ingredient is there in part at most once."""
     return min(1.0, max(0.0, value))
+
+
+def _least(values: Floats) -> float:
+    """Where it is, is found much sooner than what it is."""
+    return values.item(values.argmin())
+
+
+def _most(values: Floats | Ints) -> float:
+    return values.item(values.argmax())

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from swarmx.agents.policies.marginal import Marginal
 from swarmx.core.fleet import CallView, Choice
@@ -17,7 +16,7 @@ from tests.contract.test_policies import WORKFLOW, a_call_view, a_fleet
 
 def a_call(work: float = 100.0, *, prompt: int = 1000, **workflow: float) -> CallView:
     view = a_call_view(point(work, unit="tokens"), prompt_tokens=prompt)
-    return dataclasses.replace(view, workflow=dataclasses.replace(WORKFLOW, **workflow))
+    return replace(view, workflow=replace(WORKFLOW, **workflow))
 
 
 def choose(call: CallView, policy: Marginal | None = None, **columns: object) -> Choice:
@@ -69,7 +68,7 @@ def test_calls_that_wait_ahead_make_holding_longer() -> None:
     }
     call = a_call(30.0, prompt=0)
     assert choose(call, **columns).hold
-    assert not choose(dataclasses.replace(call, ahead=3), **columns).hold
+    assert not choose(replace(call, ahead=3), **columns).hold
 
 
 def test_a_call_that_would_not_fit_into_the_kv_cache_is_held() -> None:
@@ -142,10 +141,8 @@ def test_a_call_that_may_be_long_stays_away_from_the_slow_device_that_its_mean_l
     about = {"age_s": 1.0, "remaining_s": 1.0, "usual_s": 5.0}
     sure = a_call(100.0, **about)
     lengths = (10.0, 10.0, 10.0, 20.0, 30.0, 60.0, 900.0, 4000.0)
-    risky = dataclasses.replace(
-        sure, forecast=Forecast(levels=LEVELS, quantiles=lengths, unit="tokens", source="prior")
-    )
-    known = dataclasses.replace(sure, forecast=point(risky.forecast.mean, unit="tokens"))
+    risky = replace(sure, forecast=Forecast(levels=LEVELS, quantiles=lengths, unit="tokens", source="prior"))
+    known = replace(sure, forecast=point(risky.forecast.mean, unit="tokens"))
     assert choose(known, **columns).index == 1
     assert choose(risky, **columns).index == 0
     assert choose(risky, Marginal(risk=0.0), **columns).index == 1
@@ -153,7 +150,7 @@ def test_a_call_that_may_be_long_stays_away_from_the_slow_device_that_its_mean_l
 
 def test_a_branch_that_may_outlast_its_siblings_is_felt_by_its_workflow() -> None:
     lengths = (10.0, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0, 3000.0)
-    risky = dataclasses.replace(
+    risky = replace(
         a_call(others_s=20.0), forecast=Forecast(levels=LEVELS, quantiles=lengths, unit="tokens", source="prior")
     )
     columns = {"in_flight": [20, 0], "remaining_work": [4000.0, 0.0], "step_base_s": [0.006, 0.02]}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from swarmx.agents.policies.session_affinity import SessionAffinity
 from tests.contract.test_policies import a_call_view, a_fleet
