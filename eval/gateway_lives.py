@@ -48,7 +48,8 @@ class Gateway:
     """One life after the other, each on the same port, with the same state in the folder `state`."""
 
     def __init__(self, folder: Path, state: Path, settings: str, mother: asyncio.subprocess.Process) -> None:
-        self.port = _free_port()
+        self._place = _held_port()
+        self.port: int = self._place.getsockname()[1]
         self.pid: int | None = None
         self.on_clock: Callable[[float], None] = lambda ahead_s: None
         self._folder = folder
@@ -120,6 +121,10 @@ class Gateway:
                     f"life {number} ended by itself: {(self._folder / 'server.log').read_text()[-2000:]}"
                 )
 
+    def close(self) -> None:
+        """Give its port back."""
+        self._place.close()
+
     async def _line(self) -> int:
         assert self._mother.stdout is not None
         return int(await self._mother.stdout.readline())
@@ -183,9 +188,11 @@ class World:
         return replace(tally, broken=[*tally.broken, told])
 
     async def close(self) -> None:
-        """End the users."""
+        """End the users, and give back the ports."""
         self._using.cancel()
         await asyncio.gather(self._using, return_exceptions=True)
+        for gateway in self.gateways:
+            gateway.close()
 
     def _clock_set(self, ahead_s: float) -> None:
         self.users.leaps += ahead_s > _KEPT_S
@@ -260,8 +267,9 @@ def _settings(engine_url: str, postgres: str) -> str:
     return "\n".join([*replicas, tools, rest])
 
 
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
+def _held_port() -> socket.socket:
+    """A port that no other process is given between two lives: it is bound here, and listened to there."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held

@@ -118,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "1.0",
         "OMP_NUM_THREADS": "1",
+        "RAY_worker_niceness": "0",  # on their own machines replicas would not come after this process, either
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
     import ray

@@ -3,8 +3,9 @@
     python -m eval validation --out out/validation [--quick]
     python -m eval validation --out out/validation --part vllm --vllm .models/qwen2.5-coder-0.5b-instruct
 
-The last starts a vLLM server on this CPU for about six minutes (after `make setup-vllm`); `--url` and `--model` take
-one that runs already, on any device. Nothing else should use the machine meanwhile.
+The last starts a vLLM server on this CPU for about a quarter of an hour (after `make setup-vllm`); `--url` and
+`--model` take one that runs already, on any device. Nothing else should use the machine meanwhile. What the emulated
+fleet did is kept in `emulated.json`; `--again` compares it with the simulator of today, without a fleet.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import click
 import msgspec
 
 from eval.result import Claim, Row, claim, table, write_result
-from eval.sim.against_http import FLEETS, http_rows
+from eval.sim.against_http import FLEETS, Measured, compared, measured
 from eval.sim.against_vllm import vllm_rows
 from eval.sim.queueing import queue_rows
 from swarmx.core.engine import EngineProfile
@@ -28,6 +29,9 @@ from swarmx.providers.process import CPU_PROFILE, VllmServer, check_model
 
 PARTS = ("queueing", "emulated", "vllm")
 POLICY, LOAD = "least_work", 0.5
+WORKFLOWS = {"one a model": 150, "five, mixed": 900}
+"""Where the router chooses, it takes so many until a quantile of one run is within a tenth of that of many."""
+
 QUEUE_AIM, SAME_AIM, EMULATED_AIM, VLLM_AIM = 3.0, 0.001, 0.10, 0.20
 
 
@@ -37,7 +41,9 @@ QUEUE_AIM, SAME_AIM, EMULATED_AIM, VLLM_AIM = 3.0, 0.001, 0.10, 0.20
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Only this; all but vllm by default.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--time-scale", default=1.0, show_default=True, help="How many times faster than real the fleet runs.")
-@click.option("--workflows", type=int, help="Workflows for the emulated fleet.")
+@click.option("--workflows", type=int, help="Workflows for each emulated fleet.")
+@click.option("--fleet", "fleets", multiple=True, type=click.Choice(list(FLEETS)), help="Only this emulated fleet.")
+@click.option("--again", type=click.Path(path_type=Path, exists=True), help="The emulated.json of an earlier run.")
 @click.option("--vllm", type=click.Path(path_type=Path), help="Folder of a model to serve with vLLM on this CPU.")
 @click.option("--url", help="A vLLM server that runs already.")
 @click.option("--model", default="m", show_default=True, help="Name of the model at --url.")
@@ -50,6 +56,8 @@ def main(
     seed: int,
     time_scale: float,
     workflows: int | None,
+    fleets: Sequence[str],
+    again: Path | None,
     vllm: Path | None,
     url: str | None,
     model: str,
@@ -62,9 +70,21 @@ def main(
     if "queueing" in wanted:
         rows += queue_rows(4_000 if quick else 8_000, range(seed, seed + (2 if quick else 5)))
     if "emulated" in wanted:
-        for name in list(FLEETS)[:1] if quick else FLEETS:
-            count = workflows or (36 if quick else 150)
-            rows += asyncio.run(http_rows(name, POLICY, count, time_scale=time_scale, load=LOAD, seed=seed))
+        if again is None:
+            runs = [
+                asyncio.run(
+                    measured(
+                        name, POLICY, workflows or (36 if quick else WORKFLOWS[name]),
+                        time_scale=time_scale, load=LOAD, seed=seed,
+                    )
+                )
+                for name in fleets or (list(FLEETS)[:1] if quick else FLEETS)
+            ]  # fmt: skip
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "emulated.json").write_bytes(msgspec.json.encode(runs))
+        else:
+            runs = msgspec.json.decode(again.read_bytes(), type=list[Measured])
+        rows += [row for run in runs for row in compared(run)]
     if "vllm" in wanted:
         limits = msgspec.structs.replace(CPU_PROFILE, max_batch=max_batch)
         if url is None and vllm is None:

@@ -246,7 +246,8 @@ def _head(text: str) -> Head:
 
 def _existing_log(ctx: click.Context) -> Any:
     """The path of the log. Raises ConfigError where there is neither a log nor a trace of one."""
-    from swarmx.memory.audit import HEADS_SUFFIX, LOG_NAME
+    from swarmx.memory.audit import LOG_NAME
+    from swarmx.memory.audit_heads import HEADS_SUFFIX
 
     path = ctx.obj["state_dir"] / LOG_NAME
     if not path.exists() and not path.with_suffix(HEADS_SUFFIX).exists():

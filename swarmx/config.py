@@ -49,6 +49,9 @@ class RouterSection(Section):
     max_attempts: int = Field(3, ge=1, le=10, description="Replicas that a call tries before it is given up.")
     queue_timeout_s: Seconds = Field(150.0, description="How long a call waits for a replica when there is none.")
     late_binding: bool = Field(True, description="Calls wait in the router, not in the queues of full replicas.")
+    shared: bool = Field(
+        False, description="Other servers send calls to the same replicas; metrics of the engines tell of them."
+    )
     hold_limit_s: Seconds = Field(60.0, description="How long a call may be held for a busy replica that is faster.")
     targets: dict[str, Seconds] = Field(
         {}, description="How long workflows should take, by kind; without, twice usual."

@@ -170,7 +170,7 @@ def test_a_file_that_cannot_be_submitted_is_named(run: Run, tmp_path: Path) -> N
 
 @pytest.mark.process
 def test_workflows_are_listed_in_pages(run: Run) -> None:
-    ids = [told(run("--json", "submit", "-", input=INSTANT))["workflow_id"] for _ in range(3)]
+    ids = [told(run("--json", "submit", "-", "--wait", input=INSTANT))["workflow_id"] for _ in range(3)]
     page = told(run("--json", "workflows", "--limit", "2"))
     assert [row["workflow_id"] for row in page["workflows"]] == ids[:0:-1]
     rest = told(run("--json", "workflows", "--limit", "1", "--cursor", page["next_cursor"]))

@@ -18,7 +18,7 @@ from swarmx.cli import main
 from swarmx.core.audit import AuditEntry
 from swarmx.core.control import Actor
 from swarmx.memory.audit import AuditLog
-from tests.e2e.fleet import Server, serving
+from tests.e2e.fleet import Server, all_ready, serving
 
 MODEL = "qwen3-8b"
 SETTINGS = {
@@ -41,7 +41,13 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(SETTINGS, tmp_path_factory.mktemp("commands")) as running:
+        asyncio.run(ready(running))
         yield running
+
+
+async def ready(server: Server) -> None:
+    async with server.http() as http:
+        await all_ready(http)
 
 
 @pytest.fixture

@@ -1,4 +1,9 @@
-"""The simulator against the emulated fleet: the same workflows at the same times, through a real gateway over HTTP."""
+"""The simulator against the emulated fleet: the same workflows at the same times, through a real gateway over HTTP.
+
+Where a router chooses, a few milliseconds lead to other choices and in the end to other queues, in the real fleet as in
+the simulated one. So the simulated side is many runs, whose submissions differ by milliseconds: what one of them is off
+from the middle of them is what a perfect simulator would be off from one real run.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +27,7 @@ from swarmx.agents.router_settings import RouterSettings
 from swarmx.client import Api
 from swarmx.core.engine import profiles
 from swarmx.core.errors import ReplicaError
+from swarmx.core.fleet import Floats
 from swarmx.core.forecast import LEVELS
 from swarmx.core.nouns import Replica
 from swarmx.demo.arrivals import all_workflows, voids
@@ -41,6 +47,9 @@ _CLASSES = {SMALL: "8b", LARGE: "32b"}
 _LIMIT = 600
 _PATIENCE_S = 600.0
 _TOLD_S = 3.0  # the shortest time between two looks at the list of workflows
+_RUNS = 16
+_NUDGE_S = 0.005  # about what a hop or a timer of a real process is off
+_LEVELS = (("p50", 0.5), ("p95", 0.95))
 
 # (role, model, after, bytes of its own prompt): nothing depends on what a model answered.
 _SHAPES: Mapping[str, Sequence[tuple[str, str, tuple[int, ...], int]]] = {
@@ -51,6 +60,22 @@ _SHAPES: Mapping[str, Sequence[tuple[str, str, tuple[int, ...], int]]] = {
     ),
     "single": (("chat", SMALL, (), 1200),),
 }  # fmt: skip
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """A run of the real gateway, as it is kept.
+
+    `times` are (submitted, ended) on the gateway's clock, in wall seconds, of each workflow that `declare` makes again
+    from the seed. `late` are the emulated replicas that fell behind their clocks.
+    """
+
+    fleet: str
+    policy: str
+    seed: int
+    time_scale: float
+    load: float
+    times: list[tuple[float, float]]
+    late: list[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,26 +180,35 @@ async def _submit(api: Api, one: Declared, at_s: float) -> str:
 
 
 def imitate(
-    fleet: Fleet, todo: Sequence[Declared], times: Sequence[tuple[float, float]], policy: str, time_scale: float
-) -> list[float]:
-    """How long the same workflows, submitted when they really were, take in the simulator; wall seconds."""
-    first_s = min(created_s for created_s, _ in times)
-    order = sorted(range(len(todo)), key=lambda i: times[i][0])
+    fleet: Fleet,
+    todo: Sequence[Declared],
+    submitted_s: Sequence[float],
+    policy: str,
+    *,
+    time_scale: float,
+    seed: int,
+) -> Floats:
+    """How long the same workflows take in the simulator, [workflows], in wall seconds.
+
+    They are submitted at these times from 0 on, each nudged by some milliseconds that the seed decides.
+    """
+    nudges_s = np.random.default_rng([seed, 0x179]).normal(0.0, _NUDGE_S, len(todo))
+    at_s = np.maximum(0.0, np.asarray(submitted_s) + nudges_s)
+    order = at_s.argsort(kind="stable")
     plan = Workload(
         name="declared",
-        workflows=[msgspec.structs.replace(todo[i].planned, at_s=times[i][0] - first_s) for i in order],
+        workflows=[msgspec.structs.replace(todo[i].planned, at_s=float(at_s[i])) for i in order],
         quantiles=np.ones((1, len(LEVELS)), dtype=np.float32),
     )
-    router = RouterSettings(policy=policy, log_decisions=False, demand_every_s=0.0)
+    router = RouterSettings(policy=policy, seed=seed, log_decisions=False, demand_every_s=0.0)
     outcome = simulate(plan, simulated_fleet(fleet, time_scale), SimSettings(router=router, forecast="role_quantiles"))
     took_s = np.empty(len(todo))
     took_s[order] = outcome.workflows.end_s - outcome.workflows.at_s
-    found: list[float] = took_s.tolist()
-    return found
+    return took_s
 
 
-async def http_rows(name: str, policy: str, count: int, *, time_scale: float, load: float, seed: int) -> list[Row]:
-    """A row a kind, and one for all; times in emulated seconds.
+async def measured(name: str, policy: str, count: int, *, time_scale: float, load: float, seed: int) -> Measured:
+    """Run `count` workflows on a real gateway with the emulated fleet of that name.
 
     `load` is the share of the fleet's seats that calls would fill if each took as long as on an idle replica.
     """
@@ -184,21 +218,42 @@ async def http_rows(name: str, policy: str, count: int, *, time_scale: float, lo
     at_s = np.cumsum(np.random.default_rng([seed, 0x178]).exponential(gap_s, size=count)).tolist()
     with tempfile.TemporaryDirectory(prefix="swarmx-validation-") as folder:
         times, late = await measure(fleet, todo, at_s, policy, time_scale=time_scale, seed=seed, folder=Path(folder))
-    real = np.array([ended_s - created_s for created_s, ended_s in times]) * time_scale
-    ours = np.array(imitate(fleet, todo, times, policy, time_scale)) * time_scale
+    return Measured(fleet=name, policy=policy, seed=seed, time_scale=time_scale, load=load, times=times, late=late)
+
+
+def compared(run: Measured, runs: int = _RUNS) -> list[Row]:
+    """A row a kind, and one for all; times in emulated seconds.
+
+    Simulated quantiles are medians over `runs`; `noise` is the distance from them, as a share, that 95 of 100 runs
+    keep. `median_ratio` and `median_error` are of workflows, simulated (the median run) over real.
+    """
+    todo = declare(len(run.times), run.seed)
+    created_s, ended_s = np.array(run.times).T
+    real = (ended_s - created_s) * run.time_scale
+    submitted_s = (created_s - created_s.min()).tolist()
+    ours = run.time_scale * np.array(
+        [
+            imitate(FLEETS[run.fleet], todo, submitted_s, run.policy, time_scale=run.time_scale, seed=number)
+            for number in range(runs)
+        ]
+    )
     rows: list[Row] = []
     for kind in (*_SHAPES, "all"):
         mine = np.array([kind in ("all", one.planned.kind) for one in todo])
         row: dict[str, Any] = {
-            "part": "emulated", "fleet": name, "policy": policy, "kind": kind, "workflows": int(mine.sum()),
-            "time_scale": time_scale, "load": load, "late": "; ".join(late),
+            "part": "emulated", "fleet": run.fleet, "policy": run.policy, "kind": kind, "workflows": int(mine.sum()),
+            "time_scale": run.time_scale, "load": run.load, "late": "; ".join(run.late),
         }  # fmt: skip
-        for title, level in (("p50", 0.5), ("p95", 0.95)):
+        for title, level in _LEVELS:
+            found = np.quantile(ours[:, mine], level, axis=1)
+            middle = float(np.median(found))
             row[f"real_{title}_s"] = float(np.quantile(real[mine], level))
-            row[f"simulated_{title}_s"] = float(np.quantile(ours[mine], level))
-            row[f"ratio_{title}"] = row[f"simulated_{title}_s"] / row[f"real_{title}_s"]
-        row["median_ratio"] = float(np.median(ours[mine] / real[mine]))
-        row["median_error"] = float(np.median(np.abs(ours[mine] / real[mine] - 1.0)))
+            row[f"simulated_{title}_s"] = middle
+            row[f"ratio_{title}"] = middle / row[f"real_{title}_s"]
+            row[f"noise_{title}"] = float(np.quantile(np.abs(found / middle - 1.0), 0.95))
+        each = np.median(ours[:, mine], axis=0) / real[mine]
+        row["median_ratio"] = float(np.median(each))
+        row["median_error"] = float(np.median(np.abs(each - 1.0)))
         rows.append(row)
     return rows
 

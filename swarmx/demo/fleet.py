@@ -26,7 +26,7 @@ EMULATED: tuple[Mapping[str, Any], ...] = (
     {"model": "sdxl", "device": "h100", "count": 1, "kind": "image"},
 )
 MODELS = {"small": "qwen3-8b", "large": "qwen3-32b", "image": "sdxl"}
-_START_S = 60.0
+_START_S = 180.0
 
 
 @asynccontextmanager

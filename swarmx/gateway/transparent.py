@@ -320,20 +320,11 @@ class TransparentWorkflows:
         return False
 
     async def _newest(self, record: WorkflowRecord) -> tuple[int, WorkflowRecord | None]:
-        """The newest generation in the store and its number; (0, None) without any. There is no gap between them."""
-        newest, found, above = 0, None, 1
-        while (there := await self._generation_of(record, above)) is not None:
-            newest, found, above = above, there, 2 * above
-        while above - newest > 1:
-            middle = (newest + above) // 2
-            if (there := await self._generation_of(record, middle)) is None:
-                above = middle
-            else:
-                newest, found = middle, there
-        return newest, found
-
-    async def _generation_of(self, record: WorkflowRecord, number: int) -> WorkflowRecord | None:
-        return await self._store.workflow(_generation(record.workflow_id, number), tenant=record.tenant)
+        """The newest generation in the store and its number; (0, None) without any. Older ones may be gone."""
+        found = await self._store.newest_of(record.workflow_id, tenant=record.tenant)
+        if found is None:
+            return 0, None
+        return int(found.workflow_id.removeprefix(record.workflow_id).lstrip("~") or 1), found
 
     async def _finish(self, state: _Open) -> None:
         """End a workflow without a call in flight; if the store cannot, silence tries again."""

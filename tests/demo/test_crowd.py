@@ -22,7 +22,7 @@ def test_the_same_seed_gives_the_same_crowd_and_most_of_it_comes_in_the_crowd() 
 
 
 @pytest.mark.process
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 async def test_in_a_crowd_the_scaler_starts_replicas_the_coordinator_proposes_and_the_audit_verifies(
     tmp_path: Path,
 ) -> None:

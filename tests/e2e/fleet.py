@@ -6,12 +6,14 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -22,7 +24,7 @@ from aiohttp import web
 from swarmx.core.control import Role
 from swarmx.gateway.keys import Keyring
 
-DEADLINE_S = 60.0  # the machine may be busy; only a test that fails waits this long
+DEADLINE_S = 120.0  # the machine may be busy; only a test that fails waits this long
 
 T = TypeVar("T")
 
@@ -142,6 +144,13 @@ class Http:
         aborted = [line for line in text.splitlines() if 'finished_reason="abort"' in line and "_created" not in line]
         return {**found, "aborted": sum(float(line.split()[-1]) for line in aborted)}
 
+    async def idle(self) -> dict[str, dict[str, Any]]:
+        """Wait until nothing runs, by the books and by the engines; returns the rows of the replicas."""
+        rows = await until(self.replicas, lambda rows: all(row["in_flight"] == 0 for row in rows.values()))
+        for name in rows:
+            await until(partial(self.engine, name), lambda engine: engine["running"] + engine["waiting"] == 0)
+        return rows
+
 
 @dataclass(slots=True, kw_only=True)
 class Server:
@@ -251,26 +260,39 @@ async def all_ready(http: Http, replica_ids: Sequence[str] | None = None) -> Non
     await until(http.replicas, holds)
 
 
-def kill_replica(server: Server, *, model: str, device: str) -> None:
-    """Kill -9 the emulated replica of that model on that device."""
+def signal_replica(server: Server, number: signal.Signals, *, model: str, device: str) -> None:
+    """Send a signal to the emulated replica of that model on that device."""
     wanted = f"--model {model} --device {device} "
     (pid,) = [pid for pid, line in children(server.process.pid).items() if wanted in line]
-    os.kill(pid, signal.SIGKILL)
+    os.kill(pid, number)
 
 
 Mood = Literal["fine", "hang", "garbage", "not_an_answer", "unavailable", "hang_up", "break_off", "reject"]
 
 
+def held_port() -> socket.socket:
+    """A port of loopback that no other process is given while this is open, although nobody listens to it yet."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
+
+
 @dataclass(slots=True, kw_only=True)
 class Peer:
-    """Somebody else's server: answers chat completions, or does what its `mood` says."""
+    """Somebody else's server: answers chat completions, or does what its `mood` says. It keeps its port while down."""
 
     mood: Mood = "fine"
-    port: int = 0
     calls: int = 0
     running: int = 0
     release: asyncio.Event = field(default_factory=asyncio.Event)
+    _port: socket.socket = field(default_factory=held_port)
     _runner: web.AppRunner | None = None
+
+    @property
+    def port(self) -> int:
+        port: int = self._port.getsockname()[1]
+        return port
 
     @property
     def url(self) -> str:
@@ -282,12 +304,16 @@ class Peer:
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True, access_log=None)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
-        self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+
+    async def close(self) -> None:
+        """Stop, and give the port back."""
+        await self.stop()
+        self._port.close()
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -359,7 +385,7 @@ async def peers(**moods: Mood) -> AsyncIterator[dict[str, Peer]]:
         yield found
     finally:
         for peer in found.values():
-            await peer.stop()
+            await peer.close()
 
 
 def static(replica_id: str, model: str, peer: Peer) -> dict[str, Any]:

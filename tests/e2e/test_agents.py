@@ -103,7 +103,9 @@ async def test_cancelling_an_agent_ends_its_tool_and_what_its_workflow_has_in_th
     http, marker = world
     workflow = six(tools=["nap"])
     long = {"kind": "llm", "model": "qwen3-8b", "max_tokens": 8000, "prompt": "Write book {{ item }}."}
-    workflow["nodes"]["books"] = {"kind": "map", "over": SIX, "do": {"write": long}}
+    # There is always a book that is being written, however long a tool takes to begin.
+    shelf = {"kind": "loop", "max_iterations": 20, "until": "iteration > 20", "do": {"write": long}}
+    workflow["nodes"]["books"] = {"kind": "map", "over": SIX, "do": {"shelf": shelf}}
     workflow_id = await http.submitted(workflow)
     await until(asleep(marker), bool)
     engine = await until(lambda: http.engine(ENGINE), lambda found: found["running"] > 0)

@@ -34,7 +34,7 @@ SETTINGS = {
     "emulated": [{"model": MODEL, "device": "h100", "count": 1}, {"model": "sdxl", "device": "l40s", "kind": "image"}],
     "elastic": [{"model": ELASTIC, "device": "l40s", "min": 0, "max": 0, "limit": 3}],
 }
-PATIENCE_MS = 30_000  # only a test that fails waits this long
+PATIENCE_MS = 60_000  # only a test that fails waits this long
 
 # The smallest contrast between text and what is behind it, and the text; WCAG AA wants 4.5.
 CONTRAST = """() => {
@@ -99,7 +99,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def chromium() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
         flags = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        sync_api.expect.set_options(timeout=PATIENCE_MS)  # else it is five seconds
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags, timeout=2 * PATIENCE_MS)
         yield browser
         browser.close()
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.compat.comfyui.fake import PNG, graph
+from tests.compat.comfyui.fake import PNG
+from tests.compat.comfyui.fake_nodes import graph
 from tests.e2e.fleet import Http, alive, children, serving, until
 
 pytestmark = pytest.mark.process

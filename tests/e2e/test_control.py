@@ -13,7 +13,7 @@ from swarmx.memory.audit import LOG_NAME, read_log, verify_files
 from swarmx.runtime.journal import replay
 from tests.e2e.fleet import Http, Peer, children, peers, serving, until, up
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.process
 
 GROUP = {"model": "qwen3-8b", "device": "l40s", "slots": 8, "min": 1, "max": 3, "limit": 4, "start_s": 20.0}
 ELASTIC: dict[str, Any] = {

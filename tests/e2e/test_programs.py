@@ -149,7 +149,7 @@ async def test_cancelling_a_session_lets_the_calls_of_its_subagents_go_down_to_t
         "model": LLM, "messages": [{"role": "user", "content": "Go on."}], "max_tokens": SLOW_TOKENS,
         "extra_body": ENDLESS,
     }  # fmt: skip
-    before = sum([(await http.engine(replica))["aborted"] for replica in await http.replicas()])
+    before = sum([(await http.engine(replica))["aborted"] for replica in await http.idle()])
     whole = asyncio.ensure_future(client.chat.completions.create(**asked, extra_headers=parent))
     stream = await client.chat.completions.create(**asked, stream=True, extra_headers=child)
     await anext(aiter(stream))

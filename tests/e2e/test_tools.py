@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,15 @@ def in_the_sandbox(marker: str) -> Any:
     return look
 
 
+def let_go(marker: str) -> None:
+    """End what the scripts with the marker sleep in; they go on behind it."""
+    for pid in running(marker):
+        for child, line in children(pid).items():
+            if line.startswith("sleep "):
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+
+
 async def test_a_tool_that_hangs_floods_or_fails_fails_its_workflow_and_nothing_else(world: World) -> None:
     told = {
         "brief": ({"s": "sleep 600"}, "longer than 1 s"),
@@ -234,7 +243,7 @@ async def test_a_call_that_was_out_when_the_server_was_killed_is_made_again_only
     with shed() as file:
         settings = {"tools": [{"file": str(file), "count": 1}]}
         marker = secrets.token_hex(8)
-        script = {"s": f"printf $SWARMX_IDEMPOTENCY_KEY; sleep 3; : {marker}"}
+        script = {"s": f"printf $SWARMX_IDEMPOTENCY_KEY; sleep 600; : {marker}"}
         server = up(settings, tmp_path)
         async with server.http() as http:
             await offered(http, *ALL)
@@ -244,6 +253,8 @@ async def test_a_call_that_was_out_when_the_server_was_killed_is_made_again_only
         await until(in_the_sandbox(marker), lambda found: not found)
         with serving(settings, tmp_path) as server:
             async with server.http() as http:
+                await until(in_the_sandbox(marker), bool)
+                let_go(marker)
                 again, shell = [await http.ended(workflow_id) for workflow_id in ids]
     assert again["outputs"] == {"use": f"{ids[0]}/use"}, "the key is the same in every life"
     assert shell["state"] == "failed"
@@ -259,14 +270,27 @@ async def test_a_pool_of_tools_grows_under_load_and_is_drained_after_without_los
         with serving(settings, tmp_path) as server:
             async with server.http() as http:
                 await offered(http, *ALL)
-                use = {"kind": "tool", "tool": "shell", "args": {"s": "sleep 1"}}
+                marker = secrets.token_hex(8)
+                use = {"kind": "tool", "tool": "shell", "args": {"s": f"sleep 600; : {marker}"}}
                 nodes = {"each": {"kind": "map", "over": str(list(range(16))), "do": {"use": use}}}
                 workflow_id = await http.submitted({"name": "load", "nodes": nodes})
-                await until(http.replicas, lambda rows: sum(row["state"] == "ready" for row in rows.values()) >= 2)
-                row = await http.ended(workflow_id)
+                await until(
+                    http.replicas,
+                    lambda rows: sum(row["state"] == "ready" and row["in_flight"] > 0 for row in rows.values()) >= 2,
+                )
+                row = await until(
+                    lambda: let_go_on(http, workflow_id, marker), lambda row: row["ended_at_s"] is not None
+                )
                 assert row["state"] == "finished", row["error"]
                 assert len({call["replica_id"] for call in row["calls"]}) >= 2
                 assert all(call["attempts"] == 1 for call in row["calls"])
                 await until(http.replicas, lambda rows: sum(row["state"] == "ready" for row in rows.values()) == 1)
                 log = (await http.get("/api/v1/audit")).body["records"]
                 assert {"deploy", "drain"} <= {record["entry"]["tool"] for record in log}
+
+
+async def let_go_on(http: Http, workflow_id: str, marker: str) -> dict[str, Any]:
+    """The workflow, after those of its calls that sleep now were let go."""
+    let_go(marker)
+    row: dict[str, Any] = (await http.get(f"/api/v1/workflows/{workflow_id}")).body
+    return row

@@ -532,7 +532,7 @@ async def test_the_desk_settles_by_itself(store: SqliteStore) -> None:
     kept = asyncio.Event()
     office.desk.on_change.append(lambda proposal: kept.set() if proposal.state == "kept" else None)
     await office.order(SCALE)
-    await asyncio.wait_for(kept.wait(), 10.0)
+    await asyncio.wait_for(kept.wait(), 60.0)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

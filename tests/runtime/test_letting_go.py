@@ -54,7 +54,7 @@ async def test_agents_hear_that_a_workflow_left_with_the_lease(store: SqliteStor
 async def test_a_workflow_that_is_taken_up_again_left_and_came_back(store: SqliteStore, start: Start) -> None:
     heard: list[Message] = []
     model = EchoModel(hung=HANGS)
-    runner = start(model, post=heard.append, exclusive=False, lease_s=0.3)
+    runner = start(model, post=heard.append, exclusive=False, lease_s=3.0)
     workflow_id = await begun(runner, model)
     await store.enlist("alone", ttl_s=0.0, exclusive=True)
     await until_told(heard, 3)

@@ -86,10 +86,10 @@ class Bench:
 
     async def until_encoding(self) -> None:
         """The thread is in the encoder with its next batch."""
-        assert await asyncio.to_thread(self.encoder.entered.acquire, timeout=10.0)
+        assert await asyncio.to_thread(self.encoder.entered.acquire, timeout=60.0)
 
     async def until_outcomes(self, count: int) -> None:
-        async with asyncio.timeout(10.0):
+        async with asyncio.timeout(60.0):
             while len(self.outcomes) < count:
                 await asyncio.sleep(0)
 

@@ -50,7 +50,7 @@ class Heard:
     async def state(self) -> str:
         """The next state that is told."""
         while True:
-            message = await asyncio.wait_for(self.messages.get(), 10.0)
+            message = await asyncio.wait_for(self.messages.get(), 60.0)
             if isinstance(message, ReplicaChanged):
                 return message.state
             assert isinstance(message, SignalReported)
@@ -58,7 +58,7 @@ class Heard:
 
     async def signal(self) -> SignalReported:
         while True:
-            message = await asyncio.wait_for(self.messages.get(), 10.0)
+            message = await asyncio.wait_for(self.messages.get(), 60.0)
             if isinstance(message, SignalReported):
                 return message
 
