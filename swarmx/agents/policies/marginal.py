@@ -156,7 +156,11 @@ class Marginal:
         self, call: CallView, fleet: FleetView, count: Floats, left: Floats, cached: Floats
     ) -> Floats | None:
         """Calls that must end before this one has a slot and, when all have grown by half of what they still need,
-        room in the KV cache, [replicas]; None for none anywhere."""
+        room in the KV cache, [replicas]; None for none anywhere.
+
+        A call waits for no more room than it takes itself, in whole calls: what others are short of is not its to wait
+        for, and one that takes less than half of what a call there will free does not wait at all.
+        """
         over = fleet.in_flight - fleet.max_batch
         slots = np.maximum(0.0, over + 1.0) if _most(over) >= 0 else None
         if not self.kv:
@@ -166,11 +170,14 @@ class Marginal:
         if _least(spare) >= own:  # whatever they share
             return slots
         shared = np.minimum(fleet.shared_tokens, fleet.context_tokens)
-        short = own - cached - (spare + shared)
+        takes = own - cached
+        short = takes - np.maximum(0.0, spare + shared)
         if _most(short) <= 0.0:
             return slots
         frees = np.maximum((fleet.context_tokens - shared) / np.maximum(count, _ONE) + left, 1.0)
-        room: Floats = np.minimum(count, np.maximum(0.0, short) / frees)
+        room: Floats = np.minimum(count, np.floor(np.maximum(0.0, short) / frees + 0.5))
+        if _most(room) <= 0.0:
+            return slots
         return room if slots is None else np.maximum(slots, room)
 
     def _felt(self, call: CallView, own_s: Floats, unit_s: Floats, whole_s: float, least_s: float) -> Floats:

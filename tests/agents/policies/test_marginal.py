@@ -78,8 +78,18 @@ def test_a_call_that_would_not_fit_into_the_kv_cache_is_held() -> None:
         "remaining_work": [900.0],
         "kv_capacity_tokens": [10_000.0],
     }
-    assert choose(a_call(100.0, prompt=500), **columns).hold
-    assert not choose(a_call(100.0, prompt=500), Marginal(kv=0.0), **columns).hold
+    assert choose(a_call(100.0, prompt=900), **columns).hold
+    assert not choose(a_call(100.0, prompt=900), Marginal(kv=0.0), **columns).hold
+    assert not choose(a_call(100.0, prompt=300), **columns).hold, "any call that ends makes room for more than that"
+
+
+def test_a_call_waits_for_the_room_that_it_takes_and_not_for_what_others_are_short_of() -> None:
+    columns = {"in_flight": [9], "remaining_work": [900.0], "kv_capacity_tokens": [10_000.0]}
+    full, beyond = (choose(a_call(prompt=3000), context_tokens=[held], **columns) for held in (9550.0, 30_000.0))
+    assert full.hold
+    assert beyond.hold
+    assert full.terms_s["wait_s"] > beyond.terms_s["wait_s"], "there each that ends frees three times as much"
+    assert not choose(a_call(prompt=300), context_tokens=[30_000.0], **columns).hold
 
 
 def test_replicas_that_read_prompts_all_the_time_and_those_that_are_slower_than_they_say_cost_more() -> None:
