@@ -46,6 +46,7 @@ class Servers(Mapping[str, ComfyServer]):
         }
         self._up: set[str] = set()
         self._abandoned: dict[str, set[str]] = {name: set() for name in self._servers}
+        self._doubts = dict.fromkeys(self._servers, 0)
         self._looks = {name: asyncio.Event() for name in self._servers}
         self.stats: dict[str, dict[str, Any]] = {}
         self.on_change: OnChange = lambda server, *, told: None
@@ -76,6 +77,7 @@ class Servers(Mapping[str, ComfyServer]):
     def doubt(self, name: str) -> None:
         """It lost a job: it gets no other one before it has answered."""
         self._up.discard(name)
+        self._doubts[name] += 1
         self.on_change(name, told=False)
         self.ask_again(name)
 
@@ -117,11 +119,13 @@ class Servers(Mapping[str, ComfyServer]):
             self._looks[name].clear()
 
     async def _look(self, name: str) -> None:
-        server = self._servers[name]
+        server, doubts = self._servers[name], self._doubts[name]
         await self._fence(name)
         before = self._book.generation
         self._book.told(name, await server.object_info())
         self.stats[name] = await server.system_stats()
+        if self._doubts[name] != doubts:  # it lost a job while it was asked, and may still be at it
+            return
         told = self._book.generation != before
         if told or name not in self._up:
             if name not in self._up:

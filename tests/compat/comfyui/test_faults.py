@@ -117,6 +117,50 @@ async def test_a_job_that_is_lost_at_the_only_server_runs_there_again_once_the_f
     assert fake.received == [answer["prompt_id"]] * 2
 
 
+class _SlowToTell(FakeComfy):
+    """Says what nodes it has while the gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__(step_s=0.01)
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.asked = 0
+
+    async def _object_info(self, request: web.Request) -> web.Response:
+        self.asked += 1
+        await self.gate.wait()
+        return await super()._object_info(request)
+
+
+async def test_a_job_that_is_lost_while_its_server_is_asked_does_not_go_there_before_the_first_attempt_has_ended(
+    tmp_path: Path,
+) -> None:
+    fake = _SlowToTell()
+    async with serving(fake), front(tmp_path, fake, stall_s=1.0, refresh_s=0.1, timeout_s=60.0) as client:
+        fake.stuck = True
+        _, answer = await client.submit(graph(steps=3))
+        await _started_on((fake,), answer["prompt_id"])
+        fake.gate.clear()
+        asked = fake.asked
+        await eventually(lambda: _is(fake.asked > asked))
+        await eventually(lambda: _queued(client, answer["prompt_id"]))
+        fake.gate.set()
+        await eventually(lambda: _asked(fake, "POST /interrupt"))
+        fake.stuck = False
+        entry = await client.ended(answer["prompt_id"])
+    assert entry["status"]["status_str"] == "success"
+    assert fake.received == [answer["prompt_id"]] * 2
+
+
+async def _is(found: bool) -> bool:
+    return found
+
+
+async def _queued(client: Client, prompt_id: str) -> bool:
+    async with client.session.get(f"{client.url}/queue") as response:
+        return any(row[1] == prompt_id for row in (await response.json())["queue_pending"])
+
+
 async def _asked(fake: FakeComfy, what: str) -> bool:
     return what in fake.requests
 
