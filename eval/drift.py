@@ -4,8 +4,9 @@ Real lengths and latencies of prompts and requests that no head was trained on, 
 change at one moment. Calls of what drifts end at 4 a second, as many others beside them: 200 observations take 50 s.
 Arms: the frozen head; the paper's Algorithm 2 (retraining on the window of the key, for that key, when its mean tail
 loss is above 1.5 times the highest of a class in training: of 1.25, 1.5 and 2 the best on validation prompts, seen over
-all drifts); tracking; tracking and retraining. The second and the last run the real learner agent in virtual time, and
-a retraining takes as long as it took here plus two seconds.
+all drifts); tracking; tracking and following the leader of head and past, as a server forecasts lengths; the same with
+retraining. The second and the last run the real learner agent in virtual time, and a retraining takes as long as it
+took here plus two seconds.
 
 Rolling coverage is that of the last 200 observations, and none before the drift, of each key that drifted, pooled over
 the seeds; recovered is when it is within three points of 90 % and stays there. A class with fewer rows than a stream
@@ -34,6 +35,7 @@ from swarmx.agents.learner import LearnerAgent, LearnerSettings
 from swarmx.core.actions import Action, Retrain, UsePredictor
 from swarmx.core.messages import ForecastScored, Message, PredictorReady, RetrainEnded
 from swarmx.neural.head import Floats, Head
+from swarmx.neural.leader import FollowTheLeader
 from swarmx.neural.losses import pinball
 from swarmx.neural.refit import weighted_loss
 from swarmx.neural.table import Table
@@ -43,7 +45,7 @@ from swarmx.runtime.journal import MemoryJournal
 from swarmx.runtime.switchboard import Switchboard
 from swarmx.runtime.virtual import VirtualShell
 
-Arm = Literal["frozen", "paper", "tracking", "tracking+retrain"]
+Arm = Literal["frozen", "paper", "tracking", "tracking+leader", "tracking+leader+retrain"]
 
 RATE = 4.0
 WINDOW = 200
@@ -140,13 +142,14 @@ class Predictor:
         self.head = drift.ground.head
         self.of_key: dict[Key, Head] = {}  # the paper trains one per key
         self.tracker = QuantileTracker(self.head.spec.levels) if arm.startswith("tracking") else None
+        self.leader = FollowTheLeader(self.head.spec.levels) if "leader" in arm else None
         self.trained: dict[str, tuple[Key | None, Head]] = {"v0": (None, self.head)}
         self.version, self.swaps = "v0", 0
         self.ended = 0  # calls
         self._said = self._all_rows(self.head)
         self._said_of_key: dict[Key, Floats] = {}
         mode: Literal["off", "paper", "ours"] = "off"
-        if arm in ("paper", "tracking+retrain"):
+        if arm in ("paper", "tracking+leader+retrain"):
             mode = "paper" if arm == "paper" else "ours"
         settings = LearnerSettings(mode=mode, threshold=threshold)
         self.window = settings.window
@@ -161,8 +164,12 @@ class Predictor:
         for i, (at_s, key) in enumerate(zip(self.calls.at_s.tolist(), self.calls.key, strict=True)):
             self.shell.run(until_s=at_s)
             raw = self._said_of_key.get(key, self._said)[self.calls.row[i]]
-            q = self.tracker.correct(*key, raw) if self.tracker is not None else raw
+            q = corrected = self.tracker.correct(*key, raw) if self.tracker is not None else raw
             log_y = float(self.calls.log_y[i])
+            if self.leader is not None:
+                tokens = self._tokens(corrected)
+                q = np.log(self.leader.choose("|".join(key), tokens) + self.head.spec.softening)
+                self.leader.observe("|".join(key), tokens, float(self._tokens(log_y)))
             yield q, log_y
             if self.tracker is not None:
                 self.tracker.observe(*key, raw, log_y)
@@ -222,10 +229,16 @@ class Predictor:
             self.of_key[key], self._said_of_key[key] = head, self._all_rows(head)
             return
         self.head, self._said = head, self._all_rows(head)
+        if self.leader is not None:
+            self.leader.forget_losses()
         if self.tracker is not None:  # it starts again with what the new head would have said of the latest calls
             self.tracker.reset()
             for i in range(max(0, self.ended - _REPLAYED), self.ended):
                 self.tracker.observe(*self.calls.key[i], self._said[self.calls.row[i]], float(self.calls.log_y[i]))
+
+    def _tokens(self, log_y: Floats | float) -> Floats:
+        tokens: Floats = np.maximum(0.0, np.exp(log_y) - self.head.spec.softening)
+        return tokens
 
     def _all_rows(self, head: Head) -> Floats:
         rows = self.ground.rows

@@ -23,6 +23,7 @@ from swarmx.neural.checkpoint import load_head
 from swarmx.neural.facts import device_facts, model_facts
 from swarmx.neural.forecaster import NeuralForecaster, shipped_weights
 from swarmx.neural.heads.latency import COMPLETION, Candidate, Candidates, FleetHead, RuntimeState, inputs
+from swarmx.neural.leader import FollowTheLeader
 from swarmx.neural.tracking import QuantileTracker
 
 SIZES = {"2kB": 2_000, "50kB": 50_000, "1MB": 1_000_000}
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(repeats: int) -> tuple[list[Row], list[Claim]]:
     """One row a prompt size and a row for the fleet: P50, P10 and P99 in milliseconds of CPU."""
-    forecaster = NeuralForecaster.load(None, QuantileTracker(LEVELS))
+    forecaster = NeuralForecaster.load(None, QuantileTracker(LEVELS), FollowTheLeader(LEVELS))
     rng = np.random.default_rng(0)
     rows: list[Row] = []
     for name, size in SIZES.items():

@@ -81,9 +81,11 @@ def explain_command(
     --config, are learnt from first, as a server learns from them. A stored call is explained from its encoding: its
     text was never kept, so that words cannot be told.
     """
+    from swarmx.core.forecast import LEVELS
     from swarmx.core.prompts import cut
     from swarmx.neural.explain import explain_prompt, explain_vector, nearest
     from swarmx.neural.forecaster import NeuralForecaster, role_of
+    from swarmx.neural.leader import FollowTheLeader
     from swarmx.neural.replayed import replay, vector_of
     from swarmx.neural.tracking import QuantileTracker
 
@@ -94,8 +96,7 @@ def explain_command(
         raise click.UsageError("--model is missing: how long an answer gets depends on who gives it.")
     if call_id is not None and (no_memory or model or role or limit):
         raise click.UsageError("a stored call has its own model, role and limit, and is in the memory.")
-    forecaster = NeuralForecaster.load(weights)
-    forecaster.correction = QuantileTracker(forecaster.head.spec.levels)
+    forecaster = NeuralForecaster.load(weights, QuantileTracker(LEVELS), FollowTheLeader(LEVELS))
     state_dir: Path = ctx.obj["state_dir"]
     if call_id is not None:
         records, record = _up_to(finished_calls(state_dir, config, _LEARNT), call_id)
@@ -147,6 +148,7 @@ def report_command(
     Judged are the last calls in the database of --state-dir or --config, or the test split of --data.
     """
     from swarmx.neural.forecaster import NeuralForecaster, shipped_weights
+    from swarmx.neural.leader import FollowTheLeader
     from swarmx.neural.report import PredictorReport, cards_in, served, sets_of_calls
     from swarmx.neural.tracking import QuantileTracker
     from swarmx.report_page import write_report
@@ -160,6 +162,7 @@ def report_command(
         title, said = f"Length forecasts on the test split of {data.name}", []
     else:
         forecaster.correction = QuantileTracker(forecaster.head.spec.levels)
+        forecaster.pool = FollowTheLeader(forecaster.head.spec.levels)
         records = finished_calls(ctx.obj["state_dir"], config, last)
         title, said = f"Length forecasts of the last {len(records)} finished calls", served(records)
         sets = sets_of_calls(forecaster, records)

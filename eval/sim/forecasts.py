@@ -6,9 +6,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol, assert_never
 
+import msgspec
+import numpy as np
+
 from eval.sim.settings import ForecastName
 from eval.workloads.plan import PlannedCall, PlannedWorkflow, Workload, forecast_of
-from swarmx.core.forecast import Forecast, from_samples, point
+from swarmx.core.forecast import LEVELS, Forecast, from_samples, point
+from swarmx.neural.leader import FollowTheLeader
 
 PRIOR_TOKENS = 256.0
 HISTORY = 200
@@ -28,7 +32,7 @@ def call_forecasts(name: ForecastName, workload: Workload) -> CallForecasts:
     """The forecaster of that name."""
     match name:
         case "neural":
-            return _Told(lambda call: forecast_of(workload, call))
+            return _Followed(workload)
         case "oracle":
             return _Told(lambda call: point(call.work, unit="tokens" if call.kind == "llm" else "work"))
         case "role_means":
@@ -50,6 +54,31 @@ class _Told:
 
     def finished(self, workflow: PlannedWorkflow, call: PlannedCall) -> None:
         pass
+
+
+class _Followed:
+    """What the trained predictor said, or what was heard of such calls by now where that did better, as when live."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+        self._leader = FollowTheLeader(LEVELS)
+
+    def of(self, workflow: PlannedWorkflow, call: PlannedCall) -> Forecast:
+        said = forecast_of(self._workload, call)
+        if call.kind != "llm":
+            return said
+        chosen = self._leader.choose(_class_of(workflow, call), np.array(said.quantiles))
+        return msgspec.structs.replace(said, quantiles=tuple(np.minimum(chosen, call.work_limit).tolist()))
+
+    def finished(self, workflow: PlannedWorkflow, call: PlannedCall) -> None:
+        if call.kind == "llm":
+            self._leader.observe(
+                _class_of(workflow, call), self._workload.quantiles[call.forecast].astype(float), call.work
+            )
+
+
+def _class_of(workflow: PlannedWorkflow, call: PlannedCall) -> str:
+    return f"{call.recorded or call.model}|{workflow.kind}/{call.role}"
 
 
 class _RoleMeans:

@@ -22,8 +22,8 @@ from swarmx.neural.head import Floats
 from swarmx.neural.net import Floats32
 from swarmx.neural.replayed import vector_of
 
-GROUPS = ("kind of text", "words", "size and marks", "role", "model", "recent errors", "limit")
-_KIND, _WORDS, _COUNTS, _ROLE, _MODEL, _ERRORS, _LIMIT = range(len(GROUPS))
+GROUPS = ("kind of text", "words", "size and marks", "role", "model", "recent outcomes", "limit")
+_KIND, _WORDS, _COUNTS, _ROLE, _MODEL, _OUTCOMES, _LIMIT = range(len(GROUPS))
 _ALL = (1 << len(GROUPS)) - 1
 _NOBODY = "\x00"  # a model and role that no memory has seen; an empty role is none
 _MOST_WORDS = 200
@@ -258,8 +258,8 @@ class _Question:
             features[[place["log_model_kind_spread"], place["model_kind_cube"]]] = np.nan
             group = ""
         q: Floats = head.log_quantiles(features[None, :], np.array([anchor]), group)[0]
-        if _has(known, _ERRORS) and forecaster.correction is not None:
-            q = forecaster.correction.correct(f"{self.model}|{self.role}", "", q)
+        if _has(known, _OUTCOMES):
+            q = np.log(forecaster.served(f"{self.model}|{self.role}", q) + head.spec.softening)
         return q
 
     def log_median(self) -> float:

@@ -1,4 +1,4 @@
-"""The house forecaster: hashed encoder, memory, neural head, and tracking of its own errors; numpy only."""
+"""The house forecaster: hashed encoder, memory, neural head, and what follows its outcomes; numpy only."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from swarmx.neural.encoders.adapted import AdaptedEncoder, load_adapted
 from swarmx.neural.encoders.hashed import HashedEncoder, load_hashed
 from swarmx.neural.head import Floats, Head
 from swarmx.neural.heads.length import SOFTENING, LengthMemory, length_spec, load_memory
+from swarmx.neural.leader import FollowTheLeader
 from swarmx.neural.net import Floats32
 
 _FEWEST, _MOST = 0.0, 16.0  # e^16: nine million tokens
@@ -49,9 +50,9 @@ class NeuralForecaster:
     """Implements `core.ports.Forecaster`: the length of answers, as eight quantiles.
 
     The encoder reads the prompt once; memory adds what this model and role did before, as recently as the last call;
-    the head turns both into quantiles, `correction` shifts them by its own recent errors, and the call's limit caps
-    them. A model that was never seen is forecast like the average one, and the source is "prior". Images are known
-    from the request.
+    the head turns both into quantiles, `correction` shifts them by its own recent errors, `leader` takes what calls of
+    the same model and role came to where that did better of late, and the call's limit caps them. A model that was
+    never seen is forecast like the average one, and the source is "prior". Images are known from the request.
     """
 
     name = "neural"
@@ -62,29 +63,33 @@ class NeuralForecaster:
         memory: LengthMemory,
         head: Head,
         correction: Correction | None = None,
+        leader: FollowTheLeader | None = None,
     ) -> None:
         self.encoder = encoder
         self.memory = memory
         self.head = head
         self.correction = correction
+        self.leader = leader
         self._latest: deque[_Outcome] = deque(maxlen=_REPLAYED)
 
     @classmethod
-    def load(cls, weights: Path | None = None, correction: Correction | None = None) -> NeuralForecaster:
+    def load(
+        cls, weights: Path | None = None, correction: Correction | None = None, leader: FollowTheLeader | None = None
+    ) -> NeuralForecaster:
         """From a folder that `swarmx train` wrote, or with the weights that ship. Raises PredictorError."""
         folder = shipped_weights() if weights is None else weights
         encoder = load_hashed(folder)
-        return cls(encoder, *_reading(folder, encoder, encoder.version), correction)
+        return cls(encoder, *_reading(folder, encoder, encoder.version), correction, leader)
 
     @classmethod
     def load_second(
-        cls, weights: Path, slow: Encoder, correction: Correction | None = None
+        cls, weights: Path, slow: Encoder, correction: Correction | None = None, leader: FollowTheLeader | None = None
     ) -> tuple[AdaptedEncoder, NeuralForecaster]:
         """From a folder that `swarmx train length --encoder` wrote for the slow encoder: the one that reads prompts
         off the loop, and who forecasts from what it has read. Raises PredictorError."""
         adapted = load_adapted(weights, slow)
         layout = replace(adapted.hashed, version=adapted.version)
-        return adapted, cls(layout, *_reading(weights, layout, adapted.version), correction)
+        return adapted, cls(layout, *_reading(weights, layout, adapted.version), correction, leader)
 
     @property
     def version(self) -> str:
@@ -101,6 +106,8 @@ class NeuralForecaster:
             for seen in self._latest:
                 log_q = head.log_quantiles_of(seen.features, seen.anchor, seen.group)
                 self.correction.observe(seen.prompt_class, "", log_q, seen.log_y)
+        if self.leader is not None:
+            self.leader.forget_losses()
         return previous
 
     def encode(self, call: Call, prompt: PromptText) -> Encoding:
@@ -114,11 +121,7 @@ class NeuralForecaster:
         if call.kind == "image":
             return point(call.work_limit, unit="work")
         role = role_of(call)
-        log_q = self.log_quantiles(call.model, role, encoding)
-        if self.correction is not None:
-            log_q = self.correction.correct(f"{call.model}|{role}", "", log_q)
-        quantiles = np.exp(np.minimum(np.maximum(log_q, _FEWEST), _MOST))
-        quantiles -= SOFTENING
+        quantiles = self.served(f"{call.model}|{role}", self.log_quantiles(call.model, role, encoding))
         source: Source = "neural" if self.memory.seen(call.model, role)[0] else "prior"
         return Forecast(
             levels=self.head.spec.levels,
@@ -148,13 +151,29 @@ class NeuralForecaster:
         log_q = self.head.log_quantiles_of(features, anchor, group)
         log_y = math.log(work_done + SOFTENING)
         prompt_class = f"{call.model}|{role}"
+        corrected = self._corrected(prompt_class, log_q)
         if work_done >= call.work_limit:
-            served = log_q if self.correction is None else self.correction.correct(prompt_class, "", log_q)
-            log_y = max(log_y, _median_beyond(log_y, served, self.head.spec.levels))
+            log_y = max(log_y, _median_beyond(log_y, corrected, self.head.spec.levels))
+        if self.leader is not None:
+            self.leader.observe(prompt_class, self._tokens(corrected), math.exp(log_y) - SOFTENING)
         if self.correction is not None:
             self.correction.observe(prompt_class, "", log_q, log_y)
             self._latest.append(_Outcome(features, anchor, group, prompt_class, log_y))
         self.memory.learn(self.encoder, encoding.vector, call.model, role, math.exp(log_y) - SOFTENING)
+
+    def served(self, prompt_class: str, log_q: Floats) -> Floats:
+        """[8] quantiles of the tokens from those of the head's logarithm: corrected, or those of the past instead."""
+        quantiles = self._tokens(self._corrected(prompt_class, log_q))
+        return quantiles if self.leader is None else self.leader.choose(prompt_class, quantiles)
+
+    def _corrected(self, prompt_class: str, log_q: Floats) -> Floats:
+        return log_q if self.correction is None else self.correction.correct(prompt_class, "", log_q)
+
+    @staticmethod
+    def _tokens(log_q: Floats) -> Floats:
+        quantiles: Floats = np.exp(np.minimum(np.maximum(log_q, _FEWEST), _MOST))
+        quantiles -= SOFTENING
+        return quantiles
 
 
 def _median_beyond(value: float, quantiles: Floats, levels: Sequence[float]) -> float:

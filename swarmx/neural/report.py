@@ -68,8 +68,8 @@ def sets_of_calls(forecaster: NeuralForecaster, records: Sequence[CallRecord]) -
     return [
         score_set(
             "Finished calls",
-            "Each call, forecast by these weights from what had ended when it became ready: their memory and the "
-            "tracking of their errors begin with the first of these calls.",
+            "Each call, forecast by these weights from what had ended when it became ready: their memory, and "
+            "what follows their outcomes, begin with the first of these calls.",
             np.array([record.work_done for record in kept]),
             np.array([forecast.quantiles for forecast in forecasts]),
             LEVELS,

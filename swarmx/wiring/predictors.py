@@ -22,6 +22,7 @@ from swarmx.neural.encoders import make_encoder
 from swarmx.neural.forecaster import NeuralForecaster, shipped_weights
 from swarmx.neural.heads.remaining_memory import load_remaining_memory
 from swarmx.neural.heads.structure import SPECS
+from swarmx.neural.leader import FollowTheLeader
 from swarmx.neural.structure_live import WorkflowForecasts
 from swarmx.neural.tracking import QuantileTracker
 from swarmx.runtime.clock import Clock
@@ -63,7 +64,7 @@ async def forecasters(
     if wanted.engine == "empirical":
         return Forecasters(first=plain)
     try:
-        primary = NeuralForecaster.load(wanted.weights, QuantileTracker(LEVELS) if wanted.adapt else None)
+        primary = NeuralForecaster.load(wanted.weights, *_learning(wanted))
     except PredictorError as error:
         log.warning("the neural predictor is missing, plain statistics stand in: %s", error)
         return Forecasters(first=plain, missing=("neural",))
@@ -171,5 +172,9 @@ def _second(wanted: PredictorSection) -> tuple[Encoder, Forecaster]:
             f"`swarmx train length --encoder {wanted.encoder}` wrote."
         )
     slow = make_encoder(wanted.encoder, wanted.encoder_weights)
-    correction = QuantileTracker(LEVELS) if wanted.adapt else None
-    return NeuralForecaster.load_second(wanted.encoder_weights, slow, correction)
+    return NeuralForecaster.load_second(wanted.encoder_weights, slow, *_learning(wanted))
+
+
+def _learning(wanted: PredictorSection) -> tuple[QuantileTracker, FollowTheLeader] | tuple[None, None]:
+    """What follows the outcomes of a head while it serves."""
+    return (QuantileTracker(LEVELS), FollowTheLeader(LEVELS)) if wanted.adapt else (None, None)

@@ -16,12 +16,13 @@ from swarmx.core.nouns import Call
 from swarmx.core.ports import Forecaster
 from swarmx.neural.empirical import EmpiricalForecaster
 from swarmx.neural.forecaster import NeuralForecaster
+from swarmx.neural.leader import FollowTheLeader
 from swarmx.neural.tracking import QuantileTracker
 from tests.agents.worlds import PROMPT, a_call
 
 FORECASTERS: dict[str, Callable[[], Forecaster]] = {
     "empirical": EmpiricalForecaster,
-    "neural": lambda: NeuralForecaster.load(None, QuantileTracker(LEVELS)),
+    "neural": lambda: NeuralForecaster.load(None, QuantileTracker(LEVELS), FollowTheLeader(LEVELS)),
 }
 EVERY = pytest.mark.parametrize("make", FORECASTERS.values(), ids=FORECASTERS.keys())
 

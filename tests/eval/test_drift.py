@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eval.drift import AIM_S, LEVEL, RATE, Drift, Seen, recovery_s, run_one, stream, summary
+from eval.drift import AIM_S, LEVEL, RATE, Arm, Drift, Seen, recovery_s, run_one, stream, summary
 from eval.drift_grounds import Ground
 from tests.neural.heads import a_head, a_table
 
@@ -31,16 +31,18 @@ def test_the_same_seed_gives_the_same_stream_and_only_the_drifting_key_changes()
 
 def test_a_frozen_head_does_not_recover_and_tracking_does() -> None:
     drift = a_drift(3.0)
-    frozen, tracking = ([run_one(arm, drift, seed, 1.0) for seed in range(2)] for arm in ("frozen", "tracking"))
+    frozen = [run_one("frozen", drift, seed, 1.0) for seed in range(2)]
     assert recovery_s(frozen, 200) == float("inf")
-    row = summary(drift, "tracking", tracking)
-    assert abs(float(row["coverage_201_to_400"]) - LEVEL) < 0.04
-    assert float(row["loss_after"]) < 0.5 * float(summary(drift, "frozen", frozen)["loss_after"])
+    arms: tuple[Arm, ...] = ("tracking", "tracking+leader")
+    for arm in arms:
+        row = summary(drift, arm, [run_one(arm, drift, seed, 1.0) for seed in range(2)])
+        assert abs(float(row["coverage_201_to_400"]) - LEVEL) < 0.04
+        assert float(row["loss_after"]) < 0.5 * float(summary(drift, "frozen", frozen)["loss_after"])
 
 
 def test_retraining_is_asked_for_and_used() -> None:
     assert run_one("paper", a_drift(3.0), 0, 0.1).swaps >= 1
-    assert run_one("tracking+retrain", a_drift(3.0), 0, 0.1).swaps >= 1
+    assert run_one("tracking+leader+retrain", a_drift(3.0), 0, 0.1).swaps >= 1
 
 
 def test_recovery_is_when_coverage_comes_back_for_good() -> None:

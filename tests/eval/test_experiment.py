@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 pytest.importorskip("polars")
 pytest.importorskip("matplotlib")
 
-from eval.experiment import claims, plots, throughput
+from eval.experiment import claims, plots, throughput, tuning
 from eval.experiment.bound import bound_s
 from eval.experiment.capacity import bounded
 from eval.experiment.compare import ratio, weighted_quantiles
@@ -206,6 +206,15 @@ def test_the_best_baseline_is_the_one_of_the_tuning_split_and_never_ours(tmp_pat
     assert read_tuned(tmp_path / "tuned.json") == file
     with pytest.raises(ConfigError, match="nothing was tuned"):
         file.settings("random", "g", 0.7)
+
+
+@pytest.mark.parametrize("fleet", ["heterogeneous", "homogeneous"])
+def test_every_baseline_has_settings_that_were_found_and_that_it_understands(fleet: str) -> None:
+    file = read_tuned(Path(tuning.__file__).parent / "tuned.json")
+    mine = [each for each in contestants().values() if each.group == "baselines" and each.like is None]
+    for each in mine:
+        make_policy(each.policy, file.settings(each.name, fleet, 0.85).parameters)
+    assert file.best(fleet, 0.85, mine) is not None
 
 
 @pytest.mark.parametrize("text", ["", "{}", "nonsense"])

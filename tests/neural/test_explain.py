@@ -19,6 +19,7 @@ from swarmx.core.records import CallRecord
 from swarmx.neural.encoders.bag import bag_of
 from swarmx.neural.explain import GROUPS, _shapley, explain_prompt, explain_vector, nearest, ngrams_of
 from swarmx.neural.forecaster import NeuralForecaster, role_of
+from swarmx.neural.leader import FollowTheLeader
 from swarmx.neural.tracking import QuantileTracker
 from tests.agents.worlds import a_call
 from tests.gateway.test_predictor_metrics import FINISHED
@@ -77,8 +78,23 @@ def test_recent_errors_are_a_move_of_their_own(forecaster: NeuralForecaster) -> 
     for _ in range(50):
         tracked.correction.observe(f"{call.model}|{role_of(call)}", "", log_q, float(log_q[3]) + 1.0)
     found = explain_prompt(tracked, prompt(TEXT), model=call.model, role=role_of(call), limit=5000.0)
-    assert {move.name: move.log for move in found.moves}["recent errors"] > 0.5
+    assert {move.name: move.log for move in found.moves}["recent outcomes"] > 0.5
     assert found.quantiles == pytest.approx(tracked.forecast(call, encoding).quantiles)
+
+
+def test_what_such_calls_came_to_is_the_same_move(forecaster: NeuralForecaster) -> None:
+    followed = NeuralForecaster(
+        forecaster.encoder, forecaster.memory.copy(), forecaster.head, leader=FollowTheLeader(LEVELS)
+    )
+    call = a_call("c", work_limit=5000.0)
+    encoding = followed.encode(call, prompt(TEXT))
+    before = followed.forecast(call, encoding).quantile(0.5)
+    assert followed.leader is not None
+    for _ in range(50):
+        followed.leader.observe(f"{call.model}|{role_of(call)}", np.full(len(LEVELS), before), 4.0 * before)
+    found = explain_prompt(followed, prompt(TEXT), model=call.model, role=role_of(call), limit=5000.0)
+    assert {move.name: move.factor for move in found.moves}["recent outcomes"] > 2.0
+    assert found.quantiles == pytest.approx(followed.forecast(call, encoding).quantiles)
 
 
 def test_the_base_knows_neither_prompt_nor_model(forecaster: NeuralForecaster) -> None:
@@ -92,7 +108,7 @@ def test_the_base_knows_neither_prompt_nor_model(forecaster: NeuralForecaster) -
 def test_what_is_not_known_moves_nothing(forecaster: NeuralForecaster) -> None:
     found = explain_prompt(forecaster, prompt(TEXT), model="never-seen", role="never/seen")
     moves = {move.name: move.factor for move in found.moves}
-    assert all(moves[name] == pytest.approx(1.0) for name in ("role", "model", "recent errors", "limit"))
+    assert all(moves[name] == pytest.approx(1.0) for name in ("role", "model", "recent outcomes", "limit"))
     assert (found.model_seen, found.role_seen) == (0, 0)
 
 

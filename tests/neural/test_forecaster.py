@@ -16,6 +16,7 @@ from swarmx.core.forecast import LEVELS
 from swarmx.core.prompts import Encoding, cut
 from swarmx.neural.forecaster import NeuralForecaster
 from swarmx.neural.head import Head
+from swarmx.neural.leader import FollowTheLeader
 from swarmx.neural.net import QuantileNet
 from swarmx.neural.tracking import QuantileTracker
 from tests.agents.worlds import a_call
@@ -26,7 +27,7 @@ TEXT = cut(b"Please sum up the three papers below in one paragraph each.")
 
 @pytest.fixture
 def forecaster() -> NeuralForecaster:
-    return NeuralForecaster.load(None, QuantileTracker(LEVELS))
+    return NeuralForecaster.load(None, QuantileTracker(LEVELS), FollowTheLeader(LEVELS))
 
 
 SHIPPED = NeuralForecaster.load()
@@ -133,7 +134,7 @@ def test_after_a_swap_the_correction_is_that_of_the_new_head(forecaster: NeuralF
 
 def test_equal_histories_give_equal_forecasts() -> None:
     def told() -> tuple[float, ...]:
-        made = NeuralForecaster.load(None, QuantileTracker(LEVELS))
+        made = NeuralForecaster.load(None, QuantileTracker(LEVELS), FollowTheLeader(LEVELS))
         rng, call = np.random.default_rng(1), a_call("c")
         for _ in range(50):
             made.observe(call, made.encode(call, TEXT), float(rng.integers(1, 900)))

@@ -1,4 +1,4 @@
-"""The forecasters of a Serve router: plain statistics at once, and the house predictor once it has read the prompt."""
+"""The forecasters of a Serve router: plain statistics at once, and the house predictor, which reads the prompt."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from swarmx.core.messages import Message
 from swarmx.core.ports import Forecaster
 from swarmx.neural.empirical import EmpiricalForecaster
 from swarmx.neural.forecaster import NeuralForecaster
+from swarmx.neural.leader import FollowTheLeader
 from swarmx.neural.tracking import QuantileTracker
 from swarmx.runtime.clock import Clock
 from swarmx.runtime.forecasting import GuardedForecaster
@@ -30,7 +31,7 @@ def forecasters(
     if options.predictor == "empirical":
         return alike, None
     try:
-        reader = NeuralForecaster.load(None, QuantileTracker(LEVELS))
+        reader = NeuralForecaster.load(None, QuantileTracker(LEVELS), FollowTheLeader(LEVELS))
     except PredictorError as error:
         log.warning("the neural predictor is missing, plain statistics stand in: %s", error)
         return alike, None
