@@ -105,6 +105,13 @@ def a_bench(*groups: ReplicaGroup, **settings: Any) -> Bench:
     return Bench(ScalerAgent(ScalerSettings(**{"groups": groups or (a_group(),)} | usual | settings)))
 
 
+def a_bench_with(count: int, *groups: ReplicaGroup, **settings: Any) -> Bench:
+    """So many replicas of the first group are ready, and wanted."""
+    bench = a_bench(*groups, **settings)
+    bench.become("ready", *deployed(bench.tick(8 * count)))
+    return bench
+
+
 def deployed(outputs: Iterable[Any]) -> list[str]:
     return [output.replica_id for output in outputs if isinstance(output, Deploy)]
 

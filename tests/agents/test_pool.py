@@ -207,6 +207,26 @@ def test_a_policy_that_writes_into_its_view_does_not_change_the_memory() -> None
     assert pool.in_flight("a") == 0
 
 
+def test_what_profiles_tell_is_shown_to_policies_but_not_theirs_to_write() -> None:
+    pool = a_pool("a")
+    with pytest.raises(ValueError, match="read-only"):
+        pool.view(pool.eligible(NOBODY), 0.0).step_base_s[0] = 99.0
+    assert pool.view(pool.eligible(NOBODY), 0.0).step_base_s.tolist() == [a_profile().step_base_s]
+
+
+def test_a_view_stays_as_it_was_whatever_comes_later() -> None:
+    pool = a_pool("a", "b")
+    view = pool.view(pool.eligible(NOBODY), 1.0)
+    before = {name: getattr(view, name).copy() for name in view.__struct_fields__}
+    pool.dispatched("a", a_call("c"), point(10.0, unit="tokens"), 1, 1.0, 0.0)
+    pool.took("b", 2.0)
+    pool.set_signal("b", 3, 1, 0.5, 1.0)
+    pool.set_state(a_replica("a", profile=a_profile(max_batch=3)), "ready", 1.0)
+    pool.view(pool.eligible(NOBODY), 2.0)
+    for name, column in before.items():
+        np.testing.assert_array_equal(getattr(view, name), column)
+
+
 def test_a_replica_that_comes_back_with_another_profile_is_seen_with_it() -> None:
     pool = a_pool("a")
     pool.dispatched("a", a_call("c"), point(10.0, unit="tokens"), 1, 0.0, 0.0)
@@ -220,7 +240,7 @@ def test_the_log_of_a_large_fleet_keeps_the_chosen_one_and_its_runner_up(cost_s:
     pool = a_pool(*(f"r{i}" for i in range(100)))
     columns = pool.eligible(NOBODY)
     choice = Choice(index=50, cost_s=cost_s, terms_s={"wait_s": cost_s})
-    kept = pool.candidates(columns, pool.view(columns, 0.0), choice, 60)
+    kept = pool.roster.candidates(columns, pool.view(columns, 0.0), choice, 60)
     assert kept.total == 100
     assert len(kept.replica_ids) == len(set(kept.replica_ids)) == 32
     assert {"r50", "r60"} <= set(kept.replica_ids)
@@ -230,7 +250,7 @@ def test_what_is_not_finite_is_kept_as_unknown() -> None:
     pool = a_pool("a", "b", "c")
     columns = pool.eligible(NOBODY)
     choice = Choice(index=0, cost_s=np.array([1.0, np.inf, np.nan]))
-    assert pool.candidates(columns, pool.view(columns, 0.0), choice, None).cost_s == (1.0, None, None)
+    assert pool.roster.candidates(columns, pool.view(columns, 0.0), choice, None).cost_s == (1.0, None, None)
 
 
 def test_calls_of_other_routers_are_what_an_engine_had_beyond_our_own_of_that_time() -> None:

@@ -11,7 +11,7 @@ import pytest
 from swarmx.core.audit import EMPTY
 from swarmx.memory.audit import LOG_NAME, AuditLog, read_log, verify_files
 from swarmx.memory.audit_heads import read_heads
-from tests.memory.test_audit import entry, heads, opened, write_many
+from tests.memory.logs import entry, heads, opened, write_many
 
 SMALL = {"file_bytes": 2000, "anchor_records": 1}
 

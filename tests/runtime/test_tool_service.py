@@ -19,7 +19,7 @@ from swarmx.neural.empirical import EmpiricalForecaster
 from swarmx.providers.tool_replicas import tool_replica
 from swarmx.runtime.tool_calls import tool_request
 from swarmx.workflows.work import StartToolCall
-from tests.runtime.test_calls import Scene
+from tests.runtime.calls.scenes import Scene
 from tests.runtime.toolsheds import a_spec, until
 
 Serve = Callable[[web.Request], Awaitable[web.StreamResponse]]
