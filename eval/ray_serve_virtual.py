@@ -4,7 +4,7 @@ The desk of SwarmX's Serve router as it is, over the same engines; Serve's route
 each. What differs from a real run is that Serve's own path takes a constant time. Also counts what a decision costs in
 seconds of its thread, which another load of the machine moves little:
 
-    python -m eval.ray_serve_virtual --out DIR [--prompts FOLDER] [--count 300] [--rate 2.2] [--seeds 3]
+    python -m eval.ray_serve_virtual --out DIR [--prompts FOLDER] [--count 300] [--rate 2.2] [--seeds 3] [--hop-ms 4]
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from swarmx.compat.ray_serve.options import read_options
 from swarmx.core.batching import Engine, Request
 from swarmx.core.engine import profiles
 
-_HOP_S = 0.004  # of a request to a replica, and of its answer back
+_HOP_S = 0.004  # of a request to a replica, and of its answer back, unless told otherwise
 _PUSHED_S = 0.015  # until a router hears what a replica pushes
 _BACKOFF_S, _MOST_BACKOFF_S = 0.025, 0.5  # Serve's, doubling
 
@@ -106,9 +106,12 @@ class Rule(Protocol):
 class Serves:
     """One of Serve's routers: who has waited longest goes to a replica that `pick` finds, once it finds one."""
 
-    def __init__(self, replicas: Sequence[Replica], pick: Callable[[Sequence[Replica]], Replica | None]) -> None:
+    def __init__(
+        self, replicas: Sequence[Replica], pick: Callable[[Sequence[Replica]], Replica | None], *, hop_s: float
+    ) -> None:
         self._replicas = replicas
         self._pick = pick
+        self._hop_s = hop_s
         self._waiting: deque[asyncio.Future[Replica]] = deque()
         self._tasks = 0
 
@@ -119,10 +122,10 @@ class Serves:
             self._tasks += 1
             _keep(self._route())
         replica = await chosen
-        await asyncio.sleep(_HOP_S)
+        await asyncio.sleep(self._hop_s)
         await replica.call(prompt_tokens, output_tokens)
         replica.running -= 1
-        await asyncio.sleep(_HOP_S)
+        await asyncio.sleep(self._hop_s)
         return replica.device
 
     async def _route(self) -> None:
@@ -142,9 +145,13 @@ class Serves:
 class Ours:
     """The desk, used as `swarmx.compat.ray_serve.Router` uses it."""
 
-    def __init__(self, replicas: Sequence[Replica], loop: VirtualLoop, options: dict[str, Any]) -> None:
+    def __init__(
+        self, replicas: Sequence[Replica], loop: VirtualLoop, options: dict[str, Any], *, hop_s: float
+    ) -> None:
         self._replicas = {replica.replica_id: replica for replica in replicas}
-        read = read_options({"workflow_idle_s": 4.0, **options})
+        self._hop_s = hop_s
+        # Decisions are put on record, as in a real run, and the records kept nowhere.
+        read = read_options({"workflow_idle_s": 4.0, "log_dir": "nowhere", **options})
         self.desk = Desk(
             "eval/Model", read, clock=loop, forecasters=lambda post: forecasters(read, clock=loop, post=post)
         )
@@ -169,7 +176,7 @@ class Ours:
         self.asked_s.append(time.thread_time() - begun_s)
         replica = self._replicas[await chosen]
         replica.running += 1
-        await asyncio.sleep(_HOP_S)
+        await asyncio.sleep(self._hop_s)
         self._after(self._accepted, ticket, replica.running)
         beside = self._beside[replica.replica_id]
         served = beside.begin(float(prompt_tokens))
@@ -178,7 +185,7 @@ class Ours:
         replica.running -= 1
         beside.end(served, float(output_tokens))
         self._push(beside)
-        await asyncio.sleep(_HOP_S)
+        await asyncio.sleep(self._hop_s)
         self._after(self.desk.ended, ticket)
         self._after(self.desk.worked, ticket, float(output_tokens))
         return replica.device
@@ -254,17 +261,25 @@ async def drive(rule: Rule, planned: Sequence[Planned]) -> tuple[list[float], di
     return list(await asyncio.gather(*[one(number, workflow) for number, workflow in enumerate(planned)])), devices
 
 
-def measure(router: str, planned: Sequence[Planned], seed: int, time_scale: float, options: dict[str, Any]) -> Row:
+def measure(
+    router: str,
+    planned: Sequence[Planned],
+    seed: int,
+    time_scale: float,
+    options: dict[str, Any],
+    *,
+    hop_s: float = _HOP_S,
+) -> Row:
     """One run of one router."""
     loop = VirtualLoop()
     try:
-        return loop.run_until_complete(_measure(router, planned, seed, time_scale, options))
+        return loop.run_until_complete(_measure(router, planned, seed, time_scale, options, hop_s))
     finally:
         loop.close()
 
 
 async def _measure(
-    router: str, planned: Sequence[Planned], seed: int, time_scale: float, options: dict[str, Any]
+    router: str, planned: Sequence[Planned], seed: int, time_scale: float, options: dict[str, Any], hop_s: float
 ) -> Row:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
@@ -272,13 +287,13 @@ async def _measure(
     rule: Rule
     match router:
         case "power_of_two":
-            rule = Serves(replicas, _two_choices(np.random.default_rng(seed)))
+            rule = Serves(replicas, _two_choices(np.random.default_rng(seed)), hop_s=hop_s)
         case "round_robin":
-            rule = Serves(replicas, _in_turn())
+            rule = Serves(replicas, _in_turn(), hop_s=hop_s)
         case "capacity_queue":
-            rule = Serves(replicas, _least)
+            rule = Serves(replicas, _least, hop_s=hop_s)
         case _:
-            rule = Ours(replicas, loop, options)
+            rule = Ours(replicas, loop, options, hop_s=hop_s)
     times, devices = await drive(rule, planned)
     row = row_of(router, seed, times, devices, time_scale)
     if isinstance(rule, Ours):
@@ -296,14 +311,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--options", type=msgspec.json.decode, default={}, help="request_router_kwargs of ours, as JSON"
     )
+    parser.add_argument("--hop-ms", type=float, default=1e3 * _HOP_S, help="from a router to a replica, and back")
     wanted = parser.parse_args(arguments)
     rows: list[Row] = []
     for seed in range(wanted.seeds):
         planned = plan(wanted.count, wanted.rate, seed=seed, prompts=wanted.prompts)
         for router in wanted.routers.split(","):
-            rows.append(measure(router, planned, seed, wanted.time_scale, wanted.options))
+            row = measure(router, planned, seed, wanted.time_scale, wanted.options, hop_s=wanted.hop_ms / 1e3)
+            rows.append({**row, "hop_ms": wanted.hop_ms})
     print(table(rows))
-    command = "python -m eval.ray_serve_virtual" + (" --prompts FOLDER" if wanted.prompts else "")
+    command = f"python -m eval.ray_serve_virtual --hop-ms {wanted.hop_ms:g}" + (
+        " --prompts FOLDER" if wanted.prompts else ""
+    )
     print(f"Written: {write_result(wanted.out, command, rows, claims_of(rows), list(range(wanted.seeds)))}")
 
 

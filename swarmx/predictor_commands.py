@@ -162,7 +162,7 @@ def report_command(
         title, said = f"Length forecasts on the test split of {data.name}", []
     else:
         forecaster.correction = QuantileTracker(forecaster.head.spec.levels)
-        forecaster.pool = FollowTheLeader(forecaster.head.spec.levels)
+        forecaster.leader = FollowTheLeader(forecaster.head.spec.levels)
         records = finished_calls(ctx.obj["state_dir"], config, last)
         title, said = f"Length forecasts of the last {len(records)} finished calls", served(records)
         sets = sets_of_calls(forecaster, records)

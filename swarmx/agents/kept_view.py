@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 
 import numpy as np
 
 from swarmx.core.engine import EngineProfile
-from swarmx.core.fleet import FleetView, Floats, Ints
+from swarmx.core.fleet import Choice, FleetView, Floats, Ints
 from swarmx.core.nouns import Candidates, KeptView
 
 # The rest is last_chosen, and what candidates name: in_flight, remaining_work, context_tokens, signal_age_s.
@@ -45,6 +46,42 @@ FixedColumns = tuple[bytes, bytes]
 _moving_of = operator.attrgetter(*MOVING)
 _COUNT = np.dtype("<u4")
 _NUMBER = np.dtype("<f4")  # seven digits: costs that differ by less count as equal when it is read
+_KEPT_ROWS = 32
+_ALL = slice(None)
+
+
+class Roster:
+    """The replicas of a pool, by column, as long as none comes, goes or changes; `fixed` is the `fixed_row` of each."""
+
+    def __init__(self, replica_ids: Sequence[str], fixed: Sequence[bytes]) -> None:
+        self.replica_ids = tuple(replica_ids)
+        self._fixed = tuple(fixed)
+        self._named: tuple[Ints, tuple[tuple[str, ...], FixedColumns]] | None = None  # of the columns that came last
+
+    def candidates(self, columns: Ints, view: FleetView, choice: Choice, second: int | None) -> Candidates:
+        """What of the view is worth keeping in the decision log: the chosen one, the second and the cheapest others."""
+        kept = _kept(view.in_flight if choice.cost_s is None else choice.cost_s, choice.index, second)
+        replica_ids, fixed = self._names(columns, kept)
+        return Candidates(
+            total=len(columns),
+            replica_ids=replica_ids,
+            in_flight=tuple(view.in_flight[kept].tolist()),
+            remaining_work=tuple(view.remaining_work[kept].tolist()),
+            context_tokens=tuple(view.context_tokens[kept].tolist()),
+            signal_age_s=_finite(view.signal_age_s[kept]),
+            cost_s=None if choice.cost_s is None else _finite(choice.cost_s[kept]),
+            terms_s={name: _finite(values[kept]) for name, values in choice.terms_s.items()},
+            view=keep(view, kept, fixed),
+        )
+
+    def _names(self, columns: Ints, kept: Ints | slice) -> tuple[tuple[str, ...], FixedColumns]:
+        """Of the replicas that are kept, their names and what their profiles tell."""
+        if self._named is not None and self._named[0] is columns and kept is _ALL:
+            return self._named[1]
+        rows = columns[kept].tolist()
+        named = tuple([self.replica_ids[c] for c in rows]), fixed_columns([self._fixed[c] for c in rows])
+        self._named = (columns, named) if kept is _ALL else None
+        return named
 
 
 def fixed_row(profile: EngineProfile) -> bytes:
@@ -94,3 +131,20 @@ def view_of(seen: Candidates) -> FleetView | None:
         signal_age_s=np.array([np.nan if age_s is None else age_s for age_s in seen.signal_age_s]),
         **columns,
     )
+
+
+def _kept(order: Floats | Ints, chosen: int, second: int | None) -> Ints | slice:
+    """Positions of the `_KEPT_ROWS` smallest of `order`, two of which have to be there; all, if there are so few."""
+    if len(order) <= _KEPT_ROWS:
+        return _ALL
+    smallest: list[int] = np.argpartition(order, _KEPT_ROWS - 1)[:_KEPT_ROWS].tolist()
+    wanted = dict.fromkeys([chosen, *smallest] if second is None else [chosen, second, *smallest])
+    return np.array(list(wanted)[:_KEPT_ROWS], dtype=np.int64)
+
+
+def _finite(values: Floats) -> tuple[float | None, ...]:
+    """A journal holds JSON, which has no NaN and no infinity."""
+    numbers: list[float] = values.tolist()
+    if math.isfinite(sum(numbers)):
+        return tuple(numbers)
+    return tuple([number if math.isfinite(number) else None for number in numbers])

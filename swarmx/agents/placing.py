@@ -138,7 +138,7 @@ class Placing:
     def decision(self, state: CallState, pool: Pool, placed: Placed, now_s: float) -> DecisionMade:
         """What the decision log keeps of it: no names of the prompt's beginnings, which are many."""
         choice, policy, about, workflow = placed.choice, placed.policy, placed.about, placed.about.workflow
-        second = second_of(choice)
+        second, ids = second_of(choice), pool.roster.replica_ids
         call = msgspec.structs.replace(state.call, prefix=()) if state.call.prefix else state.call
         parameters = self._objective.parameters if policy is self._objective.policy else parameters_in(policy)
         return DecisionMade(
@@ -148,14 +148,14 @@ class Placing:
                 at_s=now_s,
                 policy=policy.name,
                 parameters=parameters,
-                replica_id=pool.replicas[placed.column].replica_id,
-                runner_up=None if second is None else pool.replicas[placed.columns[second]].replica_id,
+                replica_id=ids[placed.column],
+                runner_up=None if second is None else ids[placed.columns[second]],
                 forecast=state.forecast,
-                candidates=pool.candidates(placed.columns, placed.view, choice, second),
+                candidates=pool.roster.candidates(placed.columns, placed.view, choice, second),
                 note="retry" if state.attempt > 1 else "",
                 waited_s=about.waited_s,
                 ahead=about.ahead,
-                home=None if about.home is None else pool.replicas[placed.columns[about.home]].replica_id,
+                home=None if about.home is None else ids[placed.columns[about.home]],
                 workflow=SeenWorkflow(
                     age_s=workflow.age_s,
                     target_s=workflow.target_s,

@@ -3,53 +3,54 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from swarmx.agents.kept_view import PROFILE, FixedColumns, fixed_columns, fixed_row, keep
+from swarmx.agents.kept_view import PROFILE, Roster, fixed_row
 from swarmx.agents.own_counts import OwnCounts
 from swarmx.agents.prefix_index import PrefixIndex
-from swarmx.core.fleet import Choice, FleetView, Floats, Ints
+from swarmx.core.fleet import FleetView, Floats, Ints
 from swarmx.core.forecast import Forecast
-from swarmx.core.nouns import Call, Candidates, Replica, ReplicaState
+from swarmx.core.nouns import Call, Replica, ReplicaState
 
-_SEEN_INTS = ("in_flight", "last_chosen", "max_batch")
-_SEEN_FLOATS = (
+_INTS = ("in_flight", "last_chosen", "max_batch", "slot")
+_SEEN = (
     "remaining_work",
-    "context_tokens",
-    "signal_age_s",  # here, when it was measured
     "work_variance",
     "weight",
-    "prefill_tokens",  # here, as of `prefill_at_s`
+    "context_tokens",
+    "prefill_tokens",  # here, as of `read_at_s`
     "unread_tokens",
     "shared_tokens",
     "cached_tokens",  # here, none
-    "prefill_share",  # here, as of `prompts_at_s`
-    "slowdown",  # here, its logarithm
+    "prefill_share",  # here, as of `read_at_s`
+    "slowdown",
     "running",
     "waiting",
     "kv_usage",
-    *PROFILE,
 )
-_INTS = (*_SEEN_INTS, "slot")
-_FLOATS = (*_SEEN_FLOATS, "prefill_at_s", "prefill_rate", "others", "usual_others", "prompts_at_s")
+_MOVING = (*_SEEN, "measured_at_s", "read_at_s", "prefill_rate", "others", "usual_others")
+_FLOATS = (*_MOVING, *PROFILE)
 _I = {name: row for row, name in enumerate(_INTS)}
 _F = {name: row for row, name in enumerate(_FLOATS)}
 _IN_FLIGHT, _LAST_CHOSEN, _MAX_BATCH, _SLOT = _I["in_flight"], _I["last_chosen"], _I["max_batch"], _I["slot"]
 _REMAINING, _CONTEXT, _PREFILL = _F["remaining_work"], _F["context_tokens"], _F["prefill_tokens"]
 _VARIANCE, _KV_CAPACITY, _OTHERS = _F["work_variance"], _F["kv_capacity_tokens"], _F["others"]
-_PREFILL_AT, _PREFILL_RATE, _MEASURED_AT = _F["prefill_at_s"], _F["prefill_rate"], _F["signal_age_s"]
+_READ_AT, _PREFILL_RATE, _MEASURED_AT = _F["read_at_s"], _F["prefill_rate"], _F["measured_at_s"]
 _USUAL = _F["usual_others"]
 _UNREAD, _SHARED, _WEIGHT, _CACHED = _F["unread_tokens"], _F["shared_tokens"], _F["weight"], _F["cached_tokens"]
-_PROMPTS_BUSY, _PROMPTS_AT, _SLOWDOWN = _F["prefill_share"], _F["prompts_at_s"], _F["slowdown"]
+_PROMPTS_BUSY, _SLOWDOWN = _F["prefill_share"], _F["slowdown"]
+_TIMES = slice(_MEASURED_AT, _READ_AT + 1)
 _TYPICAL_WEIGHT = 0.02
 _PROMPTS_MEMORY_S = 15.0
+_FADES_PER_S = -1.0 / _PROMPTS_MEMORY_S
 _USUAL_MEMORY_S = 20.0
 _NEWS = 0.2  # of the time of a call, until what was told of others is old: all who heard of a gap fill it
 _SLOWDOWN_WEIGHT = 0.05
 _SLOWDOWN_MOST = 4.0  # of one call, either way
-_KEPT_ROWS = 32
-_ALL = slice(None)
+_NONE = np.array(0.0)
 
 
 class Pool:
@@ -79,7 +80,8 @@ class Pool:
         self._ints: Ints = np.zeros((len(_INTS), 8), dtype=np.int64)
         self._floats: Floats = np.zeros((len(_FLOATS), 8))
         self._eligible: Ints = np.zeros(0, dtype=np.int64)
-        self._names: tuple[Ints, tuple[tuple[str, ...], FixedColumns]] | None = None  # of the columns logged last
+        self._fixed_last: tuple[Ints, dict[str, Any]] | None = None  # of the columns shown last
+        self._roster: Roster | None = None
         self._roomy: Ints | None = None  # the eligible with room, until one fills up or is full no longer
 
     def __len__(self) -> int:
@@ -149,28 +151,60 @@ class Pool:
         return self._roomy
 
     def view(self, columns: Ints, now_s: float, prefix: tuple[int, ...] = ()) -> FleetView:
-        """The fleet as a policy sees it for a prompt; arrays are copies, so a policy cannot change the memory."""
-        i, f = self._ints.take(columns, axis=1), self._floats.take(columns, axis=1)
-        prefill, share, slowdown = f[_PREFILL], f[_PROMPTS_BUSY], f[_SLOWDOWN]
-        prefill -= (now_s - f[_PREFILL_AT]) * f[_PREFILL_RATE]
-        np.maximum(prefill, 0.0, out=prefill)
-        share *= np.exp((f[_PROMPTS_AT] - now_s) / _PROMPTS_MEMORY_S)
-        np.exp(slowdown, out=slowdown)
-        np.subtract(now_s, f[_MEASURED_AT], out=f[_MEASURED_AT])
+        """The fleet as a policy sees it for a prompt: a policy cannot change the memory, nor this view what is to come.
+
+        Most of the time here is the start of operations on short arrays, so nothing is copied that does not move.
+        """
+        fixed = self._fixed_of(columns)
+        in_flight, last_chosen = self._ints[:_MAX_BATCH].take(columns, axis=1)
+        f = self._floats[: len(_MOVING)].take(columns, axis=1)
+        work, variance, weight, context, prefill, unread, shared, cached, share, slowdown, running, waiting, usage = f[
+            : len(_SEEN)
+        ]
+        signal_age_s, read_age_s = now_s - f[_TIMES]
+        prefill -= read_age_s * f[_PREFILL_RATE]
+        np.maximum(prefill, _NONE, out=prefill)
+        read_age_s *= _FADES_PER_S
+        share *= np.exp(read_age_s, out=read_age_s)
         if prefix:
-            f[_CACHED] = self._prefixes.cached(prefix, self._slots)[i[_SLOT]]
+            cached[:] = self._prefixes.cached(prefix, self._slots)[self._ints[_SLOT].take(columns)]
         if self._own is not None:
-            others = self._others(i, f)
-            i[_IN_FLIGHT] += others.astype(np.int64)
-            f[_WEIGHT] += others * self._typical_weight
-            f[_REMAINING] += others * self._typical_work / 2.0  # seen at a random time, half of it is done
-            f[_CONTEXT] += others * self._typical_context
+            others = self._others(in_flight, f, signal_age_s, fixed)
+            in_flight += others.astype(np.int64)
+            weight += others * self._typical_weight
+            work += others * self._typical_work / 2.0  # seen at a random time, half of it is done
+            context += others * self._typical_context
         return FleetView(
-            **dict(zip(_SEEN_INTS, i, strict=False)),
-            **dict(zip(_SEEN_FLOATS, f, strict=False)),
+            in_flight=in_flight,
+            last_chosen=last_chosen,
+            **fixed,
+            remaining_work=work,
+            work_variance=variance,
+            weight=weight,
+            context_tokens=context,
+            prefill_tokens=prefill,
+            unread_tokens=unread,
+            shared_tokens=shared,
+            cached_tokens=cached,
+            prefill_share=share,
+            slowdown=slowdown,
+            running=running,
+            waiting=waiting,
+            kv_usage=usage,
+            signal_age_s=signal_age_s,
         )
 
-    def _others(self, i: Ints, f: Floats) -> Floats:
+    def _fixed_of(self, columns: Ints) -> dict[str, Any]:
+        """The columns of a view that do not move while the fleet stays as it is, read-only."""
+        if self._fixed_last is None or self._fixed_last[0] is not columns:
+            fixed: dict[str, Any] = {"max_batch": self._ints[_MAX_BATCH].take(columns)}
+            fixed |= zip(PROFILE, self._floats[len(_MOVING) :].take(columns, axis=1), strict=True)
+            for column in fixed.values():
+                column.flags.writeable = False
+            self._fixed_last = columns, fixed
+        return self._fixed_last[1]
+
+    def _others(self, in_flight: Ints, f: Floats, signal_age_s: Floats, fixed: Mapping[str, Any]) -> Floats:
         """Calls of other routers by now, whole numbers [columns].
 
         What was told fades towards the usual within a part of the time that a call like an own one takes. What is
@@ -179,12 +213,12 @@ class Pool:
         """
         told, usual = f[_OTHERS], f[_USUAL]
         step_s = (
-            f[_F["step_base_s"]]
-            + f[_F["decode_seq_s"]] * np.minimum(i[_IN_FLIGHT] + told + 1.0, i[_MAX_BATCH])
-            + f[_F["decode_ctx_token_s"]] * (f[_CONTEXT] + told * self._typical_context)
+            fixed["step_base_s"]
+            + fixed["decode_seq_s"] * np.minimum(in_flight + told + 1.0, fixed["max_batch"])
+            + fixed["decode_ctx_token_s"] * (f[_CONTEXT] + told * self._typical_context)
         )
-        stay_s = f[_F["call_base_s"]] + f[_F["prefill_token_s"]] * self._typical_context + self._typical_work * step_s
-        age_s = np.nan_to_num(f[_MEASURED_AT], nan=0.0)  # nothing told yet: nothing usual either
+        stay_s = fixed["call_base_s"] + fixed["prefill_token_s"] * self._typical_context + self._typical_work * step_s
+        age_s = np.nan_to_num(signal_age_s, nan=0.0)  # nothing told yet: nothing usual either
         fresh = np.exp(-np.maximum(0.0, age_s) / np.maximum(_NEWS * stay_s, 1e-6)) if self._typical_work else 1.0
         by_now: Floats = np.floor(usual + fresh * (told - usual) + self._rng.random(len(told)))
         return by_now
@@ -211,36 +245,36 @@ class Pool:
         """The call is on its way to the replica; what no cache holds of its prompt joins a backlog that drains at the
         prefill rate."""
         column = self._index[replica_id]
-        ints = self._ints[:, column]
-        ints[_IN_FLIGHT] += 1
-        ints[_LAST_CHOSEN] = decision
-        if ints[_IN_FLIGHT] + self._floats[_OTHERS, column] == ints[_MAX_BATCH]:
+        ints, floats = self._ints[:, column], self._floats[: len(_MOVING), column]
+        here, _, most, slot = ints.tolist()
+        ints[:_MAX_BATCH] = here + 1, decision
+        held = floats.tolist()  # numbers of Python: arrays of one take ten times as long
+        if here + 1 + held[_OTHERS] == most:
             self._roomy = None
-        floats = self._floats[:, column]
-        floats[_REMAINING] += forecast.mean
-        floats[_VARIANCE] += forecast.variance
-        floats[_WEIGHT] += weight
-        floats[_CONTEXT] += call.prompt_tokens
         shared = min(cached_tokens, float(call.prompt_tokens))
-        floats[_SHARED] += shared
-        floats[_UNREAD] += call.prompt_tokens - shared
-        rate = floats[_PREFILL_RATE]
-        if rate > 0.0:
-            left = floats[_PREFILL] - (now_s - floats[_PREFILL_AT]) * rate
-            fresh = call.prompt_tokens - shared
-            floats[_PREFILL] = max(0.0, left) + fresh
-            floats[_PREFILL_AT] = now_s
-            busy = floats[_PROMPTS_BUSY] * math.exp((floats[_PROMPTS_AT] - now_s) / _PROMPTS_MEMORY_S)
-            floats[_PROMPTS_BUSY] = busy + fresh / rate / _PROMPTS_MEMORY_S
-            floats[_PROMPTS_AT] = now_s
+        fresh = call.prompt_tokens - shared
+        held[_REMAINING] += forecast.mean
+        held[_VARIANCE] += forecast.variance
+        held[_WEIGHT] += weight
+        held[_CONTEXT] += call.prompt_tokens
+        held[_SHARED] += shared
+        held[_UNREAD] += fresh
+        if (rate := held[_PREFILL_RATE]) > 0.0:
+            since_s = now_s - held[_READ_AT]
+            held[_PREFILL] = max(0.0, held[_PREFILL] - since_s * rate) + fresh
+            held[_PROMPTS_BUSY] *= math.exp(_FADES_PER_S * since_s)
+            held[_PROMPTS_BUSY] += fresh / rate / _PROMPTS_MEMORY_S
+            held[_READ_AT] = now_s
+        floats[:] = held
         if self._own is not None:
             self._typical_weight += _TYPICAL_WEIGHT * (weight - self._typical_weight)
             heeded = _TYPICAL_WEIGHT if self._typical_work else 1.0
             self._typical_work += heeded * (forecast.mean - self._typical_work)
             self._typical_context += heeded * (call.prompt_tokens - self._typical_context)
-            self._own.setdefault(replica_id, OwnCounts()).changed(int(ints[_IN_FLIGHT]), now_s)
+            self._own.setdefault(replica_id, OwnCounts()).changed(here + 1, now_s)
         if call.prefix or call.session:
-            self._prefixes.dispatched(int(ints[_SLOT]), call.prefix, call.session, float(floats[_KV_CAPACITY]))
+            capacity = float(self._floats[_KV_CAPACITY, column])
+            self._prefixes.dispatched(slot, call.prefix, call.session, capacity)
 
     def progressed(self, replica_id: str, work_change: float, context_change: float) -> None:
         """The expected rest of a call, and the context that it holds, have changed."""
@@ -284,41 +318,23 @@ class Pool:
             self.progressed(replica_id, -work_left, -context)
 
     def took(self, replica_id: str, ratio: float) -> None:
-        """A call took so many times what the profile of the replica says: a mean of late, each within bounds."""
+        """A call took so many times what the profile of the replica says: a geometric mean of late, each bounded."""
         column = self._index.get(replica_id)
         if column is not None and math.isfinite(ratio) and ratio > 0.0:
-            log = math.log(min(_SLOWDOWN_MOST, max(1.0 / _SLOWDOWN_MOST, ratio)))
-            self._floats[_SLOWDOWN, column] += _SLOWDOWN_WEIGHT * (log - self._floats[_SLOWDOWN, column])
+            known = float(self._floats[_SLOWDOWN, column])
+            bounded = min(_SLOWDOWN_MOST, max(1.0 / _SLOWDOWN_MOST, ratio))
+            self._floats[_SLOWDOWN, column] = known * (bounded / known) ** _SLOWDOWN_WEIGHT
 
     def in_flight(self, replica_id: str) -> int:
         """How many of this router's calls are on the replica."""
         return int(self._ints[_IN_FLIGHT, self._index[replica_id]])
 
-    def candidates(self, columns: Ints, view: FleetView, choice: Choice, second: int | None) -> Candidates:
-        """What of the view is worth keeping in the decision log: the chosen one, the second and the cheapest others."""
-        kept = _kept(view.in_flight if choice.cost_s is None else choice.cost_s, choice.index, second)
-        replica_ids, fixed = self._named(columns, kept)
-        return Candidates(
-            total=len(columns),
-            replica_ids=replica_ids,
-            in_flight=tuple(view.in_flight[kept].tolist()),
-            remaining_work=tuple(view.remaining_work[kept].tolist()),
-            context_tokens=tuple(view.context_tokens[kept].tolist()),
-            signal_age_s=_finite(view.signal_age_s[kept]),
-            cost_s=None if choice.cost_s is None else _finite(choice.cost_s[kept]),
-            terms_s={name: _finite(values[kept]) for name, values in choice.terms_s.items()},
-            view=keep(view, kept, fixed),
-        )
-
-    def _named(self, columns: Ints, kept: Ints | slice) -> tuple[tuple[str, ...], FixedColumns]:
-        """Of the replicas that are kept, their names and what their profiles tell."""
-        known = self._names
-        if known is not None and known[0] is columns and kept is _ALL:
-            return known[1]
-        rows = columns[kept].tolist()
-        named = tuple([self.replicas[c].replica_id for c in rows]), fixed_columns([self._fixed[c] for c in rows])
-        self._names = (columns, named) if kept is _ALL else None
-        return named
+    @property
+    def roster(self) -> Roster:
+        """Who the columns are, until the fleet changes: another one tells of the fleet then."""
+        if self._roster is None:
+            self._roster = Roster([replica.replica_id for replica in self.replicas], self._fixed)
+        return self._roster
 
     def _add(self, replica: Replica, state: ReplicaState, now_s: float) -> None:
         column = len(self.replicas)
@@ -335,9 +351,10 @@ class Pool:
         self._slots = max(self._slots, slot + 1)
         self._column_of[slot] = column
         self._floats[:, column] = 0.0
-        for name in ("running", "waiting", "kv_usage", "signal_age_s"):
+        for name in ("running", "waiting", "kv_usage", "measured_at_s"):
             self._floats[_F[name], column] = math.nan
-        self._floats[_PREFILL_AT, column] = now_s
+        self._floats[_SLOWDOWN, column] = 1.0
+        self._floats[_READ_AT, column] = now_s
         self._describe(column, replica)
 
     def _describe(self, column: int, replica: Replica) -> None:
@@ -375,7 +392,7 @@ class Pool:
         return roomy
 
     def _refresh(self) -> None:
-        self._roomy = None
+        self._roomy = self._roster = None
         self._eligible = np.array(
             [
                 c
@@ -384,20 +401,3 @@ class Pool:
             ],
             dtype=np.int64,
         )
-
-
-def _kept(order: Floats | Ints, chosen: int, second: int | None) -> Ints | slice:
-    """Positions of the `_KEPT_ROWS` smallest of `order`, two of which have to be there; all, if there are so few."""
-    if len(order) <= _KEPT_ROWS:
-        return _ALL
-    smallest: list[int] = np.argpartition(order, _KEPT_ROWS - 1)[:_KEPT_ROWS].tolist()
-    wanted = dict.fromkeys([chosen, *smallest] if second is None else [chosen, second, *smallest])
-    return np.array(list(wanted)[:_KEPT_ROWS], dtype=np.int64)
-
-
-def _finite(values: Floats) -> tuple[float | None, ...]:
-    """A journal holds JSON, which has no NaN and no infinity."""
-    numbers: list[float] = values.tolist()
-    if math.isfinite(sum(numbers)):
-        return tuple(numbers)
-    return tuple([number if math.isfinite(number) else None for number in numbers])

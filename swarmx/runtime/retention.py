@@ -16,7 +16,7 @@ DAY_S = 86_400.0
 KEPT_CALLS = 10_000  # newest, whatever their age: as many as predictors learn from, and some
 _AT_ONCE = 50
 _PAUSE_S = 0.05  # between two parts others write
-_FIRST_S = 60.0
+_FIRST_S = 10.0
 _EVERY_S = 3600.0
 
 

@@ -16,6 +16,14 @@ def test_every_workflow_ends_and_its_five_calls_are_served(router: str) -> None:
     assert 0.0 < float(row["p50_s"] or 0.0) <= float(row["p99_s"] or 0.0) < 600.0
 
 
+@pytest.mark.parametrize("router", ["capacity_queue", OURS])
+def test_longer_ways_to_replicas_make_every_workflow_longer_by_its_own_ways_at_least(router: str) -> None:
+    [one] = plan(1, 2.0, seed=3, prompts=None)  # alone, it never waits for room
+    near, far = (measure(router, [one], 3, 4.0, {}, hop_s=hop_s) for hop_s in (0.0, 0.1))
+    stages, ways = 3, 2
+    assert float(far["p50_s"] or 0.0) >= float(near["p50_s"] or 0.0) + 4.0 * stages * ways * 0.1 * 0.9
+
+
 def test_the_desk_is_driven_without_a_fault_and_its_claims_are_about_what_was_measured() -> None:
     ours, theirs = (measure(router, PLANNED, 3, 4.0, {}) for router in (OURS, "power_of_two"))
     assert ours["faults"] == 0

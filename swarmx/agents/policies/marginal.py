@@ -10,6 +10,7 @@ from swarmx.core.fleet import CallView, Choice, FleetView, Floats, Ints, Order, 
 
 # Beside a short array, one without dimensions takes half the time of a number.
 _ONE = np.array(1.0)
+_MINUS_HALF = np.array(-0.5)
 _MOST_SHARE = np.array(0.8)  # of a replica's time that prompts may take in the eyes of a policy
 _MOST_TAIL = 8.0  # beyond it only the latest would count, and powers would overflow
 _LEAST_LATE, _MOST_LATE = 0.1, 10.0
@@ -57,7 +58,8 @@ class Marginal:
     nine tenths of its own time. What risk and siblings make of own time is the term `spared`, above zero for a risk.
 
     Every ingredient is off at 0: `externality`, `prefix`, `slack` (the order), `tail` (8 at most), `relative`, `risk`,
-    `hold`, `kv`, `siblings`, `share` (prompts that interrupt), `learn` (from how long calls took).
+    `hold`, `kv`, `siblings`, `share` (prompts that interrupt), `learn` (from how long calls took). With `hold` between
+    0 and 1, `wait` is counted as 1 / hold times as long: whoever waits may be overtaken, and keeps others waiting.
     """
 
     name: ClassVar[str] = "marginal"
@@ -88,48 +90,65 @@ class Marginal:
         return bool(self.hold)
 
     def choose(self, call: CallView, fleet: FleetView, rng: np.random.Generator) -> Choice:
-        # Most of the time here is the start of operations on short arrays: there are as few as can be.
+        # Most of the time here is the start of operations on short arrays: there are as few as can be, they write into
+        # arrays of their own where they may, and numbers are multiplied with each other first.
         work = max(call.forecast.mean, 1e-9)
         prompt = float(call.call.prompt_tokens)
         cached, prompt_s = self._prompt(prompt, fleet)
         count = fleet.in_flight.astype(np.float64)
         some = np.maximum(count, _ONE)
-        left = fleet.remaining_work / some
-        first = self._must_end_first(call, fleet, count, left, cached)
+        first = self._must_end_first(call, fleet, some, cached)
         slow = fleet.slowdown if self.learn >= 1.0 else fleet.slowdown ** _within_one(self.learn)
-        busy = np.minimum(fleet.prefill_share, _MOST_SHARE)
-        pace = slow / (_ONE - (busy if self.share >= 1.0 else _within_one(self.share) * busy))
-        added_s = fleet.decode_seq_s + fleet.decode_ctx_token_s * (prompt + work / 2.0)
-        beside = count if first is None else np.minimum(count, fleet.max_batch - 1)
-        unit_s = pace * (
-            fleet.step_base_s + fleet.decode_seq_s * beside + fleet.decode_ctx_token_s * fleet.context_tokens + added_s
-        )
-        prefill_s = slow * (fleet.call_base_s + fleet.prefill_token_s * fleet.prefill_tokens + prompt_s)
-        decode_s = work * unit_s
+        prompt_s *= slow
+        prefill_s = fleet.prefill_token_s * fleet.prefill_tokens
+        prefill_s += fleet.call_base_s
+        prefill_s *= slow
+        prefill_s += prompt_s
+        pace = self._pace(slow, fleet)
+        pace *= work
+        added_s = fleet.decode_ctx_token_s * (prompt + work / 2.0)
+        added_s += fleet.decode_seq_s
+        added_s *= pace
+        decode_s = fleet.decode_seq_s * (count if first is None else np.minimum(count, fleet.max_batch - 1))
+        decode_s += fleet.step_base_s
+        decode_s += fleet.decode_ctx_token_s * fleet.context_tokens
+        decode_s *= pace
+        decode_s += added_s
         own_s = prefill_s + decode_s
         if first is None:
             wait_s = np.zeros(len(count))
         else:
-            soon_s = (first + call.ahead) * (left * unit_s + slow * fleet.call_base_s) / some
+            unit_s = decode_s / work
+            soon_s = (first + call.ahead) * (fleet.remaining_work / some * unit_s + slow * fleet.call_base_s) / some
+            if 0.0 < self.hold < 1.0:
+                soon_s /= self.hold
             wait_s = np.where(first <= 0.0, 0.0, soon_s)
             own_s += wait_s
-        each_s = slow * prompt_s + work * left / (left + work) * (pace * added_s)
         least_s = _least(own_s)
         whole_s = max(1e-9, call.workflow.age_s + max(least_s, self._rest_s(call.workflow, least_s)))
         weight = self._weight(call.workflow, whole_s)
-        others_s = each_s * fleet.weight * (self.externality / weight)
-        felt_s = self._felt(call, own_s, unit_s, whole_s, least_s)
+        some *= work
+        some += fleet.remaining_work
+        added_s *= fleet.remaining_work
+        added_s /= some
+        added_s += prompt_s
+        added_s *= fleet.weight
+        others_s = added_s * (self.externality / weight)
+        felt_s = self._felt(call, own_s, decode_s, work, whole_s, least_s)
         cost_s = felt_s + others_s
-        cheapest = (cost_s <= _least(cost_s) * (1.0 + 1e-9)).nonzero()[0]
-        index = int(cheapest[0] if len(cheapest) == 1 else cheapest[rng.integers(len(cheapest))])
+        index = int(cost_s.argmin())
+        cheapest = cost_s <= cost_s.item(index) * (1.0 + 1e-9)
+        if np.count_nonzero(cheapest) > 1:
+            index = int(cheapest.nonzero()[0][rng.integers(np.count_nonzero(cheapest))])
         expected_s, slowdown = own_s.item(index), slow.item(index) or 1.0
+        felt_s -= own_s
         return Choice(
             index=index,
             hold=bool(self.hold) and first is not None and first.item(index) > 0.0,
             urgency=round(call.now_s + call.workflow.slack_s, 3),  # milliseconds: the order of sums must not show
             expected_s=expected_s,
             profile_s=expected_s / slowdown,
-            unit_s=unit_s.item(index) / slowdown,
+            unit_s=decode_s.item(index) / work / slowdown,
             weight=weight,
             cost_s=cost_s,
             terms_s={
@@ -137,7 +156,7 @@ class Marginal:
                 "prefill_s": prefill_s,
                 "decode_s": decode_s,
                 "others_s": others_s,
-                "spared_s": felt_s - own_s,
+                "spared_s": felt_s,
             },
         )
 
@@ -152,11 +171,9 @@ class Marginal:
         each_s = fleet.prefill_token_s + fleet.prefill_ctx_token_s * ((prompt + cached) / 2.0)
         return cached, (prompt - cached) * each_s
 
-    def _must_end_first(
-        self, call: CallView, fleet: FleetView, count: Floats, left: Floats, cached: Floats
-    ) -> Floats | None:
+    def _must_end_first(self, call: CallView, fleet: FleetView, some: Floats, cached: Floats) -> Floats | None:
         """Calls that must end before this one has a slot and, when all have grown by half of what they still need,
-        room in the KV cache, [replicas]; None for none anywhere.
+        room in the KV cache, [replicas]; None for none anywhere. `some` are the calls there, one at least.
 
         A call waits for no more room than it takes itself, in whole calls: what others are short of is not its to wait
         for, and one that takes less than half of what a call there will free does not wait at all.
@@ -166,7 +183,9 @@ class Marginal:
         if not self.kv:
             return slots
         own = call.call.prompt_tokens + call.forecast.mean
-        spare = fleet.kv_capacity_tokens - fleet.context_tokens - fleet.remaining_work / 2.0
+        spare = fleet.remaining_work * _MINUS_HALF
+        spare -= fleet.context_tokens
+        spare += fleet.kv_capacity_tokens
         if _least(spare) >= own:  # whatever they share
             return slots
         shared = np.minimum(fleet.shared_tokens, fleet.context_tokens)
@@ -174,34 +193,54 @@ class Marginal:
         short = takes - np.maximum(0.0, spare + shared)
         if _most(short) <= 0.0:
             return slots
-        frees = np.maximum((fleet.context_tokens - shared) / np.maximum(count, _ONE) + left, 1.0)
-        room: Floats = np.minimum(count, np.floor(np.maximum(0.0, short) / frees + 0.5))
+        frees = np.maximum((fleet.context_tokens - shared + fleet.remaining_work) / some, _ONE)
+        room: Floats = np.minimum(fleet.in_flight, np.floor(np.maximum(0.0, short) / frees + 0.5))
         if _most(room) <= 0.0:
             return slots
         return room if slots is None else np.maximum(slots, room)
 
-    def _felt(self, call: CallView, own_s: Floats, unit_s: Floats, whole_s: float, least_s: float) -> Floats:
+    def _pace(self, slow: Floats, fleet: FleetView) -> Floats:
+        """How many times longer than the profile says a step takes, [replicas]: slowdown, and prompts in between."""
+        busy = np.minimum(fleet.prefill_share, _MOST_SHARE)
+        if self.share < 1.0:
+            busy *= _within_one(self.share)
+        np.subtract(_ONE, busy, out=busy)
+        longer: Floats = np.divide(slow, busy, out=busy)
+        return longer
+
+    def _felt(
+        self, call: CallView, own_s: Floats, decode_s: Floats, work: float, whole_s: float, least_s: float
+    ) -> Floats:
         """Own time as the workflow feels it, [replicas]: with the risk that the call is long, without what siblings
         spare. A candidate that takes `least_s`, for sure and without siblings, is felt as that."""
         forecast, power = call.forecast, 1.0 + self._tail
         spared_s = self.siblings * call.workflow.others_s
         if power == _CUBE and not spared_s:  # the mean of a cube takes three moments and no quantiles
             deviation, skewness = forecast.shape if self.risk else (0.0, 0.0)
-            grown = (own_s + (whole_s - least_s)) / whole_s
-            apart = unit_s * (deviation * _ROOT_3 / whole_s)
-            square = apart * apart
-            cubes = grown * (grown * grown + square) + square * apart * (skewness / (3.0 * _ROOT_3))
-            return cubes * (whole_s / 3.0) + (least_s - whole_s / 3.0)
+            # Cubes of times in this unit are the times that are felt.
+            unit = math.cbrt(whole_s / _CUBE) / whole_s
+            grown = own_s * unit
+            grown += (whole_s - least_s) * unit
+            felt_s = grown * grown
+            felt_s *= grown
+            if deviation:
+                apart = decode_s * (deviation * _ROOT_3 * unit / work)
+                grown += apart * (skewness / (_CUBE * _ROOT_3))
+                apart *= apart
+                apart *= grown
+                felt_s += apart
+            felt_s += least_s - whole_s / _CUBE
+            return felt_s
         if self.risk and forecast.quantiles[-1] > forecast.quantiles[0]:
             longer, masses = forecast.spread
-            mine_s = own_s + longer[:, None] * unit_s
+            mine_s = own_s + longer[:, None] * (decode_s / work)
         else:
             mine_s, masses = own_s[None, :], _SURE
         if spared_s:
             mine_s = np.maximum(mine_s - spared_s, 0.1 * mine_s)
         grown = (mine_s + (whole_s - least_s)) / whole_s
         grown = grown * grown * grown if power == _CUBE else grown**power  # a general power takes ten times as long
-        felt_s: Floats = (masses @ grown - 1.0) * (whole_s / power) + least_s
+        felt_s = (masses @ grown - 1.0) * (whole_s / power) + least_s
         return felt_s
 
     def _rest_s(self, workflow: WorkflowView, own_s: float) -> float:

@@ -23,12 +23,17 @@ def link_of(value: object) -> tuple[str, int] | None:
     return None
 
 
-def sources(graph: Graph, node_id: str) -> Iterator[str]:
-    """The nodes that feed a node, as often as they do."""
+def links(graph: Graph, node_id: str) -> Iterator[tuple[str, int]]:
+    """The outputs of nodes that feed a node, as often as they do."""
     for value in graph[node_id]["inputs"].values():
         link = link_of(value)
         if link is not None and link[0] in graph:
-            yield link[0]
+            yield link
+
+
+def sources(graph: Graph, node_id: str) -> Iterator[str]:
+    """The nodes that feed a node, as often as they do."""
+    return (source for source, _ in links(graph, node_id))
 
 
 def upstream_first(graph: Graph, targets: Iterable[str]) -> list[str]:

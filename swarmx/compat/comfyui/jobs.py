@@ -22,12 +22,12 @@ _SECRETS = frozenset({"auth_token_comfy_org", "api_key_comfy_org"})
 
 
 class PartOf(msgspec.Struct, frozen=True, kw_only=True):
-    """Which part it is, of the job `of`. One that `saves` makes the latent that the one that `loads` needs."""
+    """Which part it is, of the job `of`, and the latents that it makes for others and needs of others, by number."""
 
     of: str
     number: int
-    saves: bool = False
-    loads: bool = False
+    makes: tuple[int, ...] = ()
+    needs: tuple[int, ...] = ()
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from swarmx.compat.comfyui.drafts import is_ours
 from swarmx.compat.comfyui.jobs import Event, Job, Outcome, State
-from swarmx.compat.comfyui.splitting import LOAD, SAVE
 
-_OURS = frozenset({SAVE, LOAD})
 _FURTHER = {"pending": 0, "running": 1, "error": 2, "finished": 3}
 
 
@@ -32,7 +31,7 @@ class MergedEvents:
                 first, self._begun = not self._begun, True
                 return (kind, told) if first else None
             case "execution_cached":
-                nodes = [node for node in data.get("nodes") or () if node not in _OURS and node not in self._cached]
+                nodes = [node for node in data.get("nodes") or () if not is_ours(node) and node not in self._cached]
                 first, self._cached = not self._cached and part == 0, self._cached.union(nodes)
                 return (kind, told | {"nodes": nodes}) if nodes or first else None
             case "progress_state":
@@ -43,7 +42,7 @@ class MergedEvents:
                 node = data.get("display_node") or data.get("node")
                 if not isinstance(node, str):
                     return kind, told
-                if node in _OURS or self._teller.setdefault(node, part) != part:
+                if is_ours(node) or self._teller.setdefault(node, part) != part:
                     return None
                 return kind, told
 
@@ -52,7 +51,7 @@ class MergedEvents:
         found: dict[str, Any] = {}
         for states in self._states.values():
             for node, state in states.items():
-                if node in _OURS or not isinstance(state, dict):
+                if is_ours(node) or not isinstance(state, dict):
                     continue
                 if node not in found or _how_far(state) > _how_far(found[node]):
                     found[node] = state | {"prompt_id": self.prompt_id}
@@ -66,8 +65,8 @@ def merged(job: Job, ends: Sequence[Outcome], *, cancelled: bool, facts: dict[st
     outputs: dict[str, Any] = {}
     meta: dict[str, Any] = {}
     for end in ends:
-        outputs = {node: output for node, output in end.outputs.items() if node not in _OURS} | outputs
-        meta = {node: row for node, row in end.meta.items() if node not in _OURS} | meta
+        outputs = {node: output for node, output in end.outputs.items() if not is_ours(node)} | outputs
+        meta = {node: row for node, row in end.meta.items() if not is_ours(node)} | meta
     state: State = (
         "cancelled" if cancelled and stopped else "failed" if failed else "cancelled" if stopped else "completed"
     )

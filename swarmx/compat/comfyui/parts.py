@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from swarmx.compat.comfyui.drafts import Fleet, is_ours, load_id, save_id
 from swarmx.compat.comfyui.events import renamed
 from swarmx.compat.comfyui.files import Files, files_in
 from swarmx.compat.comfyui.graph import Graph, with_inputs
@@ -20,7 +21,7 @@ from swarmx.compat.comfyui.nodes import NodeBook
 from swarmx.compat.comfyui.scheduling import Placement, Scheduler, Waiting
 from swarmx.compat.comfyui.server import ComfyServer, ServerAway
 from swarmx.compat.comfyui.settings import FrontSettings
-from swarmx.compat.comfyui.splitting import LOAD, SAVE, Fleet, Plan, Splitter, part_jobs
+from swarmx.compat.comfyui.splitting import Plan, Splitter, part_jobs
 from swarmx.compat.comfyui.store import JobStore, StoredJob
 from swarmx.gateway.keys import write_private
 
@@ -62,7 +63,8 @@ class Runs(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Split:
-    """A job that runs in parts. `ends` are those of the parts that have ended, by number."""
+    """A job that runs in parts. `ends` are those of the parts that have ended, by number; `here` the latents that have
+    come."""
 
     job: Job
     parts: list[Job]
@@ -70,6 +72,7 @@ class _Split:
     facts: dict[str, Any]
     events: MergedEvents
     ends: dict[int, Outcome] = field(default_factory=dict)
+    here: set[int] = field(default_factory=set)
     lined_up: set[int] = field(default_factory=set)
     cancelled: bool = False
     written: asyncio.Event = field(default_factory=asyncio.Event)
@@ -82,6 +85,14 @@ class _Split:
 
     def open_parts(self) -> list[Job]:
         return [part for number, part in enumerate(self.parts) if number not in self.ends]
+
+    def ready(self) -> list[int]:
+        """The parts that have all latents that they need and were not yet lined up: from now on they are."""
+        found = [
+            n for n, part in enumerate(self.parts) if n not in self.lined_up and self.here.issuperset(_needs(part))
+        ]
+        self.lined_up.update(found)
+        return found
 
 
 class Parts:
@@ -155,10 +166,8 @@ class Parts:
         split.facts = {"expected_s": plan.seconds, "whole_s": plan.whole_s, "extra_s": plan.extra_s}
         why = msgspec.structs.replace(placement.decision, note=plan.explanation)
         self._runs.spawn(self._write(split, why))
-        for part, planned in zip(split.parts, plan.parts, strict=True):
-            if part.part is not None and part.part.loads:
-                continue
-            split.lined_up.add(part.part.number if part.part else 0)
+        for number in split.ready():
+            part, planned = split.parts[number], plan.parts[number]
             there = Waiting(job=part, able=frozenset({planned.server}), since_s=waiting.since_s)
             placed = self._scheduler.placed(there, now_s)
             if placed is None:
@@ -212,10 +221,9 @@ class Parts:
             return []
         if split.stopping:
             self._runs.spawn(self._stop(split))
-        made = self._latent(split).exists() or 0 in split.ends
         for number, part in enumerate(split.parts):
-            if made or not (part.part and part.part.loads):
-                split.lined_up.add(number)
+            split.here |= {n for n in _makes(part) if number in split.ends or self._latent(split, n).exists()}
+        split.ready()
         return [kept for number, kept in enumerate(rows) if number in split.lined_up - split.ends.keys()]
 
     def sweep(self) -> None:
@@ -231,8 +239,10 @@ class Parts:
         split, number = self._of(part)
         if split is None:
             return
-        if kind == "executed" and data.get("node") == SAVE:
-            self._runs.spawn(self._move(split, data.get("output")))
+        if kind == "executed":
+            for latent in _makes(part):
+                if data.get("node") == save_id(latent):
+                    self._runs.spawn(self._move(split, latent, data.get("output")))
         told = split.events.heard(number, kind, data)
         if told is not None:
             self._runs.relay.send(part.tenant, part.client_id, *told)
@@ -242,29 +252,29 @@ class Parts:
         return frame if part.part is None else renamed(frame, part.part.of)
 
     async def localised(self, part: Job, graph: Graph, server: ComfyServer) -> Graph:
-        """The graph with the latent that the part loads, which the server has by then. Raises ServerAway."""
-        if part.part is None or not part.part.loads:
-            return graph
+        """The graph with the latents that the part loads, which the server has by then. Raises ServerAway."""
         split, _ = self._of(part)
         if split is None:
             return graph
-        began_s = self._clock()
-        data = await asyncio.to_thread(self._latent(split).read_bytes)
-        name = await self._files.copy(server, "of.latent", data)
-        self._transfer_s += _WEIGHT * (2.0 * (self._clock() - began_s) - self._transfer_s)  # it came as long a way
-        return with_inputs(graph, {(LOAD, "latent"): name})
+        names: dict[tuple[str, str], object] = {}
+        for latent in _needs(part):
+            began_s = self._clock()
+            data = await asyncio.to_thread(self._latent(split, latent).read_bytes)
+            names[load_id(latent), "latent"] = await self._files.copy(server, "of.latent", data)
+            self._transfer_s += _WEIGHT * (2.0 * (self._clock() - began_s) - self._transfer_s)  # it came as long a way
+        return with_inputs(graph, names)
 
     async def has_made(self, part: Job, outputs: dict[str, Any]) -> bool:
         """Whether what other parts need of this one is here, now that it has ended."""
         split, _ = self._of(part)
-        if split is None or part.part is None or not part.part.saves:
+        if split is None:
             return True
-        return await self._move(split, outputs.get(SAVE))
+        return all([await self._move(split, latent, outputs.get(save_id(latent))) for latent in _makes(part)])
 
-    async def _move(self, split: _Split, output: Any) -> bool:
-        """Fetch the latent, and let the part that needs it go on."""
+    async def _move(self, split: _Split, latent: int, output: Any) -> bool:
+        """Fetch the latent, and let the parts go on that waited for it last."""
         async with split.moving:
-            path = self._latent(split)
+            path = self._latent(split, latent)
             if not path.exists():
                 found = next(files_in(output), None)
                 try:
@@ -278,10 +288,9 @@ class Parts:
                     return False
                 path.parent.mkdir(exist_ok=True, mode=0o700)
                 await asyncio.to_thread(write_private, path, data)
-        for number, part in enumerate(split.parts):
-            if not split.stopping and number not in split.lined_up:
-                split.lined_up.add(number)
-                self._runs.line_up(part)
+        split.here.add(latent)
+        for number in split.ready() if not split.stopping else ():
+            self._runs.line_up(split.parts[number])
         return True
 
     # To its end
@@ -307,7 +316,7 @@ class Parts:
         del self._splits[split.job.prompt_id]
         ends = [split.ends[number] for number in range(len(split.parts))]
         rows = [
-            {"outputs": [output for output in part.outputs if output not in (SAVE, LOAD)], **end.facts}
+            {"outputs": [output for output in part.outputs if not is_ours(output)], **end.facts}
             for part, end in zip(split.parts, ends, strict=True)
         ]
         facts = {
@@ -318,13 +327,23 @@ class Parts:
             "parts": rows,
         }
         await self._runs.finish(split.job, merged(split.job, ends, cancelled=split.cancelled, facts=facts))
-        self._latent(split).unlink(missing_ok=True)
+        for part in split.parts:
+            for latent in _makes(part):
+                self._latent(split, latent).unlink(missing_ok=True)
 
     def _of(self, part: Job) -> tuple[_Split | None, int]:
         return (None, 0) if part.part is None else (self._splits.get(part.part.of), part.part.number)
 
-    def _latent(self, split: _Split) -> Path:
-        return self._folder / f"{split.job.prompt_id}.latent"
+    def _latent(self, split: _Split, latent: int) -> Path:
+        return self._folder / f"{split.job.prompt_id}.{latent}.latent"
+
+
+def _makes(part: Job) -> tuple[int, ...]:
+    return part.part.makes if part.part else ()
+
+
+def _needs(part: Job) -> tuple[int, ...]:
+    return part.part.needs if part.part else ()
 
 
 def _path(file: tuple[str, str, str]) -> str:

@@ -1,27 +1,38 @@
 """Whether a graph is worth running in parts on several servers, and in which parts. Pure.
 
 A graph comes apart in two ways that leave its pictures as they are. Outputs need each other's nodes only where they
-share some, which every part runs for itself. And a latent that a sampler made can be saved on one server and loaded on
-another, where what needs it goes on: the file holds the tensor as it is.
+share some, which every part runs for itself. And latents that samplers made can be saved on one server and loaded on
+others, where what needs them goes on: the file holds the tensor as it is.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import msgspec
 
+from swarmx.compat.comfyui.drafts import (
+    Able,
+    Cut,
+    Drafts,
+    Fleet,
+    Piece,
+    PlannedPart,
+    is_ours,
+    load_id,
+    loading,
+    save_id,
+    saving,
+)
 from swarmx.compat.comfyui.forecasts import JobFacts, ServerState
-from swarmx.compat.comfyui.graph import Graph, link_of, upstream_first, with_inputs
+from swarmx.compat.comfyui.graph import Graph, links, upstream_first
 from swarmx.compat.comfyui.jobs import Job, PartOf
 from swarmx.compat.comfyui.nodes import NodeSpec
 from swarmx.core.forecast import Forecast
 
-SAVE, LOAD = "swarmx-save", "swarmx-load"
-"""The ids of the nodes that save and load a latent in parts of a graph."""
 LEAST_GAIN_S, LEAST_GAIN = 0.25, 0.1  # seconds, and share of what the whole would take: forecasts are not exact
 _LEAST_PRICE = 0.1  # of a second of extra work, in seconds that the job gains
 _MOST_NODES, _MOST_OUTPUTS, _MOST_SERVERS, _MOST_CUTS = 200, 6, 4, 4
@@ -40,29 +51,15 @@ _PLAIN = _SAMPLERS | {
 }
 
 
-class PlannedPart(msgspec.Struct, frozen=True, kw_only=True):
-    """`outputs` of the graph that the part makes, and the server and seconds, from `starts_s` on, that it was thought
-    to take."""
-
-    outputs: tuple[str, ...]
-    server: str
-    starts_s: float
-    seconds: float
-
-    @property
-    def ends_s(self) -> float:
-        return self.starts_s + self.seconds
-
-
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """A graph in parts. With a `cut`, the node and its output whose latent the first part saves and the second loads.
+    """A graph in parts, each behind those whose latents it loads; `cuts` are where these latents come from, by number.
 
     `whole_s` is what the graph would have taken in one piece, from the same moment on.
     """
 
     parts: tuple[PlannedPart, ...]
     whole_s: float
-    cut: tuple[str, int] | None = None
+    cuts: dict[int, Cut] = {}
 
     @property
     def seconds(self) -> float:
@@ -77,30 +74,21 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """Seconds of servers beyond those of the whole: nodes that run twice, models that are loaded twice."""
         return sum(part.seconds for part in self.parts) - self.whole_s
 
+    def worth_s(self, price: float) -> float:
+        """Seconds that the job gains, less those that the others lose: `price` for each second of extra work."""
+        return self.gain_s - price * self.extra_s
+
     @property
     def explanation(self) -> str:
         where = "; ".join(
             f"{', '.join(part.outputs) or 'the latent'} on {part.server} in {part.seconds:.2g} s" for part in self.parts
         )
-        at = "" if self.cut is None else f", cut behind the node {self.cut[0]}"
+        behind = [node_id for node_id, _ in self.cuts.values()]
+        at = f", cut behind the node{'s' if len(behind) > 1 else ''} {' and '.join(behind)}" if behind else ""
         return (
             f"split into {len(self.parts)} parts{at}: {self.seconds:.2g} s expected instead of {self.whole_s:.2g} s, "
             f"for {self.extra_s:+.2g} s of work ({where})"
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fleet:
-    """The servers that a graph may be split over, as they are now: their states, and seconds until each is free.
-
-    `waiting` jobs stand behind this one, for `up` servers; a latent takes `transfer_s` from one to another.
-    """
-
-    states: Mapping[str, ServerState]
-    free_in_s: Mapping[str, float]
-    waiting: int
-    up: int
-    transfer_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +97,7 @@ class Splitter:
     known to leave files only. `able` says which servers have all that a graph needs, but for its files."""
 
     specs: Callable[[], Mapping[str, NodeSpec]]
-    able: Callable[[Graph, frozenset[tuple[str, str]]], Collection[str]]
+    able: Able
     forecast: Callable[[JobFacts, ServerState], Forecast]
     told: Sequence[str] = ()
 
@@ -124,15 +112,34 @@ class Splitter:
         whole_s = self.forecast(facts, fleet.states[server]).mean
         if whole_s <= LEAST_GAIN_S:
             return None
-        plans = [
-            *self._by_outputs(job, facts, server, fleet, whole_s),
-            *self._by_cut(job, facts, server, fleet, whole_s),
-        ]
         price = max(fleet.waiting / max(1, fleet.up), _LEAST_PRICE)
-        best = max(plans, key=lambda plan: plan.gain_s - price * plan.extra_s, default=None)
+        drafts = Drafts(job, facts, fleet, self.forecast, self.able, self._cuts(job))
+        starts = [[Piece(job.outputs, server)], *self._by_outputs(job, drafts, server)]
+        plans = [plan for start in starts if (plan := self._cut_up(drafts, start, whole_s, price)) is not None]
+        best = max(plans, key=lambda plan: plan.worth_s(price), default=None)
         if best is None or best.gain_s < max(LEAST_GAIN_S, LEAST_GAIN * whole_s):
             return None
-        return best if best.gain_s > price * best.extra_s else None
+        return best if best.worth_s(price) > 0.0 else None
+
+    def _cut_up(self, drafts: Drafts, start: list[Piece], whole_s: float, price: float) -> Plan | None:
+        """The draft with as many cuts as pay, the best one first; None where it stays in one piece."""
+
+        def planned(pieces: Sequence[Piece]) -> Plan:
+            used = {number: cut for number, cut in enumerate(drafts.cuts) if any(cut in p.makes for p in pieces)}
+            return Plan(parts=drafts.parts(pieces), whole_s=whole_s, cuts=used)
+
+        pieces, plan = start, planned(start) if len(start) > 1 else None
+        while len(pieces) < _MOST_SERVERS:
+            least_s = 0.0 if plan is None else plan.worth_s(price) + LEAST_GAIN_S
+            found = max(
+                ((planned(further), further) for further in drafts.further(pieces)),
+                key=lambda pair: pair[0].worth_s(price),
+                default=None,
+            )
+            if found is None or found[0].worth_s(price) <= least_s:
+                break
+            plan, pieces = found
+        return plan
 
     def may_split(self, graph: Graph, outputs: Sequence[str]) -> bool:
         """Whether every node that runs is known to do nothing but compute, and every output to leave files only.
@@ -152,77 +159,44 @@ class Splitter:
                 continue
             if not spec.core or (spec.is_output and (name not in _OUTPUTS or node_id not in outputs)):
                 return False
-        return not any(link in outputs for node_id in order for link, _ in _links(graph, node_id))
+        return not any(link in outputs for node_id in order for link, _ in links(graph, node_id))
 
     def _is_told(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.told)
 
-    def _by_outputs(self, job: Job, facts: JobFacts, first: str, fleet: Fleet, whole_s: float) -> Iterator[Plan]:
+    def _by_outputs(self, job: Job, drafts: Drafts, first: str) -> Iterator[list[Piece]]:
         """Outputs, longest first, each to the server where all are done soonest with it."""
         if len(job.outputs) < 2:
             return
+        fleet = drafts.fleet
         idle = [name for name in fleet.states if name != first and not fleet.free_in_s[name]]
         servers = [first, *idle][:_MOST_SERVERS]
         above = {output: frozenset(upstream_first(job.graph, [output])) for output in job.outputs}
-        state = fleet.states[first]
-        alone = {output: self.forecast(facts.only(above[output]), state).mean for output in job.outputs}
+        alone = {output: drafts.seconds(above[output], first) for output in job.outputs}
         given: dict[str, list[str]] = {name: [] for name in servers}
         seconds = dict.fromkeys(servers, 0.0)
         for output in sorted(job.outputs, key=lambda output: (-alone[output], output)):
-            with_it = {}
-            for name in servers:
-                nodes = frozenset[str]().union(*(above[each] for each in (*given[name], output)))
-                with_it[name] = self.forecast(facts.only(nodes), fleet.states[name]).mean
+            with_it = {
+                name: drafts.seconds(frozenset[str]().union(*(above[each] for each in (*given[name], output))), name)
+                for name in servers
+            }
             chosen = min(
                 servers,
                 key=lambda name: (max([with_it[name], *(seconds[o] for o in servers if o != name)]), with_it[name]),
             )
             given[chosen].append(output)
             seconds[chosen] = with_it[chosen]
-        parts = tuple(
-            PlannedPart(outputs=_in_order(job, given[name]), server=name, starts_s=0.0, seconds=seconds[name])
-            for name in servers
-            if given[name]
-        )
-        if len(parts) > 1:
-            yield Plan(parts=parts, whole_s=whole_s)
+        pieces = [Piece(_in_order(job, given[name]), name) for name in servers if given[name]]
+        if len(pieces) > 1:
+            yield pieces
 
-    def _by_cut(self, job: Job, facts: JobFacts, first: str, fleet: Fleet, whole_s: float) -> Iterator[Plan]:
-        """What makes a latent, and what else is wanted, on `first`; some or all of what needs it on another server."""
-        if SAVE in job.graph or LOAD in job.graph:
-            return
-        for cut in self._cuts(job):
-            before, after = saving(job.graph, cut), loading(job.graph, cut)
-            others = [
-                n for n in sorted(self.able(after, job.files | {(LOAD, "latent")})) if n in fleet.states and n != first
-            ]
-            if not others or first not in self.able(before, job.files):
-                continue
-            made = frozenset(upstream_first(job.graph, [cut[0]]))
-            made_s = self.forecast(facts.only(made), fleet.states[first]).mean
-            needy = [o for o in job.outputs if cut[0] in upstream_first(job.graph, [o])]
-            for moved in {tuple(needy), *((output,) for output in needy)}:
-                kept = tuple(output for output in job.outputs if output not in moved)
-                nodes = made | frozenset(upstream_first(job.graph, kept))
-                kept_s = self.forecast(facts.only(nodes), fleet.states[first]).mean
-                rest = frozenset(upstream_first(after, moved)) - {LOAD}
-                for name in others:
-                    parts = (
-                        PlannedPart(outputs=kept, server=first, starts_s=0.0, seconds=kept_s),
-                        PlannedPart(
-                            outputs=moved,
-                            server=name,
-                            starts_s=max(made_s + fleet.transfer_s, fleet.free_in_s[name]),
-                            seconds=self.forecast(facts.only(rest), fleet.states[name]).mean,
-                        ),
-                    )
-                    yield Plan(parts=parts, whole_s=whole_s, cut=cut)
-
-    def _cuts(self, job: Job) -> list[tuple[str, int]]:
+    def _cuts(self, job: Job) -> list[Cut]:
         """Outputs of samplers that are latents without anything beside the tensor, those that most needs first."""
-        found: dict[tuple[str, int], None] = {}
+        if any(map(is_ours, job.graph)):
+            return []
+        found: dict[Cut, None] = {}
         for node_id in reversed(upstream_first(job.graph, job.outputs)):
-            for source, number in _links(job.graph, node_id):
+            for source, number in links(job.graph, node_id):
                 if job.graph[source]["class_type"] in _SAMPLERS and self._is_plain(job.graph, source, number):
                     found[source, number] = None
         return list(found)[:_MOST_CUTS]
@@ -241,25 +215,8 @@ class Splitter:
                 return False
             if at not in seen:
                 seen.add(at)
-                rest += _links(graph, at)
+                rest += links(graph, at)
         return True
-
-
-def saving(graph: Graph, cut: tuple[str, int]) -> Graph:
-    """The graph with a node that saves the latent."""
-    node = {"class_type": "SaveLatent", "inputs": {"samples": list(cut), "filename_prefix": "swarmx/latent"}}
-    return {**graph, SAVE: node}
-
-
-def loading(graph: Graph, cut: tuple[str, int]) -> Graph:
-    """The graph with a node that loads the latent, in the place of what makes it."""
-    changes: dict[tuple[str, str], object] = {
-        (node_id, name): [LOAD, 0]
-        for node_id, node in graph.items()
-        for name, value in node["inputs"].items()
-        if link_of(value) == cut
-    }
-    return {**with_inputs(graph, changes), LOAD: {"class_type": "LoadLatent", "inputs": {"latent": "swarmx.latent"}}}
 
 
 def part_jobs(job: Job, plan: Plan) -> list[Job]:
@@ -270,12 +227,10 @@ def part_jobs(job: Job, plan: Plan) -> list[Job]:
     """
     found = []
     for number, part in enumerate(plan.parts):
-        graph, outputs, files = job.graph, part.outputs, job.files
-        saves, loads = plan.cut is not None and number == 0, plan.cut is not None and number == 1
-        if plan.cut is not None and saves:
-            graph, outputs = saving(graph, plan.cut), (*outputs, SAVE)
-        if plan.cut is not None and loads:
-            graph, files = loading(graph, plan.cut), files | {(LOAD, "latent")}
+        needed = {latent: plan.cuts[latent] for latent in part.needs}
+        graph = loading(job.graph, needed) if needed else job.graph
+        graph = saving(graph, {latent: plan.cuts[latent] for latent in part.makes})
+        outputs = (*part.outputs, *map(save_id, part.makes))
         found.append(
             msgspec.structs.replace(
                 job,
@@ -283,8 +238,8 @@ def part_jobs(job: Job, plan: Plan) -> list[Job]:
                 graph=graph,
                 outputs=outputs,
                 targets=list(outputs),
-                files=files,
-                part=PartOf(of=job.prompt_id, number=number, saves=saves, loads=loads),
+                files=job.files | {(load_id(latent), "latent") for latent in needed},
+                part=PartOf(of=job.prompt_id, number=number, makes=part.makes, needs=part.needs),
             )
         )
     return found
@@ -293,10 +248,3 @@ def part_jobs(job: Job, plan: Plan) -> list[Job]:
 def _in_order(job: Job, outputs: Iterable[str]) -> tuple[str, ...]:
     wanted = set(outputs)
     return tuple(output for output in job.outputs if output in wanted)
-
-
-def _links(graph: Graph, node_id: str) -> Iterator[tuple[str, int]]:
-    for value in graph[node_id]["inputs"].values():
-        link = link_of(value)
-        if link is not None and link[0] in graph:
-            yield link

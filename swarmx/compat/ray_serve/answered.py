@@ -1,10 +1,12 @@
-"""How much work an answer was, in tokens, read from the answer."""
+"""What the end of a request tells: how much work its answer was, in tokens, and what it says of the replica."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from swarmx.core.nouns import FailureReason
 
 _BYTES_PER_TOKEN = 4.0
 _COMPLETION_TOKENS = re.compile(r'"completion_tokens"\s*:\s*(\d+)')
@@ -81,3 +83,12 @@ class StreamedWork:
         self._tokens += 1
         if not isinstance(one, str | bytes | bytearray) and (work := work_of(one)) is not None:
             self._said = work
+
+
+def outcomes(error: object) -> FailureReason | None:
+    """What the end of a request says of its replica; None for an answer."""
+    if not isinstance(error, BaseException):
+        return None
+    name = type(error).__name__
+    names: Mapping[str, FailureReason] = {"ActorDiedError": "replica_gone", "ActorUnavailableError": "connection_lost"}
+    return names.get(name, "rejected")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -87,9 +87,9 @@ class Ticket:
 class Desk:
     """The router agent of one deployment in one process, in its own shell; all methods on one event loop.
 
-    `forecasters` are who forecasts at once, and who does it better once it has read the prompt, which takes longer than
-    a decision may: a request that finds a replica is sent by the first word, and the second counts for all that follow,
-    for those that wait, too. `on_report` hears what the agent reports of the demand.
+    `forecasters` are who forecasts at once, and who does it better once it has read the prompt. Where it does not read
+    first, its word counts for all that follows, and for those that wait. `on_report` hears what the agent reports of
+    the demand.
     """
 
     def __init__(
@@ -154,9 +154,12 @@ class Desk:
         return self._agent.in_flight(replica_id)
 
     def ticket(self, call: Call, prompt: PromptText) -> Ticket:
-        """A request with what calls like it came to, once for all attempts. Its call is nobody else's."""
-        forecast = self._alike.forecast(call, _UNREAD)
-        return Ticket(call=call, prompt=None if self._reader is None else prompt, forecast=forecast)
+        """A request with the forecast of its work, once for all attempts. Its call is nobody else's."""
+        if self._reader is None or not self.options.read_first:
+            later = None if self._reader is None else prompt
+            return Ticket(call=call, prompt=later, forecast=self._alike.forecast(call, _UNREAD))
+        encoding = self._reader.encode(call, prompt)
+        return Ticket(call=call, prompt=None, encoding=encoding, forecast=self._reader.forecast(call, encoding))
 
     def replicas(self, seen: Sequence[Seen]) -> None:
         """These replicas there are now, and no others."""
@@ -419,12 +422,3 @@ class Desk:
         elif isinstance(message, DemandReported):
             with suppress(Exception):
                 self._on_report(message)
-
-
-def outcomes(error: object) -> FailureReason | None:
-    """What the end of a request says of its replica; None for an answer."""
-    if not isinstance(error, BaseException):
-        return None
-    name = type(error).__name__
-    names: Mapping[str, FailureReason] = {"ActorDiedError": "replica_gone", "ActorUnavailableError": "connection_lost"}
-    return names.get(name, "rejected")

@@ -19,11 +19,13 @@ class RouterOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """How SwarmX routes for one deployment. Times in seconds.
 
     `profile` are fields of `core.engine.EngineProfile` that are known beforehand, `device` and `served_model` name one
-    that ships; what calls really take corrects either. A request that Serve has accepted and whose replica is lost is
-    sent again up to `retries` times if its method is among `retry_methods`: name only methods that may run twice.
-    Requests of a session (or, without one, of one ingress request) are a workflow, over when it was silent for
-    `workflow_idle_s`. `push` listens to what replicas and other routers push. Calls that wait have full replicas asked
-    for their load every `look_again_s`, for where nothing is pushed.
+    that ships; what calls really take corrects either. With `read_first` the predictor reads a prompt before a replica
+    is chosen and not after that: a decision takes longer, and fewer long calls go to slow replicas. A request that
+    Serve has accepted and whose replica is lost is sent again up to `retries` times if its method is among
+    `retry_methods`: name only methods that may run twice. Requests of a session (or, without one, of one ingress
+    request) are a workflow, over when it was silent for `workflow_idle_s`. `push` listens to what replicas and other
+    routers push. Calls that wait have full replicas asked for their load every `look_again_s`, for where nothing is
+    pushed.
 
     `log_dir` keeps each decision, a file for every router; with `journal` each message of the agent, too, for
     `swarmx replay`. `log_url` sends the decisions to a SwarmX gateway, with the token in the environment variable
@@ -33,6 +35,7 @@ class RouterOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     policy: str = DEFAULT_POLICY
     parameters: dict[str, float] = {}
     predictor: Literal["neural", "empirical"] = "neural"
+    read_first: bool = False
     profile: dict[str, float] = {}
     served_model: str = ""
     device: str = ""
@@ -53,9 +56,10 @@ class RouterOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         """The parameters with this router's own defaults.
 
         `risk` is off: a request is sent by what its kind came to, which is a wide guess at a single call, and with risk
-        the fastest replica would get, or make wait for it, whatever may be long.
+        the fastest replica would get, or make wait for it, whatever may be long. `hold` counts a wait for a busy one
+        as half as long again as it looks: who waits may be overtaken, and keeps others waiting.
         """
-        own = {"risk": 0.0} if self.policy == DEFAULT_POLICY else {}
+        own = {"risk": 0.0, "hold": 0.67} if self.policy == DEFAULT_POLICY else {}
         return {**own, **self.parameters}
 
     def engine(self, deployment: str) -> EngineProfile:

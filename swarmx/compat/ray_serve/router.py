@@ -212,7 +212,7 @@ class Router(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc
             result.watch(lambda work: loop.call_soon_threadsafe(self._guarded, desk.worked, ticket, work))
 
     def _over(self, ticket: Ticket, value: Any) -> None:
-        from swarmx.compat.ray_serve.desk import outcomes
+        from swarmx.compat.ray_serve.answered import outcomes
 
         desk = self._open_desk()
         failed = outcomes(value)

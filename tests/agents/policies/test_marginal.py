@@ -69,6 +69,9 @@ def test_calls_that_wait_ahead_make_holding_longer() -> None:
     call = a_call(30.0, prompt=0)
     assert choose(call, **columns).hold
     assert not choose(replace(call, ahead=3), **columns).hold
+    wary = choose(call, Marginal(hold=0.5), **columns)
+    assert not wary.hold, "12 s of waiting and 6 s there, against 15 s elsewhere"
+    assert wary.terms_s["wait_s"][0] == 2.0 * choose(call, **columns).terms_s["wait_s"][0]
 
 
 def test_a_call_that_would_not_fit_into_the_kv_cache_is_held() -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from swarmx.compat.comfyui.drafts import is_ours
 from swarmx.compat.comfyui.forecasts import JobFacts, ServerState
 from swarmx.compat.comfyui.graph import Graph
-from swarmx.compat.comfyui.splitting import LOAD, SAVE
 from swarmx.core.forecast import Forecast, point
 from tests.compat.comfyui.fake import FakeComfy, serving
 from tests.compat.comfyui.fake_nodes import graph
@@ -20,12 +21,16 @@ from tests.compat.comfyui.fronts import Client, eventually, front, until_end
 pytestmark = pytest.mark.process
 
 
+@dataclass(frozen=True)
 class Stepwise:
-    """A second for each evaluation of a network."""
+    """A second for each evaluation of a network, and so many for loads of weights."""
+
+    loads_s: Mapping[str, float] = field(default_factory=dict)
 
     def forecast(self, facts: JobFacts, server: ServerState) -> Forecast:
         steps = sum(node.work.amounts[0] for node in facts.nodes.values() if len(node.work.amounts) == 3)
-        return point(steps + 0.1, unit="s")
+        loads_s = sum(self.loads_s.get(model, 0.0) for model in server.to_load(facts))
+        return point(steps + loads_s + 0.1, unit="s")
 
     def ended(self, facts: JobFacts, server: ServerState, seconds: float, nodes: Mapping[str, float]) -> None:
         pass
@@ -49,13 +54,51 @@ def _named(node_id: str, number: int) -> str:
     return node_id if node_id in ("4", "5", "6", "7") or not number else f"{number}{node_id}"
 
 
-def refined(first: int, second: int, seed: int = 1) -> Graph:
-    """A latent of one sampler that two others go on from, each to a picture: `9` and `19`."""
-    made = branches(second, second, seed=seed)
+def refined(first: int, *second: int, seed: int = 1) -> Graph:
+    """A latent of one sampler that others go on from, two where one is named, each to a picture: `9`, `19`, `29`."""
+    each = second if len(second) > 1 else second * 2
+    made = branches(*each, seed=seed)
     made["2"] = {"class_type": "KSampler", "inputs": {**made["3"]["inputs"], "steps": first}}
-    for sampler in ("3", "13"):
-        made[sampler]["inputs"] |= {"latent_image": ["2", 0], "denoise": 0.5}
+    for number in range(len(each)):
+        made[_named("3", number)]["inputs"] |= {"latent_image": ["2", 0], "denoise": 0.5}
     return made
+
+
+MODELS = ("tiny.safetensors", "other.safetensors", "third.safetensors")
+DEAR_LOADS = Stepwise(loads_s=dict(zip(MODELS, (300.0, 100.0, 100.0), strict=True)))
+
+
+def relayed() -> Graph:
+    """Samplers that go on from each other, each with a model of its own, and a picture of the last: `29`."""
+    made: Graph = {}
+    for number, model in enumerate(MODELS):
+        for node_id, node in graph(number, model=model).items():
+            if (node_id == "5" and number) or (node_id in ("8", "9") and number < 2):
+                continue
+            made[f"{number or ''}{node_id}"] = {
+                **node,
+                "inputs": {
+                    name: [f"{number or ''}{value[0]}", value[1]] if isinstance(value, list) else value
+                    for name, value in node["inputs"].items()
+                },
+            }
+    for sampler, before in (("13", "3"), ("23", "13")):
+        made[sampler]["inputs"] |= {"latent_image": [before, 0], "denoise": 0.5}
+    return made
+
+
+async def warmed(client: Client, fakes: tuple[FakeComfy, ...]) -> None:
+    """Each server has another one of the models in memory."""
+    for fake in fakes:
+        fake.stuck = True
+    answers = [await client.submit(graph(9, model=model)) for model in MODELS]
+    await eventually(lambda: _busy(fakes, 3))
+    for fake in fakes:
+        fake.stuck = False
+    for _, answer in answers:
+        await client.ended(answer["prompt_id"])
+    for fake in fakes:
+        fake.received.clear()
 
 
 async def pictures(client: Client, entry: dict[str, Any]) -> dict[str, bytes]:
@@ -70,13 +113,13 @@ async def pictures(client: Client, entry: dict[str, Any]) -> dict[str, bytes]:
 
 @asynccontextmanager
 async def splitting(folder: Path, *fakes: FakeComfy, **more: Any) -> AsyncIterator[Client]:
-    async with front(folder, *fakes, forecaster=Stepwise(), **more) as client:
+    async with front(folder, *fakes, **({"forecaster": Stepwise()} | more)) as client:
         yield client
 
 
 async def whole(folder: Path, prompt: Graph) -> dict[str, bytes]:
     """The pictures of the graph when it runs on one server."""
-    fake = FakeComfy()
+    fake = FakeComfy(MODELS)
     async with serving(fake), splitting(folder, fake) as client:
         _, _, entry = await client.run(prompt)
         assert "parts" not in entry["swarmx"]
@@ -106,7 +149,7 @@ async def test_a_graph_in_parts_makes_the_pictures_that_it_makes_whole_and_is_on
     assert sorted(executed) == sorted(entry["outputs"]) == sorted(found)
     began = [data["node"] for kind, data in told if kind == "executing" and data["node"] is not None]
     assert len(began) == len(set(began)), "a node that two parts run is told of once"
-    assert not {SAVE, LOAD} & {*began, *entry["meta"]}
+    assert not any(map(is_ours, [*began, *entry["meta"]]))
     assert entry["status"]["completed"]
     assert entry["status"]["messages"][0][0] == "execution_start"
     assert entry["prompt"][2] == prompt
@@ -114,6 +157,96 @@ async def test_a_graph_in_parts_makes_the_pictures_that_it_makes_whole_and_is_on
     assert notes[0].startswith(f"split into {len(entry['swarmx']['parts'])} parts")
     assert ("cut behind the node 2" in notes[0]) == ("2" in prompt)
     assert len(notes) == 1 + len(entry["swarmx"]["parts"])
+
+
+async def test_a_latent_that_three_servers_go_on_from_makes_the_pictures_that_it_makes_on_one(tmp_path: Path) -> None:
+    prompt = refined(10, 30, 30, 30)
+    fakes = (FakeComfy(), FakeComfy(), FakeComfy())
+    async with serving(*fakes), splitting(tmp_path / "split", *fakes) as client:
+        prompt_id, events, entry = await client.run(prompt)
+        found = await pictures(client, entry)
+        _, why = await client.ask("GET", f"/swarmx/why/{prompt_id}")
+    assert found == await whole(tmp_path / "whole", prompt)
+    assert why["decisions"][0]["decision"]["note"].startswith("split into 3 parts, cut behind the node 2:")
+    began = [data["node"] for kind, data in events if kind == "executing" and data["node"] is not None]
+    assert len(began) == len(set(began)), "a node that several parts run is told of once"
+    assert {node for node in prompt if prompt[node]["class_type"] == "KSampler"} <= set(began)
+    assert [len(fake.received) for fake in fakes] == [1, 1, 1]
+    assert list((tmp_path / "split" / "latents").iterdir()) == []
+
+
+async def test_a_part_between_two_cuts_that_is_lost_is_run_again_alone_and_the_last_one_waits_for_it(
+    tmp_path: Path,
+) -> None:
+    fakes = (FakeComfy(MODELS), FakeComfy(MODELS), FakeComfy(MODELS))
+    prompt = relayed()
+    async with serving(*fakes), splitting(tmp_path / "split", *fakes, forecaster=DEAR_LOADS) as client:
+        await warmed(client, fakes)
+        for fake in fakes:
+            fake.stuck = True
+        _, answer = await client.submit(prompt)
+        first = await _next(fakes)
+        first.stuck = False
+        middle = await _next(fakes, first)
+        await eventually(lambda: _is_running(client, 1))
+        await middle.die()
+        for fake in fakes:
+            fake.stuck = False
+        entry = await client.ended(answer["prompt_id"])
+        found = await pictures(client, entry)
+    assert found == await whole(tmp_path / "whole", prompt)
+    parts = entry["swarmx"]["parts"]
+    assert ([part["outputs"] for part in parts], [part["attempts"] for part in parts]) == ([[], [], ["29"]], [1, 2, 1])
+
+
+async def test_parts_between_and_behind_two_cuts_survive_the_front(tmp_path: Path) -> None:
+    fakes = (FakeComfy(MODELS), FakeComfy(MODELS), FakeComfy(MODELS))
+    prompt = relayed()
+    async with serving(*fakes):
+        async with splitting(tmp_path / "split", *fakes, forecaster=DEAR_LOADS) as client:
+            await warmed(client, fakes)
+            for fake in fakes:
+                fake.stuck = True
+            _, answer = await client.submit(prompt)
+            first = await _next(fakes)
+            first.stuck = False
+            await _next(fakes, first)
+            await eventually(lambda: _is_running(client, 1))
+        async with splitting(tmp_path / "split", *fakes, forecaster=DEAR_LOADS) as client:
+            for fake in fakes:
+                fake.stuck = False
+            entry = await client.ended(answer["prompt_id"])
+            found = await pictures(client, entry)
+    assert found == await whole(tmp_path / "whole", prompt)
+    assert sum(len(fake.received) for fake in fakes) == len(entry["swarmx"]["parts"]) == 3, "each part ran once"
+    assert list((tmp_path / "split" / "latents").iterdir()) == []
+
+
+async def test_a_cancelled_job_ends_though_parts_wait_for_latents_that_will_not_come(tmp_path: Path) -> None:
+    fakes = (FakeComfy(MODELS), FakeComfy(MODELS), FakeComfy(MODELS))
+    async with serving(*fakes), splitting(tmp_path, *fakes, forecaster=DEAR_LOADS) as client, client.socket() as socket:
+        await warmed(client, fakes)
+        for fake in fakes:
+            fake.stuck = True
+        _, answer = await client.submit(relayed())
+        await _next(fakes)
+        await client.ask("POST", "/interrupt", {})
+        await until_end(socket, answer["prompt_id"])
+        _, job = await client.ask("GET", f"/api/jobs/{answer['prompt_id']}")
+        _, after = await client.ask("GET", "/prompt")
+    assert job["status"] == "cancelled"
+    assert after["exec_info"]["queue_remaining"] == 0
+    assert sum(len(fake.received) for fake in fakes) == 1
+
+
+async def _next(fakes: tuple[FakeComfy, ...], *others: FakeComfy) -> FakeComfy:
+    """The server, not one of the others, that has been given a part."""
+
+    async def given() -> list[FakeComfy]:
+        return [fake for fake in fakes if fake.received and fake not in others]
+
+    found: list[FakeComfy] = await eventually(given)
+    return found[0]
 
 
 async def test_progress_of_a_job_in_parts_never_goes_back(tmp_path: Path) -> None:
@@ -141,7 +274,7 @@ async def test_it_can_be_switched_off_and_keeps_to_the_classes_that_are_allowed(
             _, _, few = await client.run(refined(10, 30))
     assert "parts" not in off["swarmx"]
     assert few["status"]["status_str"] == "success"
-    assert not any(SAVE in part["outputs"] for part in few["swarmx"].get("parts", ()))
+    assert not any(map(is_ours, [each for part in few["swarmx"].get("parts", ()) for each in part["outputs"]]))
     assert not [name for fake in fakes for _, name in fake.files if name.endswith(".latent")]
 
 

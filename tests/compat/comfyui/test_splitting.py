@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 
+from swarmx.compat.comfyui.drafts import Fleet, load_id, save_id
 from swarmx.compat.comfyui.forecasts import JobFacts, ServerState
 from swarmx.compat.comfyui.graph import Graph
 from swarmx.compat.comfyui.jobs import Job, Outcome
 from swarmx.compat.comfyui.merging import MergedEvents, merged
 from swarmx.compat.comfyui.nodes import NodeBook
-from swarmx.compat.comfyui.splitting import LOAD, SAVE, Fleet, Plan, Splitter, part_jobs
+from swarmx.compat.comfyui.splitting import Plan, Splitter, part_jobs
 from swarmx.core.forecast import Forecast, point
 from tests.compat.comfyui.fake_nodes import node_info, object_info
-from tests.compat.comfyui.test_parts import branches, refined
+from tests.compat.comfyui.test_parts import MODELS, branches, refined, relayed
 
 ID = "0a0a0a0a-0a0a-4a0a-8a0a-0a0a0a0a0a0a"
 IMAGE: list[Any] = ["IMAGE", {}]
@@ -49,19 +50,24 @@ def planned(
     *outputs: str,
     waiting: int = 0,
     told: tuple[str, ...] = (),
+    servers: tuple[str, ...] = ("a", "b"),
     resident: tuple[str, ...] = ("a", "b"),
     free_in_s: dict[str, float] | None = None,
 ) -> Plan | None:
     known = book()
     made = job(graph, *outputs)
-    states = {name: ServerState(name=name) for name in ("a", "b")}
+    states = {name: ServerState(name=name) for name in servers}
     for name in resident:
         states[name].resident["tiny.safetensors"] = None
     splitter = Splitter(
         specs=lambda: known.specs, able=lambda g, files: known.able(g, g, files), forecast=seconds, told=told
     )
     fleet = Fleet(
-        states=states, free_in_s={"a": 0.0, "b": 0.0} | (free_in_s or {}), waiting=waiting, up=2, transfer_s=0.2
+        states=states,
+        free_in_s=dict.fromkeys(servers, 0.0) | (free_in_s or {}),
+        waiting=waiting,
+        up=len(servers),
+        transfer_s=0.2,
     )
     return splitter.plan(made, JobFacts.of(made.graph, made.outputs), "a", fleet)
 
@@ -69,7 +75,7 @@ def planned(
 def test_outputs_go_to_the_servers_where_all_are_done_soonest() -> None:
     plan = planned(branches(10, 6, 5), "9", "19", "29")
     assert plan is not None
-    assert plan.cut is None
+    assert plan.cuts == {}
     assert [(part.server, part.outputs) for part in plan.parts] == [("a", ("9",)), ("b", ("19", "29"))]
     assert plan.seconds == pytest.approx(11.1)
     assert plan.whole_s == pytest.approx(21.1)
@@ -84,12 +90,13 @@ def test_a_model_that_another_server_has_to_load_first_counts() -> None:
 def test_a_cut_runs_what_is_shared_once() -> None:
     plan = planned(refined(10, 30), "9", "19")
     assert plan is not None
-    assert plan.cut == ("2", 0)
+    [(latent, cut)] = plan.cuts.items()
+    assert cut == ("2", 0)
     assert plan.extra_s < 1.0
     first, second = part_jobs(job(refined(10, 30), "9", "19"), plan)
-    assert (first.outputs, second.outputs) == ((plan.parts[0].outputs[0], SAVE), plan.parts[1].outputs)
-    assert second.graph["13" if second.outputs == ("19",) else "3"]["inputs"]["latent_image"] == [LOAD, 0]
-    assert first.graph.keys() - {SAVE} == second.graph.keys() - {LOAD} == refined(10, 30).keys()
+    assert (first.outputs, second.outputs) == ((plan.parts[0].outputs[0], save_id(latent)), plan.parts[1].outputs)
+    assert second.graph["13" if second.outputs == ("19",) else "3"]["inputs"]["latent_image"] == [load_id(latent), 0]
+    assert first.graph.keys() - {save_id(latent)} == second.graph.keys() - {load_id(latent)} == refined(10, 30).keys()
 
 
 def test_a_second_model_that_another_server_holds_is_worth_a_cut_between_two_samplers() -> None:
@@ -107,8 +114,54 @@ def test_a_second_model_that_another_server_holds_is_worth_a_cut_between_two_sam
     fleet = Fleet(states=states, free_in_s={"a": 0.0, "b": 2.0}, waiting=0, up=2, transfer_s=0.2)
     plan = splitter.plan(made, JobFacts.of(made.graph, made.outputs), "a", fleet)
     assert plan is not None
-    assert (plan.cut, [part.outputs for part in plan.parts]) == (("2", 0), [(), ("9",)])
+    assert (list(plan.cuts.values()), [part.outputs for part in plan.parts]) == ([("2", 0)], [(), ("9",)])
     assert plan.extra_s < 0.0
+
+
+def test_a_latent_is_loaded_on_every_server_that_goes_on_from_it() -> None:
+    graph = refined(10, 30, 30, 30)
+    plan = planned(graph, "9", "19", "29", servers=("a", "b", "c"), resident=("a", "b", "c"))
+    assert plan is not None
+    assert plan.seconds == pytest.approx(10.0 + 0.1 + 0.2 + 30.1)
+    parts = part_jobs(job(graph, "9", "19", "29"), plan)
+    assert sorted(output for part in plan.parts for output in part.outputs) == ["19", "29", "9"]
+    [latent] = plan.cuts
+    assert [(part.part.makes, part.part.needs) for part in parts if part.part] == [
+        ((latent,), ()),
+        ((), (latent,)),
+        ((), (latent,)),
+    ]
+
+
+def test_a_graph_is_cut_once_for_every_model_that_another_server_holds() -> None:
+    graph, names = relayed(), ("a", "b", "c")
+    states = {name: ServerState(name=name) for name in names}
+    for name, model in zip(names, MODELS, strict=True):
+        states[name].resident[model] = None
+    known, made = NodeBook(), job(graph, "29")
+    for name in names:
+        known.told(name, object_info(list(MODELS)))
+    splitter = Splitter(specs=lambda: known.specs, able=lambda g, files: known.able(g, g, files), forecast=seconds)
+    fleet = Fleet(states=states, free_in_s=dict.fromkeys(names, 0.0), waiting=0, up=3, transfer_s=0.2)
+    plan = splitter.plan(made, JobFacts.of(graph, made.outputs), "a", fleet)
+    assert plan is not None
+    assert [(part.server, part.outputs) for part in plan.parts] == [("a", ()), ("b", ()), ("c", ("29",))]
+    assert plan.seconds == pytest.approx(3 * 4.1 + 2 * 0.2)
+    first, second, third = part_jobs(made, plan)
+    (one, two) = (latent for latent, cut in sorted(plan.cuts.items(), key=lambda row: row[1] != ("3", 0)))
+    assert second.graph["13"]["inputs"]["latent_image"] == [load_id(one), 0]
+    assert third.graph["23"]["inputs"]["latent_image"] == [load_id(two), 0]
+    assert (first.outputs, second.outputs) == ((save_id(one),), (save_id(two),))
+    assert {each.prompt_id for each in (first, second, third)}.isdisjoint({ID})
+
+
+def test_a_further_cut_has_to_gain_as_much_as_the_first_one() -> None:
+    least = planned(refined(10, 30, 30, 30), "9", "19", "29", servers=("a", "b", "c"), resident=("a", "b"))
+    assert least is not None
+    assert len(least.parts) == 3, "the third server has a model to load, and is done much sooner all the same"
+    short = planned(refined(10, 4, 4, 4), "9", "19", "29", servers=("a", "b", "c"), resident=("a", "b"))
+    assert short is not None
+    assert len(short.parts) == 2
 
 
 def test_where_many_wait_extra_work_is_dear() -> None:
@@ -153,14 +206,14 @@ def test_a_latent_with_more_than_its_tensor_is_not_cut() -> None:
     graph["2"]["inputs"]["latent_image"] = ["50", 0]
     plan = planned(graph, "9", "19")
     assert plan is not None
-    assert plan.cut is None, "both parts run the shared sampler"
+    assert plan.cuts == {}, "both parts run the shared sampler"
 
 
 def test_ids_of_nodes_that_are_ours_are_not_given_twice() -> None:
     graph = refined(10, 30)
-    graph[SAVE] = graph.pop("9")
-    plan = planned(graph, SAVE, "19")
-    assert plan is None or plan.cut is None
+    graph[save_id(0)] = graph.pop("9")
+    plan = planned(graph, save_id(0), "19")
+    assert plan is None or plan.cuts == {}
 
 
 def test_a_node_that_two_parts_run_is_told_of_by_the_first_that_comes_to_it() -> None:
@@ -170,11 +223,11 @@ def test_a_node_that_two_parts_run_is_told_of_by_the_first_that_comes_to_it() ->
     at = {"node": "4", "display_node": "4", "prompt_id": "p1"}
     assert events.heard(1, "executing", at) == ("executing", at | {"prompt_id": ID})
     assert events.heard(0, "executing", at | {"prompt_id": "p0"}) is None
-    assert events.heard(0, "executing", {"node": SAVE, "display_node": SAVE}) is None
+    assert events.heard(0, "executing", {"node": save_id(0), "display_node": save_id(0)}) is None
     assert events.heard(0, "progress_state", {"nodes": 3}) == ("progress_state", {"nodes": {}, "prompt_id": ID})
     running = {"value": 1, "max": 4, "state": "running", "prompt_id": "p0"}
     events.heard(0, "progress_state", {"nodes": {"3": running}})
-    told = events.heard(1, "progress_state", {"nodes": {"3": running | {"value": 3}, LOAD: running}})
+    told = events.heard(1, "progress_state", {"nodes": {"3": running | {"value": 3}, load_id(0): running}})
     assert told is not None
     assert told[1]["nodes"] == {"3": running | {"value": 3, "prompt_id": ID}}
 

@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from swarmx.compat.ray_serve.answered import outcomes
 from swarmx.compat.ray_serve.asked import call_from
 from swarmx.compat.ray_serve.decision_log import DecisionLog
-from swarmx.compat.ray_serve.desk import Desk, NoReplica, Seen, Ticket, outcomes
+from swarmx.compat.ray_serve.desk import Desk, NoReplica, Seen, Ticket
 from swarmx.compat.ray_serve.options import RouterOptions
 from swarmx.compat.ray_serve.signals import ReplicaSignal
 from swarmx.compat.ray_serve.why import main as why
@@ -70,8 +71,8 @@ async def serve(of: Desk, one: Ticket) -> str:
 @pytest.mark.parametrize(
     ("given", "used"),
     [
-        ({}, {"risk": 0.0}),
-        ({"parameters": {"risk": 1.0, "tail": 1.0}}, {"risk": 1.0, "tail": 1.0}),
+        ({}, {"risk": 0.0, "hold": 0.67}),
+        ({"parameters": {"risk": 1.0, "tail": 1.0}}, {"risk": 1.0, "hold": 0.67, "tail": 1.0}),
         ({"policy": "least_work"}, {}),
     ],
     ids=str,
@@ -230,6 +231,19 @@ class _Reader:
 
     def observe(self, call: Call, encoding: Encoding, work_done: float) -> None:
         self.observed.append(encoding.encoder)
+
+
+async def test_a_prompt_that_is_read_first_is_read_once_and_its_request_sent_by_what_it_says() -> None:
+    reader = _Reader()
+    at = desk(replicas=2, reader=reader, read_first=True)
+    one = ticket(at, "77")
+    first = await at.place(one)
+    assert at._agent._calls[one.call.call_id].work_left == 77.0
+    assert await at.place(one, running=2) != first
+    at.ended(one)
+    at.worked(one, 70.0)
+    assert (reader.read, reader.observed) == ([b"77"], ["r"])
+    at.close()
 
 
 async def test_a_request_is_sent_before_its_prompt_is_read_and_then_counts_as_what_the_prompt_says() -> None:
