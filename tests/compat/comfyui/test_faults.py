@@ -52,7 +52,7 @@ async def test_a_job_of_a_server_that_dies_runs_elsewhere_once(tmp_path: Path) -
 
 
 async def test_a_job_that_kills_every_server_is_given_up_after_the_attempts_it_may_have(tmp_path: Path) -> None:
-    fakes = (FakeComfy(step_s=0.02), FakeComfy(step_s=0.02), FakeComfy())
+    fakes = tuple(FakeComfy(step_s=0.02) for _ in range(3))
     async with serving(*fakes), front(tmp_path, *fakes) as client, client.socket() as socket:
         _, answer = await client.submit(graph(steps=50))
         for _ in range(2):
