@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not HAS_RAY, reason=NO_RAY),
     pytest.mark.process,
     pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore"),
 ]
 
 PATIENCE_S = 600.0
