@@ -3,7 +3,7 @@ PY ?= python3.11
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm setup-agents setup-ray browser sandbox postgres demo demo-vllm test test-fast test-vllm test-ray test-ray-llm test-kills test-comfyui check bench docs clean
+.PHONY: help setup setup-vllm setup-agents setup-ray browser sandbox postgres demo demo-vllm test test-fast test-vllm test-ray test-ray-llm test-kills test-comfyui test-gpu check bench docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,10 @@ test-kills: setup ## kill gateways and runners at hundreds of moments, and tell 
 
 test-comfyui: setup ## the ComfyUI front over real servers: COMFYUI_DIR=checkout COMFYUI_PYTHON=its interpreter
 	COMFYUI_DIR=$(COMFYUI_DIR) COMFYUI_PYTHON=$(COMFYUI_PYTHON) $(BIN)/python -m pytest -n0 -m comfyui tests/compat/comfyui/real
+
+test-gpu: setup ## vLLM servers that share a GPU of this host: SWARMX_GPU_VLLM=its program SWARMX_GPU_MODEL=a model's folder
+	SWARMX_GPU_VLLM=$(SWARMX_GPU_VLLM) SWARMX_GPU_MODEL=$(SWARMX_GPU_MODEL) \
+	  $(BIN)/python -m pytest -s -n0 -m gpu --confcutdir=tests/providers/gpu tests/providers/gpu
 
 test-ray: setup-ray ## tests inside a real Ray Serve, and with replicas on three nodes of Ray (about ten minutes)
 	.venv-ray/bin/python -m pytest --confcutdir=tests/compat/ray_serve tests/compat/ray_serve

@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from swarmx.core.nouns import EngineOrder, Priorities
+from swarmx.providers.vllm_command import GpuServing, refused_option
 
+_OF_GPUS = ("command", "gpu_memory_utilization", "tensor_parallel_size", "max_model_len")
 _ENGINE_ORDER = "Whom its engine admits first: by arrival, or by the priority that the router sends with each call."
 
 Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -69,7 +71,8 @@ class ElasticReplicas(Section):
 
     model: str = Field(description="Model name, as clients ask for it, or the pool of tools.")
     device: str = Field(
-        description='Device type; with provider = "emulated" that of a fitted profile; of tools it is cpu.'
+        description='Device type; with provider = "emulated" that of a fitted profile; of tools it is cpu; with '
+        '"process" it is cpu, or words of the name of GPUs of this host, such as h100.'
     )
     provider: Literal["emulated", "process", "comfyui", "tools"] = Field(
         "emulated",
@@ -85,7 +88,19 @@ class ElasticReplicas(Section):
     )
     graph: Path | None = Field(None, description='Graph that makes the images, in API format, for "comfyui".')
     python: Path | None = Field(None, description="Interpreter that can run ComfyUI; SwarmX's own by default.")
-    options: tuple[str, ...] = Field((), description="Options of ComfyUI's command line, such as --cpu.")
+    options: tuple[str, ...] = Field(
+        (), description="Further options of ComfyUI's command line, such as --cpu, or of `vllm serve` on GPUs."
+    )
+    command: str = Field("vllm", description="Program that is vLLM for GPUs: a path, or a name on PATH.")
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0.0, le=1.0, description="Share of a GPU's memory that a vLLM takes; several fit on one GPU by theirs."
+    )
+    tensor_parallel_size: int = Field(1, ge=1, le=64, description="GPUs over which a vLLM spreads its model.")
+    max_model_len: int | None = Field(
+        None,
+        ge=1,
+        description="Longest prompt and answer together, in tokens, of a vLLM on GPUs; the model's by default.",
+    )
     file: Path | None = Field(None, description='File of the tools, for provider = "tools"; its pool is the model.')
     min: int = Field(1, ge=0, le=64, description="Fewest replicas at the start.")
     max: int = Field(4, ge=0, le=64, description="Most replicas at the start; operators move both bounds.")
@@ -124,19 +139,53 @@ class ElasticReplicas(Section):
     def _in_order(self) -> Self:
         if not self.min <= self.max <= self.limit:
             raise ValueError(f"min <= max <= limit must hold, got {self.min}, {self.max}, {self.limit}.")
-        if self.provider == "process" and self.folder is None:
-            raise ValueError('provider = "process" needs folder, the model to serve.')
-        if self.provider == "process" and (self.slots is not None or self.kind != "llm"):
-            raise ValueError('provider = "process" serves text, 8 calls at a time; leave slots and kind out.')
+        if self.provider == "process" and (self.folder is None or self.kind != "llm"):
+            raise ValueError('provider = "process" needs folder, the model to serve, and serves text; leave kind out.')
+        if self.provider == "process" and self.device == "cpu" and self.slots is not None:
+            raise ValueError('provider = "process" serves 8 calls at a time on the CPU; leave slots out.')
         if self.provider == "comfyui" and (self.folder is None or self.graph is None):
             raise ValueError('provider = "comfyui" needs folder, a checkout of ComfyUI, and graph, what it is to run.')
         if self.provider == "comfyui" and (self.slots is not None or self.kind != "image"):
             raise ValueError('provider = "comfyui" serves images, one at a time; leave slots and kind out.')
-        if self.provider != "comfyui" and (self.graph is not None or self.python is not None or self.options):
-            raise ValueError('graph, python and options are for provider = "comfyui".')
+        if self.provider != "comfyui" and (self.graph is not None or self.python is not None):
+            raise ValueError('graph and python are for provider = "comfyui".')
+        if self.options and self.provider != "comfyui" and not self.on_gpus:
+            raise ValueError('options are for provider = "comfyui", and for "process" on GPUs.')
         if self.kind != "llm" and self.engine_order != "arrival":
             raise ValueError("servers of images and tools serve in order of arrival; leave engine_order out.")
         return self
+
+    @model_validator(mode="after")
+    def _gpus_only(self) -> Self:
+        if self.on_gpus:
+            wrong = refused_option(self.options)
+            if wrong is not None:
+                raise ValueError(f"options: {wrong}")
+            return self
+        given = [name for name in _OF_GPUS if getattr(self, name) != type(self).model_fields[name].default]
+        if given:
+            raise ValueError(
+                f'{" and ".join(given)}: for provider = "process" on GPUs only, got device {self.device!r}.'
+            )
+        return self
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether its replicas are vLLM servers on GPUs."""
+        return self.provider == "process" and self.device != "cpu"
+
+    @property
+    def gpu_serving(self) -> GpuServing:
+        """How these servers use their GPUs."""
+        return GpuServing(
+            device=self.device,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            tensor_parallel_size=self.tensor_parallel_size,
+            max_model_len=self.max_model_len,
+            slots=self.slots,
+            command=self.command,
+            options=self.options,
+        )
 
     @property
     def group_id(self) -> str:

@@ -14,6 +14,7 @@ from swarmx.config import EmulatedReplicas, Settings, is_loopback, load, parse, 
 from swarmx.core.errors import ConfigError
 
 A = {"id": "a", "model": "m", "url": "http://127.0.0.1:1"}
+ON_GPUS = {"model": "m", "device": "h100", "provider": "process", "folder": "f"}
 
 
 def complaint(data: dict[str, Any]) -> str:
@@ -198,7 +199,16 @@ def test_only_loopback_is_loopback(host: str, loopback: bool) -> None:
     [
         ({"elastic": [{"model": "m", "device": "d", "max": 9}]}, "min <= max <= limit"),
         ({"elastic": [{"model": "m", "device": "d", "provider": "process"}]}, "needs folder"),
-        ({"elastic": [{"model": "m", "device": "d", "provider": "process", "folder": "f", "slots": 2}]}, "leave slots"),
+        (
+            {"elastic": [{"model": "m", "device": "cpu", "provider": "process", "folder": "f", "slots": 2}]},
+            "leave slots",
+        ),
+        ({"elastic": [{**ON_GPUS, "kind": "image"}]}, "serves text"),
+        ({"elastic": [{**ON_GPUS, "options": ["--port", "1"]}]}, "options: --port: SwarmX sets --port itself"),
+        ({"elastic": [{**ON_GPUS, "gpu_memory_utilization": 1.1}]}, "gpu_memory_utilization"),
+        ({"elastic": [{**ON_GPUS, "device": "cpu", "tensor_parallel_size": 2}]}, "tensor_parallel_size: for provider"),
+        ({"elastic": [{**ON_GPUS, "device": "cpu", "options": ["--seed=1"]}]}, 'and for "process" on GPUs'),
+        ({"elastic": [{"model": "m", "device": "d", "max_model_len": 1}]}, "max_model_len: for provider"),
         ({"elastic": [{"model": "m", "device": "d"}, {"model": "m", "device": "d"}]}, "named twice"),
         ({"elastic": [{"model": "m", "device": "d"}], "emulated": [{"model": "m", "device": "d"}]}, "named twice"),
         ({"elastic": [{"model": "m", "device": "d", "start_s": 150.0}]}, "queue_timeout_s is 150"),

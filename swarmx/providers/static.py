@@ -11,7 +11,7 @@ from swarmx.core.errors import ConfigError
 from swarmx.core.nouns import CallKind, Priorities, Replica
 
 # Of a device that nobody profiled we only know that it is some GPU: the speed of an 8B model on an L40S.
-_UNKNOWN = EngineProfile(
+UNKNOWN_TEXT = EngineProfile(
     model="unknown",
     device="unknown",
     step_base_s=0.02,
@@ -52,7 +52,7 @@ def static_replica(
     if profile is not None and (profile, device) not in profiles():
         devices = ", ".join(sorted(d for p, d in profiles() if p == profile)) or "no device"
         raise ConfigError(f"replica {replica_id}: profile {profile!r} is known on {devices}, not on {device!r}.")
-    fallback = _UNKNOWN if kind == "llm" else UNKNOWN_IMAGE
+    fallback = UNKNOWN_TEXT if kind == "llm" else UNKNOWN_IMAGE
     known = profiles().get((profile or model, device), fallback)
     return Replica(
         replica_id=replica_id,

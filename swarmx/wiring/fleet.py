@@ -16,7 +16,7 @@ from swarmx.providers.comfyui_servers import ComfyUIProvider, ComfyUISpec
 from swarmx.providers.emulated.provider import EmulatedGroup, EmulatedProvider, EmulatedSpec
 from swarmx.providers.process import CPU_PROFILE, ProcessProvider
 from swarmx.providers.ray.provider import RayProvider
-from swarmx.providers.static import UNKNOWN_IMAGE, StaticProvider, static_replica
+from swarmx.providers.static import UNKNOWN_IMAGE, UNKNOWN_TEXT, StaticProvider, static_replica
 from swarmx.providers.tool_replicas import read_pool, tool_profile
 from swarmx.wiring.toolbox import ToolPools
 
@@ -78,7 +78,8 @@ def elastic_providers(
         found["emulated"] = emulated
     folders = {e.group_id: e.folder for e in settings.elastic if e.provider == "process" and e.folder is not None}
     if folders:
-        found["process"] = ProcessProvider(models=folders, logs=logs)
+        serving = {e.group_id: e.gpu_serving for e in settings.elastic if e.on_gpus}
+        found["process"] = ProcessProvider(models=folders, logs=logs, serving=serving)
     comfy = {
         e.group_id: ComfyUISpec(folder=e.folder, graph=e.graph, python=e.python, options=e.options)
         for e in settings.elastic
@@ -95,9 +96,10 @@ def _group(entry: ElasticReplicas, time_scale: float) -> ReplicaGroup:
     elif entry.file is not None:
         profile, start_s = tool_profile(entry.model, read_pool(entry.file).settings.slots), entry.start_s
     else:
-        unknown = CPU_PROFILE if entry.kind == "llm" else UNKNOWN_IMAGE
+        unknown = UNKNOWN_IMAGE if entry.kind == "image" else UNKNOWN_TEXT if entry.on_gpus else CPU_PROFILE
+        known = profiles().get((entry.model, entry.device), unknown)
         profile = msgspec.structs.replace(
-            profiles().get((entry.model, entry.device), unknown), model=entry.model, device=entry.device
+            known, model=entry.model, device=entry.device, max_batch=entry.slots or known.max_batch
         )
         start_s = entry.start_s
     return ReplicaGroup(

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from swarmx.config import ElasticReplicas, Settings
 from swarmx.core.errors import ConfigError
 from swarmx.core.messages import Message
-from swarmx.core.nouns import EngineOrder, ReplicaGroup
+from swarmx.core.nouns import ReplicaGroup
 from swarmx.providers.emulated.provider import EmulatedGroup, EmulatedSpec, arguments, loading
 from swarmx.providers.ray.provider import RayGroup, RayProvider
 from swarmx.providers.ray.wire import Engine, Place
 from swarmx.providers.tool_replicas import TOKEN_VARIABLE, read_pool, secrets_of
+from swarmx.providers.vllm_command import ORDER_ARGUMENTS
 from swarmx.runtime.clock import Clock
 from swarmx.runtime.fleet import Fleet
 from swarmx.wiring.fleet import emulated_profile
@@ -23,7 +24,6 @@ _VLLM_ON_CPU = (
     *("--max-model-len", "4096", "--max-num-batched-tokens", "4096", "--max-num-seqs", "8"),
     *("--enforce-eager", "--no-enable-chunked-prefill"),
 )
-_VLLM_ORDER: dict[EngineOrder, Sequence[str]] = {"arrival": (), "priority": ("--scheduling-policy", "priority")}
 
 
 def ray_provider(
@@ -70,12 +70,14 @@ def _engine(entry: ElasticReplicas, settings: Settings) -> Engine:
                 start_s=pool.start_s + _PLACED_S,
             )
         case "process" if entry.folder is not None:
-            folder = entry.folder.absolute()
-            serve = ("vllm", "serve", str(folder), "--served-model-name", entry.model, "--host", "127.0.0.1")
-            on_cpu = entry.device == "cpu"
+            folder = str(entry.folder.absolute())
+            if entry.on_gpus:  # which GPUs is for Ray to say, by the resources of the group
+                words = entry.gpu_serving.arguments(folder, entry.model, "{port}", entry.engine_order)
+                return Engine(argv=(entry.command, *words), env={}, start_s=_VLLM_START_S)
+            serve = ("vllm", "serve", folder, "--served-model-name", entry.model, "--host", "127.0.0.1")
             return Engine(
-                argv=(*serve, "--port", "{port}", *_VLLM_ORDER[entry.engine_order], *(_VLLM_ON_CPU if on_cpu else ())),
-                env=_cpu_environment(entry.resources.get("CPU", 1.0)) if on_cpu else {},
+                argv=(*serve, "--port", "{port}", *ORDER_ARGUMENTS[entry.engine_order], *_VLLM_ON_CPU),
+                env=_cpu_environment(entry.resources.get("CPU", 1.0)),
                 start_s=_VLLM_START_S,
             )
         case _:

@@ -20,7 +20,10 @@ from swarmx.core.nouns import ReplicaGroup
 from swarmx.core.ports import ElasticProvider
 from swarmx.providers.emulated.provider import EmulatedGroup, EmulatedProvider
 from swarmx.providers.process import CPU_PROFILE, DEFAULT_MODEL, ProcessProvider
+from swarmx.providers.static import UNKNOWN_TEXT
+from swarmx.providers.vllm_command import GpuServing
 from tests.e2e.fleet import alive, children
+from tests.providers.gpu_stand_in import TableGpus, gpu, vllm
 
 
 def processes() -> set[int]:
@@ -82,9 +85,32 @@ def process(folder: Path) -> Subject:
     )
 
 
+def on_gpus(folder: Path) -> Subject:
+    """A program stands in for vLLM; the contract of the real one on a GPU is `make test-gpu`."""
+    models = {name: folder / name for name in ("sound", "broken")}
+    for name, model in models.items():
+        model.mkdir()
+        (model / "config.json").write_text("{}")
+        (model / name).touch()
+    command = str(vllm(folder, folder / "held", [gpu(0)]))
+    serving = GpuServing(device="h100", gpu_memory_utilization=0.9, command=command)
+    profile = msgspec.structs.replace(UNKNOWN_TEXT, model="m", device="h100")
+    return Subject(
+        provider=ProcessProvider(
+            models=models,
+            logs=folder / "logs",
+            serving=dict.fromkeys(models, serving),
+            gpus=TableGpus([gpu(0)], folder / "held"),
+        ),
+        sound=a_group("sound", "process", profile, kind="llm"),
+        broken=a_group("broken", "process", profile, kind="llm"),
+    )
+
+
 @pytest.fixture(
     params=[
         pytest.param("emulated", marks=pytest.mark.process),
+        pytest.param("on GPUs", marks=pytest.mark.process),
         pytest.param(
             "process",
             marks=[
@@ -97,7 +123,7 @@ def process(folder: Path) -> Subject:
 )
 async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
     before = processes()
-    made = emulated() if request.param == "emulated" else process(tmp_path)
+    made = {"emulated": lambda _: emulated(), "on GPUs": on_gpus, "process": process}[request.param](tmp_path)
     yield made
     await made.provider.stop()
     assert processes() == before

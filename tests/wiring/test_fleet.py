@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from swarmx.config import parse
 from swarmx.core.engine import profiles
 from swarmx.core.errors import ConfigError
+from swarmx.providers.static import static_replica
+from swarmx.runtime.clock import WallClock
 from swarmx.wiring.fleet import elastic_providers, emulated_provider, fixed_providers, groups
+from swarmx.wiring.ray_fleet import ray_provider
 from swarmx.wiring.toolbox import tool_pools
 
 NO_TOOLS = tool_pools(parse({}), Path("logs"))
@@ -79,6 +84,40 @@ def test_a_process_group_without_a_model_in_its_folder_is_an_error(tmp_path: Pat
     settings = parse({"elastic": [{"model": "m", "device": "cpu", "provider": "process", "folder": str(tmp_path)}]})
     with pytest.raises(ConfigError, match="holds no model"):
         elastic_providers(settings, None, NO_TOOLS, Path("logs"))
+
+
+ON_GPUS = {"model": "m", "device": "h100", "provider": "process", "slots": 32}
+
+
+def test_a_process_group_on_gpus_is_as_fast_as_an_unknown_replica_until_it_is_profiled() -> None:
+    asked = [{**ON_GPUS, "folder": "f"}, {**ON_GPUS, "folder": "f", "model": "qwen3-8b"}]
+    unknown, known = groups(parse({"elastic": asked}))
+    static = static_replica(replica_id="r", model="m", kind="llm", device="h100", url="http://h")
+    assert unknown.profile == msgspec.structs.replace(static.profile, max_batch=32)
+    assert known.profile == msgspec.structs.replace(profiles()["qwen3-8b", "h100"], max_batch=32)
+
+
+def test_a_process_group_on_gpus_asks_for_a_vllm_and_for_such_a_gpu_here(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    entry = {**ON_GPUS, "folder": str(tmp_path)}
+    with pytest.raises(ConfigError, match="no-such-vllm is neither"):
+        elastic_providers(parse({"elastic": [{**entry, "command": "no-such-vllm"}]}), None, NO_TOOLS, tmp_path)
+    elsewhere = parse({"elastic": [{**entry, "command": sys.executable, "device": "no-such-gpu"}]})
+    with pytest.raises(ConfigError, match=r"device = 'no-such-gpu' (asks for a GPU\. NVML|names no GPU)"):
+        elastic_providers(elsewhere, None, NO_TOOLS, tmp_path)
+
+
+def test_a_vllm_on_gpus_of_ray_is_called_as_here() -> None:
+    entry = {**ON_GPUS, "folder": "models/m", "command": "/opt/vllm", "options": ["--seed=1"], "max_model_len": 4096}
+    settings = parse({"elastic": [entry], "ray": {"address": "ray://auto"}})
+    made = ray_provider(settings, clock=WallClock(), post=print, on_lost=print)
+    assert made is not None
+    folder = str(Path("models/m").absolute())
+    assert made._groups["m-h100"].engine.argv == (
+        *("/opt/vllm", "serve", folder, "--served-model-name", "m", "--host", "127.0.0.1", "--port", "{port}"),
+        *("--gpu-memory-utilization", "0.9", "--tensor-parallel-size", "1", "--max-model-len", "4096"),
+        *("--max-num-seqs", "32", "--seed=1"),
+    )
 
 
 COMFY = {"model": "m", "device": "cpu", "provider": "comfyui", "folder": "none", "graph": "graph.json"}
