@@ -7,7 +7,7 @@ import operator
 
 import numpy as np
 
-from swarmx.core.fleet import Choice
+from swarmx.core.fleet import Choice, Terms
 
 
 def is_sound(choice: Choice, replicas: int) -> bool:
@@ -21,8 +21,12 @@ def is_sound(choice: Choice, replicas: int) -> bool:
         return False
     if choice.expected_s is not None and not math.isfinite(choice.expected_s):
         return False
-    if choice.cost_s is not None and (choice.cost_s.shape != (replicas,) or math.isnan(choice.cost_s[choice.index])):
+    if choice.cost_s is not None and (
+        choice.cost_s.shape != (replicas,) or math.isnan(choice.cost_s.item(choice.index))
+    ):
         return False
+    if isinstance(choice.terms_s, Terms):
+        return choice.terms_s.table.shape == (1 + len(choice.terms_s.names), replicas)
     return all(term.shape == (replicas,) for term in choice.terms_s.values())
 
 
@@ -31,8 +35,8 @@ def second_of(choice: Choice) -> int | None:
     if choice.cost_s is None or len(choice.cost_s) < 2:
         return None
     others = choice.cost_s.copy()
-    others[choice.index] = np.inf
+    others[choice.index] = math.inf
     second = int(others.argmin())
-    if math.isnan(others[second]):
+    if math.isnan(others.item(second)):
         second = int(np.nan_to_num(others, nan=np.inf, posinf=np.inf).argmin())
     return None if second == choice.index else second

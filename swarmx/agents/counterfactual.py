@@ -123,4 +123,4 @@ def _call(decision: Decision, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) 
 
 
 def _rows(view: FleetView, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> FleetView:
-    return FleetView(**{name: getattr(view, name)[rows] for name in FleetView.__struct_fields__})
+    return FleetView.over(view.counts[:, rows], view.numbers[:, rows])

@@ -3,47 +3,20 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 
 import numpy as np
 
 from swarmx.core.engine import EngineProfile
-from swarmx.core.fleet import Choice, FleetView, Floats, Ints
+from swarmx.core.fleet import COUNTS, MOVING, NAMED, NUMBERS, PROFILE, Choice, FleetView, Floats, Ints, Terms
 from swarmx.core.nouns import Candidates, KeptView
-
-# The rest is last_chosen, and what candidates name: in_flight, remaining_work, context_tokens, signal_age_s.
-MOVING = (
-    "work_variance",
-    "weight",
-    "prefill_tokens",
-    "unread_tokens",
-    "shared_tokens",
-    "cached_tokens",
-    "prefill_share",
-    "slowdown",
-    "running",
-    "waiting",
-    "kv_usage",
-)
-PROFILE = (
-    "kv_capacity_tokens",
-    "max_step_tokens",
-    "cost_weight",
-    "call_base_s",
-    "step_base_s",
-    "decode_seq_s",
-    "decode_ctx_token_s",
-    "prefill_token_s",
-    "prefill_ctx_token_s",
-)
-"""The columns of a view that are numbers of a replica's profile, but for its whole ones."""
 
 FIXED = ("max_batch", *PROFILE)
 FixedColumns = tuple[bytes, bytes]
 """`KeptView.fixed` and `KeptView.which`."""
 
-_moving_of = operator.attrgetter(*MOVING)
+_IN_FLIGHT, _LAST_CHOSEN = COUNTS.index("in_flight"), COUNTS.index("last_chosen")
+_MOVING = slice(NUMBERS.index(MOVING[0]), NUMBERS.index(MOVING[-1]) + 1)
 _COUNT = np.dtype("<u4")
 _NUMBER = np.dtype("<f4")  # seven digits: costs that differ by less count as equal when it is read
 _KEPT_ROWS = 32
@@ -62,15 +35,17 @@ class Roster:
         """What of the view is worth keeping in the decision log: the chosen one, the second and the cheapest others."""
         kept = _kept(view.in_flight if choice.cost_s is None else choice.cost_s, choice.index, second)
         replica_ids, fixed = self._names(columns, kept)
+        work, context, signal_age_s = view.numbers[: len(NAMED), kept].tolist()
+        cost_s, terms_s = _costs(choice, kept)
         return Candidates(
             total=len(columns),
             replica_ids=replica_ids,
-            in_flight=tuple(view.in_flight[kept].tolist()),
-            remaining_work=tuple(view.remaining_work[kept].tolist()),
-            context_tokens=tuple(view.context_tokens[kept].tolist()),
-            signal_age_s=_finite(view.signal_age_s[kept]),
-            cost_s=None if choice.cost_s is None else _finite(choice.cost_s[kept]),
-            terms_s={name: _finite(values[kept]) for name, values in choice.terms_s.items()},
+            in_flight=tuple(view.counts[_IN_FLIGHT, kept].tolist()),
+            remaining_work=tuple(work),
+            context_tokens=tuple(context),
+            signal_age_s=_finite(signal_age_s),
+            cost_s=cost_s,
+            terms_s=terms_s,
             view=keep(view, kept, fixed),
         )
 
@@ -97,10 +72,9 @@ def fixed_columns(rows: Sequence[bytes]) -> FixedColumns:
 
 def keep(view: FleetView, rows: Ints | slice, fixed: FixedColumns) -> KeptView:
     """These rows of the view; `fixed` is what their profiles tell."""
-    moving: list[Floats] = [column[rows] for column in _moving_of(view)]
     return KeptView(
-        chosen=view.last_chosen[rows].astype(_COUNT).tobytes(),
-        moving=np.concatenate(moving, dtype=_NUMBER, casting="same_kind").tobytes(),
+        chosen=view.counts[_LAST_CHOSEN, rows].astype(_COUNT).tobytes(),
+        moving=view.numbers[_MOVING, rows].astype(_NUMBER).tobytes(),
         fixed=fixed[0],
         which=fixed[1],
     )
@@ -142,9 +116,21 @@ def _kept(order: Floats | Ints, chosen: int, second: int | None) -> Ints | slice
     return np.array(list(wanted)[:_KEPT_ROWS], dtype=np.int64)
 
 
-def _finite(values: Floats) -> tuple[float | None, ...]:
+def _costs(
+    choice: Choice, kept: Ints | slice
+) -> tuple[tuple[float | None, ...] | None, dict[str, tuple[float | None, ...]]]:
+    """The cost of each replica that is kept, and what it is made of."""
+    if choice.cost_s is None:
+        return None, {name: _finite(values[kept].tolist()) for name, values in choice.terms_s.items()}
+    terms_s = choice.terms_s
+    whole = terms_s.table if isinstance(terms_s, Terms) else np.array([choice.cost_s, *terms_s.values()])
+    table = whole[:, kept]
+    cost_s, *terms = map(tuple if math.isfinite(table.sum()) else _finite, table.tolist())
+    return cost_s, dict(zip(terms_s, terms, strict=True))
+
+
+def _finite(numbers: list[float]) -> tuple[float | None, ...]:
     """A journal holds JSON, which has no NaN and no infinity."""
-    numbers: list[float] = values.tolist()
     if math.isfinite(sum(numbers)):
         return tuple(numbers)
     return tuple([number if math.isfinite(number) else None for number in numbers])

@@ -3,54 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from swarmx.agents.kept_view import PROFILE, Roster, fixed_row
+from swarmx.agents.kept_view import Roster, fixed_row
 from swarmx.agents.own_counts import OwnCounts
+from swarmx.agents.pool_columns import FLOAT_ROW, FLOATS, INT_ROW, INTS, as_of, dispatched
 from swarmx.agents.prefix_index import PrefixIndex
-from swarmx.core.fleet import FleetView, Floats, Ints
+from swarmx.core.fleet import PROFILE, FleetView, Floats, Ints
 from swarmx.core.forecast import Forecast
 from swarmx.core.nouns import Call, Replica, ReplicaState
 
-_INTS = ("in_flight", "last_chosen", "max_batch", "slot")
-_SEEN = (
-    "remaining_work",
-    "work_variance",
-    "weight",
-    "context_tokens",
-    "prefill_tokens",  # here, as of `read_at_s`
-    "unread_tokens",
-    "shared_tokens",
-    "cached_tokens",  # here, none
-    "prefill_share",  # here, as of `read_at_s`
-    "slowdown",
-    "running",
-    "waiting",
-    "kv_usage",
+_IN_FLIGHT, _LAST_CHOSEN, _MAX_BATCH, _SLOT = (
+    INT_ROW["in_flight"],
+    INT_ROW["last_chosen"],
+    INT_ROW["max_batch"],
+    INT_ROW["slot"],
 )
-_MOVING = (*_SEEN, "measured_at_s", "read_at_s", "prefill_rate", "others", "usual_others")
-_FLOATS = (*_MOVING, *PROFILE)
-_I = {name: row for row, name in enumerate(_INTS)}
-_F = {name: row for row, name in enumerate(_FLOATS)}
-_IN_FLIGHT, _LAST_CHOSEN, _MAX_BATCH, _SLOT = _I["in_flight"], _I["last_chosen"], _I["max_batch"], _I["slot"]
-_REMAINING, _CONTEXT, _PREFILL = _F["remaining_work"], _F["context_tokens"], _F["prefill_tokens"]
-_VARIANCE, _KV_CAPACITY, _OTHERS = _F["work_variance"], _F["kv_capacity_tokens"], _F["others"]
-_READ_AT, _PREFILL_RATE, _MEASURED_AT = _F["read_at_s"], _F["prefill_rate"], _F["measured_at_s"]
-_USUAL = _F["usual_others"]
-_UNREAD, _SHARED, _WEIGHT, _CACHED = _F["unread_tokens"], _F["shared_tokens"], _F["weight"], _F["cached_tokens"]
-_PROMPTS_BUSY, _SLOWDOWN = _F["prefill_share"], _F["slowdown"]
-_TIMES = slice(_MEASURED_AT, _READ_AT + 1)
+_REMAINING, _CONTEXT, _PREFILL = FLOAT_ROW["remaining_work"], FLOAT_ROW["context_tokens"], FLOAT_ROW["prefill_tokens"]
+_VARIANCE, _KV_CAPACITY, _OTHERS = FLOAT_ROW["work_variance"], FLOAT_ROW["kv_capacity_tokens"], FLOAT_ROW["others"]
+_READ_AT, _PREFILL_RATE, _MEASURED_AT = FLOAT_ROW["read_at_s"], FLOAT_ROW["prefill_rate"], FLOAT_ROW["measured_at_s"]
+_USUAL = FLOAT_ROW["usual_others"]
+_UNREAD, _SHARED, _WEIGHT = FLOAT_ROW["unread_tokens"], FLOAT_ROW["shared_tokens"], FLOAT_ROW["weight"]
+_PROMPTS_BUSY, _SLOWDOWN = FLOAT_ROW["prefill_share"], FLOAT_ROW["slowdown"]
 _TYPICAL_WEIGHT = 0.02
-_PROMPTS_MEMORY_S = 15.0
-_FADES_PER_S = -1.0 / _PROMPTS_MEMORY_S
 _USUAL_MEMORY_S = 20.0
 _NEWS = 0.2  # of the time of a call, until what was told of others is old: all who heard of a gap fill it
 _SLOWDOWN_WEIGHT = 0.05
 _SLOWDOWN_MOST = 4.0  # of one call, either way
-_NONE = np.array(0.0)
 
 
 class Pool:
@@ -62,6 +42,7 @@ class Pool:
     """
 
     def __init__(self, model: str, *, late_binding: bool = True, shared: bool = False, seed: int = 0) -> None:
+        as_of(), dispatched()  # compiled here, and not in the first decision
         self.model = model
         self._late_binding = late_binding
         self._own: dict[str, OwnCounts] | None = {} if shared else None
@@ -77,10 +58,9 @@ class Pool:
         self._slots = 0  # slots ever used at once
         self._free_slots: list[int] = []
         self._column_of: dict[int, int] = {}  # by slot
-        self._ints: Ints = np.zeros((len(_INTS), 8), dtype=np.int64)
-        self._floats: Floats = np.zeros((len(_FLOATS), 8))
+        self._ints: Ints = np.zeros((len(INTS), 8), dtype=np.int64)
+        self._floats: Floats = np.zeros((len(FLOATS), 8))
         self._eligible: Ints = np.zeros(0, dtype=np.int64)
-        self._fixed_last: tuple[Ints, dict[str, Any]] | None = None  # of the columns shown last
         self._roster: Roster | None = None
         self._roomy: Ints | None = None  # the eligible with room, until one fills up or is full no longer
 
@@ -117,9 +97,9 @@ class Pool:
         before_s = float(self._floats[_MEASURED_AT, column])
         if before_s >= measured_at_s:
             return False
-        self._floats[_F["running"], column] = running
-        self._floats[_F["waiting"], column] = waiting
-        self._floats[_F["kv_usage"], column] = kv_usage
+        self._floats[FLOAT_ROW["running"], column] = running
+        self._floats[FLOAT_ROW["waiting"], column] = waiting
+        self._floats[FLOAT_ROW["kv_usage"], column] = kv_usage
         self._floats[_MEASURED_AT, column] = measured_at_s
         if self._own is None:
             return False
@@ -151,74 +131,34 @@ class Pool:
         return self._roomy
 
     def view(self, columns: Ints, now_s: float, prefix: tuple[int, ...] = ()) -> FleetView:
-        """The fleet as a policy sees it for a prompt: a policy cannot change the memory, nor this view what is to come.
-
-        Most of the time here is the start of operations on short arrays, so nothing is copied that does not move.
-        """
-        fixed = self._fixed_of(columns)
-        in_flight, last_chosen = self._ints[:_MAX_BATCH].take(columns, axis=1)
-        f = self._floats[: len(_MOVING)].take(columns, axis=1)
-        work, variance, weight, context, prefill, unread, shared, cached, share, slowdown, running, waiting, usage = f[
-            : len(_SEEN)
-        ]
-        signal_age_s, read_age_s = now_s - f[_TIMES]
-        prefill -= read_age_s * f[_PREFILL_RATE]
-        np.maximum(prefill, _NONE, out=prefill)
-        read_age_s *= _FADES_PER_S
-        share *= np.exp(read_age_s, out=read_age_s)
+        """The fleet as a policy sees it for a prompt: it cannot change the memory, nor is the view changed by it."""
+        counts, numbers = as_of()(self._ints, self._floats, columns, now_s)
+        view = FleetView.over(counts, numbers)
         if prefix:
-            cached[:] = self._prefixes.cached(prefix, self._slots)[self._ints[_SLOT].take(columns)]
+            view.cached_tokens[:] = self._prefixes.cached(prefix, self._slots)[self._ints[_SLOT].take(columns)]
         if self._own is not None:
-            others = self._others(in_flight, f, signal_age_s, fixed)
-            in_flight += others.astype(np.int64)
-            weight += others * self._typical_weight
-            work += others * self._typical_work / 2.0  # seen at a random time, half of it is done
-            context += others * self._typical_context
-        return FleetView(
-            in_flight=in_flight,
-            last_chosen=last_chosen,
-            **fixed,
-            remaining_work=work,
-            work_variance=variance,
-            weight=weight,
-            context_tokens=context,
-            prefill_tokens=prefill,
-            unread_tokens=unread,
-            shared_tokens=shared,
-            cached_tokens=cached,
-            prefill_share=share,
-            slowdown=slowdown,
-            running=running,
-            waiting=waiting,
-            kv_usage=usage,
-            signal_age_s=signal_age_s,
-        )
+            others = self._others(columns, view)
+            counts[_IN_FLIGHT] += others.astype(np.int64)
+            numbers[_WEIGHT] += others * self._typical_weight
+            numbers[_REMAINING] += others * self._typical_work / 2.0  # seen at a random time, half of it is done
+            numbers[_CONTEXT] += others * self._typical_context
+        return view
 
-    def _fixed_of(self, columns: Ints) -> dict[str, Any]:
-        """The columns of a view that do not move while the fleet stays as it is, read-only."""
-        if self._fixed_last is None or self._fixed_last[0] is not columns:
-            fixed: dict[str, Any] = {"max_batch": self._ints[_MAX_BATCH].take(columns)}
-            fixed |= zip(PROFILE, self._floats[len(_MOVING) :].take(columns, axis=1), strict=True)
-            for column in fixed.values():
-                column.flags.writeable = False
-            self._fixed_last = columns, fixed
-        return self._fixed_last[1]
-
-    def _others(self, in_flight: Ints, f: Floats, signal_age_s: Floats, fixed: Mapping[str, Any]) -> Floats:
+    def _others(self, columns: Ints, view: FleetView) -> Floats:
         """Calls of other routers by now, whole numbers [columns].
 
         What was told fades towards the usual within a part of the time that a call like an own one takes. What is
         between two whole numbers is one of them by chance, so that routers that heard the same do not all choose the
         same (cf. Dahlin 2000, Interpreting stale load information).
         """
-        told, usual = f[_OTHERS], f[_USUAL]
+        told, usual = self._floats[_OTHERS].take(columns), self._floats[_USUAL].take(columns)
         step_s = (
-            fixed["step_base_s"]
-            + fixed["decode_seq_s"] * np.minimum(in_flight + told + 1.0, fixed["max_batch"])
-            + fixed["decode_ctx_token_s"] * (f[_CONTEXT] + told * self._typical_context)
+            view.step_base_s
+            + view.decode_seq_s * np.minimum(view.in_flight + told + 1.0, view.max_batch)
+            + view.decode_ctx_token_s * (view.context_tokens + told * self._typical_context)
         )
-        stay_s = fixed["call_base_s"] + fixed["prefill_token_s"] * self._typical_context + self._typical_work * step_s
-        age_s = np.nan_to_num(signal_age_s, nan=0.0)  # nothing told yet: nothing usual either
+        stay_s = view.call_base_s + view.prefill_token_s * self._typical_context + self._typical_work * step_s
+        age_s = np.nan_to_num(view.signal_age_s, nan=0.0)  # nothing told yet: nothing usual either
         fresh = np.exp(-np.maximum(0.0, age_s) / np.maximum(_NEWS * stay_s, 1e-6)) if self._typical_work else 1.0
         by_now: Floats = np.floor(usual + fresh * (told - usual) + self._rng.random(len(told)))
         return by_now
@@ -245,35 +185,29 @@ class Pool:
         """The call is on its way to the replica; what no cache holds of its prompt joins a backlog that drains at the
         prefill rate."""
         column = self._index[replica_id]
-        ints, floats = self._ints[:, column], self._floats[: len(_MOVING), column]
-        here, _, most, slot = ints.tolist()
-        ints[:_MAX_BATCH] = here + 1, decision
-        held = floats.tolist()  # numbers of Python: arrays of one take ten times as long
-        if here + 1 + held[_OTHERS] == most:
-            self._roomy = None
         shared = min(cached_tokens, float(call.prompt_tokens))
-        fresh = call.prompt_tokens - shared
-        held[_REMAINING] += forecast.mean
-        held[_VARIANCE] += forecast.variance
-        held[_WEIGHT] += weight
-        held[_CONTEXT] += call.prompt_tokens
-        held[_SHARED] += shared
-        held[_UNREAD] += fresh
-        if (rate := held[_PREFILL_RATE]) > 0.0:
-            since_s = now_s - held[_READ_AT]
-            held[_PREFILL] = max(0.0, held[_PREFILL] - since_s * rate) + fresh
-            held[_PROMPTS_BUSY] *= math.exp(_FADES_PER_S * since_s)
-            held[_PROMPTS_BUSY] += fresh / rate / _PROMPTS_MEMORY_S
-            held[_READ_AT] = now_s
-        floats[:] = held
+        if dispatched()(
+            self._ints,
+            self._floats,
+            column,
+            decision,
+            now_s,
+            call.prompt_tokens,
+            shared,
+            forecast.mean,
+            forecast.variance,
+            weight,
+        ):
+            self._roomy = None
         if self._own is not None:
             self._typical_weight += _TYPICAL_WEIGHT * (weight - self._typical_weight)
             heeded = _TYPICAL_WEIGHT if self._typical_work else 1.0
             self._typical_work += heeded * (forecast.mean - self._typical_work)
             self._typical_context += heeded * (call.prompt_tokens - self._typical_context)
-            self._own.setdefault(replica_id, OwnCounts()).changed(here + 1, now_s)
+            self._own.setdefault(replica_id, OwnCounts()).changed(int(self._ints[_IN_FLIGHT, column]), now_s)
         if call.prefix or call.session:
             capacity = float(self._floats[_KV_CAPACITY, column])
+            slot = int(self._ints[_SLOT, column])
             self._prefixes.dispatched(slot, call.prefix, call.session, capacity)
 
     def progressed(self, replica_id: str, work_change: float, context_change: float) -> None:
@@ -352,7 +286,7 @@ class Pool:
         self._column_of[slot] = column
         self._floats[:, column] = 0.0
         for name in ("running", "waiting", "kv_usage", "measured_at_s"):
-            self._floats[_F[name], column] = math.nan
+            self._floats[FLOAT_ROW[name], column] = math.nan
         self._floats[_SLOWDOWN, column] = 1.0
         self._floats[_READ_AT, column] = now_s
         self._describe(column, replica)
@@ -365,7 +299,7 @@ class Pool:
         self._fixed[column] = next((known for known in self._fixed if known == told), told)
         self._ints[_MAX_BATCH, column] = profile.max_batch
         for name in PROFILE:
-            self._floats[_F[name], column] = getattr(profile, name)
+            self._floats[FLOAT_ROW[name], column] = getattr(profile, name)
         self._floats[_PREFILL_RATE, column] = 1.0 / profile.prefill_token_s if profile.prefill_token_s > 0.0 else 0.0
 
     def _remove(self, column: int) -> None:
@@ -381,7 +315,7 @@ class Pool:
         self._index = {replica.replica_id: c for c, replica in enumerate(self.replicas)}
         self._column_of = {slot: c for c, slot in enumerate(self._ints[_SLOT, : len(self.replicas)].tolist())}
         if self._ints.shape[1] == 0:
-            self._ints, self._floats = np.zeros((len(_INTS), 8), dtype=np.int64), np.zeros((len(_FLOATS), 8))
+            self._ints, self._floats = np.zeros((len(INTS), 8), dtype=np.int64), np.zeros((len(FLOATS), 8))
 
     def _with_room(self, columns: Ints) -> Ints:
         counts = self._ints.take(columns, axis=1)

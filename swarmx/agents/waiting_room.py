@@ -16,6 +16,7 @@ from swarmx.agents.shares import Shares
 from swarmx.core.actions import StartTimer, StopTimer
 
 _NOBODY: frozenset[str] = frozenset()
+_SOON_S = 0.001  # after a call that waited was placed, the others are asked about: by then it is on its way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,7 @@ class WaitingRoom:
             lambda: WaitingCalls(shares(), priority_age_s=settings.priority_age_s)
         )
         self._rates: defaultdict[str, ServiceRate] = defaultdict(ServiceRate)
+        self._rest: set[str] = set()  # models of which one call was placed, and the others have not been asked about
         self._looks_again_at_s: dict[str, float] = {}  # by model: the timer for calls that are held back
 
     def __getitem__(self, model: str) -> WaitingCalls:
@@ -72,12 +74,18 @@ class WaitingRoom:
     def call_in(self, pool: Pool, now_s: float) -> Iterator[tuple[CallState, Placed | Refusal, Sequence[StopTimer]]]:
         """Those whose turn it is, while there is room for them: each leaves the room, and has to be sent on its way
         before the next is asked about.
+
+        Where the policy may hold calls back, one is all, and `timers` says when to ask about the others: most of them
+        wait on, and to hear that of each would keep the one that goes.
         """
         waiting = self._lines[pool.model]
         for tried in waiting.lines():
             while len(pool.open(tried)) and (found := self._next(tried, pool, waiting, now_s)) is not None:
                 state, placed = found
                 yield state, placed, waiting.remove(state)
+                if waiting and self._placing.may_hold:
+                    self._rest.add(pool.model)
+                    return
             if len(pool.open(_NOBODY)) == 0:
                 break
 
@@ -88,14 +96,18 @@ class WaitingRoom:
         started anew when an earlier time than the one that it stands at has come up.
         """
         model, waiting = pool.model, self._lines[pool.model]
+        rest = model in self._rest
+        self._rest.discard(model)
         if len(pool.eligible(_NOBODY)) == 0:
             return waiting.start_timers(now_s, self._settings.queue_timeout_s)
         stops = waiting.stop_timers()
         if not waiting or not self._placing.may_hold or len(pool.open(_NOBODY)) == 0:
             return stops
-        depth = self._settings.hold_depth
-        held = [state for tried in waiting.lines() for state in waiting.first(tried, depth, now_s)]
-        until_s = self._placing.held_until_s(held, now_s)
+        until_s: float | None = now_s + _SOON_S
+        if not rest:
+            depth = self._settings.hold_depth
+            held = [state for tried in waiting.lines() for state in waiting.first(tried, depth, now_s)]
+            until_s = self._placing.held_until_s(held, now_s)
         if until_s is None or self._looks_again_at_s.get(model, math.inf) <= until_s:
             return stops
         self._looks_again_at_s[model] = until_s

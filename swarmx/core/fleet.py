@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Literal, Self, overload
 
 import msgspec
 import numpy as np
@@ -62,7 +63,67 @@ class CallView(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     home: int | None = None
 
 
-class FleetView(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
+COUNTS = ("in_flight", "last_chosen", "max_batch")
+NAMED = ("remaining_work", "context_tokens", "signal_age_s")
+"""What the candidates of a decision name (`nouns.Candidates`)."""
+MOVING = (
+    "work_variance",
+    "weight",
+    "prefill_tokens",
+    "unread_tokens",
+    "shared_tokens",
+    "cached_tokens",
+    "prefill_share",
+    "slowdown",
+    "running",
+    "waiting",
+    "kv_usage",
+)
+PROFILE = (
+    "kv_capacity_tokens",
+    "max_step_tokens",
+    "cost_weight",
+    "call_base_s",
+    "step_base_s",
+    "decode_seq_s",
+    "decode_ctx_token_s",
+    "prefill_token_s",
+    "prefill_ctx_token_s",
+)
+"""Numbers of a replica's profile, but for its whole ones."""
+NUMBERS = (*NAMED, *MOVING, *PROFILE)
+COLUMNS = (*COUNTS, *NUMBERS)
+
+
+class _Count:
+    """A row of `FleetView.counts`."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._row = COUNTS.index(name)
+
+    @overload
+    def __get__(self, view: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, view: FleetView, owner: type) -> Ints: ...
+    def __get__(self, view: FleetView | None, owner: type) -> Ints | Self:
+        return self if view is None else view.counts[self._row]
+
+
+class _Number:
+    """A row of `FleetView.numbers`."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._row = NUMBERS.index(name)
+
+    @overload
+    def __get__(self, view: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, view: FleetView, owner: type) -> Floats: ...
+    def __get__(self, view: FleetView | None, owner: type) -> Floats | Self:
+        return self if view is None else view.numbers[self._row]
+
+
+class FleetView:
     """The replicas that may take the call, never none; every array has shape [replicas].
 
     `in_flight` counts this router's own calls, exactly, with what signals tell of those of other routers; `last_chosen`
@@ -77,43 +138,84 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     `prefill_share` of its time went into prompts, and its calls took `slowdown` times as long as its profile says. The
     profile columns are those of `EngineProfile`. The signal columns are the engine's own word, NaN where it never
     spoke, `signal_age_s` old.
+
+    All columns lie in two tables, `counts` [COUNTS, replicas] and `numbers` [NUMBERS, replicas], so that whoever needs
+    many of them need not take them one by one. Raises TypeError where columns are missing, or there are others.
     """
 
-    in_flight: Ints
-    last_chosen: Ints
-    max_batch: Ints
-    remaining_work: Floats
-    work_variance: Floats
-    weight: Floats
-    context_tokens: Floats
-    prefill_tokens: Floats
-    unread_tokens: Floats
-    shared_tokens: Floats
-    cached_tokens: Floats
-    prefill_share: Floats
-    slowdown: Floats
-    kv_capacity_tokens: Floats
-    max_step_tokens: Floats
-    cost_weight: Floats
-    call_base_s: Floats
-    step_base_s: Floats
-    decode_seq_s: Floats
-    decode_ctx_token_s: Floats
-    prefill_token_s: Floats
-    prefill_ctx_token_s: Floats
-    running: Floats
-    waiting: Floats
-    kv_usage: Floats
-    signal_age_s: Floats
+    __slots__ = ("counts", "numbers")
+
+    in_flight = _Count()
+    last_chosen = _Count()
+    max_batch = _Count()
+    remaining_work = _Number()
+    work_variance = _Number()
+    weight = _Number()
+    context_tokens = _Number()
+    prefill_tokens = _Number()
+    unread_tokens = _Number()
+    shared_tokens = _Number()
+    cached_tokens = _Number()
+    prefill_share = _Number()
+    slowdown = _Number()
+    kv_capacity_tokens = _Number()
+    max_step_tokens = _Number()
+    cost_weight = _Number()
+    call_base_s = _Number()
+    step_base_s = _Number()
+    decode_seq_s = _Number()
+    decode_ctx_token_s = _Number()
+    prefill_token_s = _Number()
+    prefill_ctx_token_s = _Number()
+    running = _Number()
+    waiting = _Number()
+    kv_usage = _Number()
+    signal_age_s = _Number()
+
+    def __init__(self, **columns: Ints | Floats) -> None:
+        if columns.keys() != set(COLUMNS):
+            wrong = ", ".join(sorted(columns.keys() ^ set(COLUMNS)))
+            raise TypeError(f"a fleet view has each of its columns, and no others; missing or unknown: {wrong}")
+        self.counts: Ints = np.array([columns[name] for name in COUNTS], dtype=np.int64)
+        self.numbers: Floats = np.array([columns[name] for name in NUMBERS], dtype=np.float64)
+
+    @classmethod
+    def over(cls, counts: Ints, numbers: Floats) -> Self:
+        """The view of these two tables, which it keeps."""
+        view = cls.__new__(cls)
+        view.counts, view.numbers = counts, numbers
+        return view
 
     def __len__(self) -> int:
-        return len(self.in_flight)
+        replicas: int = self.counts.shape[1]
+        return replicas
 
     @property
     def room(self) -> Ints:
         """Calls that each can take before its batch is full, at least zero."""
         left: Ints = np.maximum(0, self.max_batch - self.in_flight)
         return left
+
+
+class Terms(Mapping[str, Floats]):
+    """What costs are made of, by name, without an array for each: rows of a table whose first row is the cost."""
+
+    __slots__ = ("names", "table")
+
+    def __init__(self, names: tuple[str, ...], table: Floats) -> None:
+        self.names, self.table = names, table
+
+    def __getitem__(self, name: str) -> Floats:
+        if name not in self.names:
+            raise KeyError(name)
+        row: Floats = self.table[1 + self.names.index(name)]
+        return row
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
@@ -135,4 +237,4 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     unit_s: float = 0.0
     weight: float = 1.0
     cost_s: Floats | None = None
-    terms_s: dict[str, Floats] = {}
+    terms_s: Mapping[str, Floats] = {}

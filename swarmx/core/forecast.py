@@ -58,39 +58,18 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return total
 
     @cached_property
-    def spread(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Quantiles less the mean, in `unit`, and the probability that each stands for, both [levels]."""
-        return np.array(self.quantiles) - self.mean, masses_of(self.levels)
-
-    @property
-    def shape(self) -> tuple[float, float]:
-        """Of `spread`: the standard deviation, in `unit`, and the skewness, 0 for a sure value."""
-        return self._moments[1:]
-
-    @property
     def variance(self) -> float:
-        """Variance of the piecewise linear distribution, in `unit` squared."""
-        return self._moments[0]
-
-    @cached_property
-    def _moments(self) -> tuple[float, float, float]:
-        """The variance, and the two numbers of `shape`: whoever places a call needs all three.
+        """Variance of the piecewise linear distribution, in `unit` squared.
 
         Between two quantiles the distribution is even, so that it varies less than one that is on the quantiles, by a
         sixth of the square of their distance.
         """
-        masses, sixths = _parts(self.levels)
-        mean, square, cube, within, last = self.mean, 0.0, 0.0, 0.0, self.quantiles[0]
-        for mass, sixth, quantile in zip(masses, sixths, self.quantiles, strict=True):
+        mean, last, total = self.mean, self.quantiles[0], 0.0
+        for mass, sixth, quantile in zip(*_parts(self.levels), self.quantiles, strict=True):
             off, step = quantile - mean, quantile - last
-            part = mass * off * off
-            square += part
-            cube += part * off
-            within += sixth * step * step
+            total += mass * off * off - sixth * step * step
             last = quantile
-        deviation = math.sqrt(square)
-        skewness = cube / (square * deviation) if square * deviation > 0.0 else 0.0
-        return max(0.0, square - within), deviation, skewness
+        return max(0.0, total)
 
     def quantile(self, level: float) -> float:
         """The value at probability `level`, in `unit`; clamped to the outermost quantiles."""

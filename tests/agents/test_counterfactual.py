@@ -17,6 +17,7 @@ from swarmx.agents.policies import POLICIES
 from swarmx.agents.router import RouterAgent
 from swarmx.agents.router_settings import RouterSettings
 from swarmx.core.errors import ConfigError
+from swarmx.core.fleet import COLUMNS
 from swarmx.core.messages import CallReady, DecisionMade, FirstToken, SignalReported, WorkflowEnded, WorkflowSubmitted
 from swarmx.core.nouns import Decision
 from tests.agents.worlds import FORECAST, a_call, a_profile, changed, finished, ready
@@ -232,5 +233,5 @@ def test_a_view_survives_the_store_to_seven_digits(seed: int, replicas: int) -> 
     assert back is not None
     kept = keep(view, slice(None), fixed_columns([b"1234" * 10] * len(view)))
     assert len(kept.fixed) == 40
-    for name in view.__struct_fields__:
+    for name in COLUMNS:
         np.testing.assert_allclose(getattr(back, name), getattr(view, name), rtol=1e-6)

@@ -31,6 +31,17 @@ def test_calls_that_wait_go_out_in_the_order_of_their_arrival() -> None:
     assert [o.call_id for o in outputs if isinstance(o, Dispatch)] == [f"c{number}" for number in range(5)]
 
 
+def test_where_calls_may_be_held_back_one_leaves_before_the_others_are_asked_about() -> None:
+    agent = a_router(policy="marginal")
+    for number in range(2):
+        agent.handle(ready(f"c{number}"), float(number))
+    outputs = agent.handle(changed("r0"), 9.0)
+    assert placed(outputs) == [("c0", "r0")]
+    [again] = [o for o in outputs if isinstance(o, StartTimer) and o.key.startswith("hold:")]
+    assert 9.0 < again.at_s < 9.01
+    assert placed(agent.handle(TimerFired(key=again.key), again.at_s)) == [("c1", "r0")]
+
+
 def test_a_call_waits_without_a_timer_while_all_replicas_are_full() -> None:
     agent = a_router("r0")
     for number in range(a_profile().max_batch):

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 from swarmx.agents.choice import is_sound
 from swarmx.agents.policies import DEFAULT_POLICY, POLICIES, describe, make_policy, parameters_of
 from swarmx.core.errors import ConfigError
-from swarmx.core.fleet import CallView, Choice, FleetView, WorkflowView
+from swarmx.core.fleet import COLUMNS, CallView, Choice, FleetView, WorkflowView
 from swarmx.core.forecast import Forecast, point
 from tests.agents.worlds import FORECAST, a_call
 
@@ -32,7 +32,7 @@ WORKFLOW = WorkflowView(
     calls=1,
     past_s=np.array([5.0, 30.0]),
 )
-FIELDS = FleetView.__struct_fields__
+FIELDS = COLUMNS
 
 
 def a_fleet(replicas: int, **columns: Any) -> FleetView:

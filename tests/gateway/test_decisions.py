@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from swarmx.agents.kept_view import FIXED, MOVING
+from swarmx.agents.kept_view import FIXED
 from swarmx.compat.ray_serve.decision_log import DecisionLog
+from swarmx.core.fleet import MOVING
 from swarmx.core.forecast import point
 from swarmx.core.nouns import Candidates, Decision, KeptView
 from tests.compat.ray_serve.test_desk import desk, ticket

@@ -59,7 +59,7 @@ def written_down(policy: Marginal, call: CallView, fleet: FleetView) -> list[dic
         beside = min(row["n"], row["most"] - 1) if waits else row["n"]
         row["step"] = row["held"] + row["seq"] * beside + row["added"]
         ahead = (row["first"] + call.ahead) * (row["each"] * row["step"] + row["base"]) / max(row["n"], 1)
-        row["wait_s"] = ahead if row["first"] > 0.0 else 0.0
+        row["wait_s"] = ahead / (policy.hold if 0.0 < policy.hold < 1.0 else 1.0) if row["first"] > 0.0 else 0.0
         row["prefill_s"] = row["base"] + row["backlog"] + row["read"]
         row["decode_s"] = work * row["step"]
         row["own"] = row["wait_s"] + row["prefill_s"] + row["decode_s"]
@@ -139,11 +139,12 @@ def any_calls(draw: st.DrawFn) -> CallView:
     fleet=loaded_fleets(),
     off=st.sets(st.sampled_from([field.name for field in dataclasses.fields(Marginal)])),
     tail=st.sampled_from([2.0, 2.0, 1.0, 3.5]),
+    there=st.sampled_from([0.0, 0.0, 0.5]),
 )
 def test_every_cost_and_every_term_of_it_is_what_the_formula_says(
-    call: CallView, fleet: FleetView, off: set[str], tail: float
+    call: CallView, fleet: FleetView, off: set[str], tail: float, there: float
 ) -> None:
-    policy = dataclasses.replace(Marginal(tail=tail), **dict.fromkeys(off, 0.0))
+    policy = dataclasses.replace(Marginal(tail=tail), **dict.fromkeys(off, there))
     choice, rows = policy.choose(call, fleet, np.random.default_rng(0)), written_down(policy, call, fleet)
     assert choice.cost_s is not None
     scale = [1e-9 * (abs(row["cost"]) + row["own"] + call.workflow.age_s + call.workflow.remaining_s) for row in rows]

@@ -1,0 +1,96 @@
+"""The columns of a pool: one row for each thing that is known of a replica, what is so at a time, and one more call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+
+from swarmx.agents.compiled import compiled
+from swarmx.core.fleet import COUNTS, NUMBERS, Floats, Ints
+
+INTS = (*COUNTS, "slot")
+FLOATS = (*NUMBERS, "measured_at_s", "read_at_s", "prefill_rate", "others", "usual_others")
+"""`prefill_tokens` and `prefill_share` are as of `read_at_s`; `cached_tokens` and `signal_age_s` hold nothing."""
+INT_ROW = {name: row for row, name in enumerate(INTS)}
+FLOAT_ROW = {name: row for row, name in enumerate(FLOATS)}
+
+PROMPTS_MEMORY_S = 15.0
+FADES_PER_S = -1.0 / PROMPTS_MEMORY_S
+
+_SHOWN, _TOLD = len(COUNTS), len(NUMBERS)
+_IN_FLIGHT, _LAST_CHOSEN, _MAX_BATCH = INT_ROW["in_flight"], INT_ROW["last_chosen"], INT_ROW["max_batch"]
+_REMAINING, _VARIANCE, _WEIGHT = FLOAT_ROW["remaining_work"], FLOAT_ROW["work_variance"], FLOAT_ROW["weight"]
+_CONTEXT, _SHARED, _UNREAD = FLOAT_ROW["context_tokens"], FLOAT_ROW["shared_tokens"], FLOAT_ROW["unread_tokens"]
+_PREFILL, _RATE, _SHARE, _AGE = (
+    FLOAT_ROW["prefill_tokens"],
+    FLOAT_ROW["prefill_rate"],
+    FLOAT_ROW["prefill_share"],
+    FLOAT_ROW["signal_age_s"],
+)
+_MEASURED_AT, _READ_AT, _OTHERS = FLOAT_ROW["measured_at_s"], FLOAT_ROW["read_at_s"], FLOAT_ROW["others"]
+
+
+def _as_of(ints: Ints, floats: Floats, columns: Ints, now_s: float) -> tuple[Ints, Floats]:
+    counts = np.empty((_SHOWN, len(columns)), dtype=np.int64)
+    numbers = np.empty((_TOLD, len(columns)))
+    for row in range(_SHOWN):
+        for i in range(len(columns)):
+            counts[row, i] = ints[row, columns[i]]
+    for row in range(_TOLD):
+        for i in range(len(columns)):
+            numbers[row, i] = floats[row, columns[i]]
+    for i in range(len(columns)):
+        since_s = now_s - floats[_READ_AT, columns[i]]
+        numbers[_PREFILL, i] = max(0.0, numbers[_PREFILL, i] - since_s * floats[_RATE, columns[i]])
+        numbers[_SHARE, i] *= math.exp(since_s * FADES_PER_S)
+        numbers[_AGE, i] = now_s - floats[_MEASURED_AT, columns[i]]
+    return counts, numbers
+
+
+def _dispatched(
+    ints: Ints,
+    floats: Floats,
+    column: int,
+    decision: int,
+    now_s: float,
+    prompt: float,
+    shared: float,
+    work: float,
+    variance: float,
+    weight: float,
+) -> bool:
+    fresh, rate = prompt - shared, floats[_RATE, column]
+    ints[_IN_FLIGHT, column] += 1
+    ints[_LAST_CHOSEN, column] = decision
+    floats[_REMAINING, column] += work
+    floats[_VARIANCE, column] += variance
+    floats[_WEIGHT, column] += weight
+    floats[_CONTEXT, column] += prompt
+    floats[_SHARED, column] += shared
+    floats[_UNREAD, column] += fresh
+    if rate > 0.0:
+        since_s = now_s - floats[_READ_AT, column]
+        floats[_PREFILL, column] = max(0.0, floats[_PREFILL, column] - since_s * rate) + fresh
+        floats[_SHARE, column] *= math.exp(FADES_PER_S * since_s)
+        floats[_SHARE, column] += fresh / rate / PROMPTS_MEMORY_S
+        floats[_READ_AT, column] = now_s
+    return bool(ints[_IN_FLIGHT, column] + floats[_OTHERS, column] == ints[_MAX_BATCH, column])
+
+
+_TABLES = "int64[:, ::1], float64[:, ::1]"
+
+
+@lru_cache(maxsize=1)
+def as_of() -> Callable[[Ints, Floats, Ints, float], tuple[Ints, Floats]]:
+    """Of a pool's integers and floats, the two tables of a `FleetView` of some columns at a time."""
+    return compiled(_as_of, f"Tuple(({_TABLES}))({_TABLES}, Array(int64, 1, 'A', readonly=True), float64)")
+
+
+@lru_cache(maxsize=1)
+def dispatched() -> Callable[[Ints, Floats, int, int, float, float, float, float, float, float], bool]:
+    """Count one more call on a column, the number of its decision, the time, its prompt and what of it is in the cache,
+    its work with the variance, and its weight; returns whether the batch of the replica is full just now."""
+    return compiled(_dispatched, f"boolean({_TABLES}, int64, int64, {', '.join(['float64'] * 6)})")
