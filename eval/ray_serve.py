@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import time
@@ -126,6 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     serve.start(proxy_location="Disabled")
+    gc.collect()
+    gc.freeze()  # as Serve does in its proxies and replicas, which are where handles live otherwise
     rows: list[Row] = []
     try:
         for seed in range(wanted.seeds):
@@ -157,6 +160,8 @@ def _measure(router: str, planned: Sequence[Planned], truth: Path, wanted: argpa
         row["decision_p50_ms"], row["decision_p99_ms"] = np.percentile(took_ms, (50, 99)).tolist()
         busy_ms = np.array(status["decision_busy_s"]) * 1e3
         row["busy_p50_ms"], row["busy_p99_ms"] = np.percentile(busy_ms, (50, 99)).tolist()
+        added_ms = np.array(status["added_s"]) * 1e3
+        row["added_p50_ms"], row["added_p99_ms"] = np.percentile(added_ms, (50, 99)).tolist()
         row["stood_in"], row["faults"] = status["stood_in"], status["faults"]
     return row
 

@@ -1,8 +1,10 @@
 """The workflows of `eval.ray_serve` in virtual time, without Ray: what the rules come to where no process is ever late.
 
 The desk of SwarmX's Serve router as it is, over the same engines; Serve's routers as their rules, told in a few lines
-each. What differs from a real run is that Serve's own path takes a constant time. Also counts what a decision costs in
-seconds of its thread, which another load of the machine moves little:
+each. What differs from a real run is that Serve's own path takes a constant time. Also measures what a decision costs,
+by the clock (`wall`) and of its thread (`busy`), which another load of the machine moves little: to ask, and in all
+that it keeps a request beyond the time for which it waits on purpose (`added`; where it waits, from when that began to
+be handled which got it its place):
 
     python -m eval.ray_serve_virtual --out DIR [--prompts FOLDER] [--count 300] [--rate 2.2] [--seeds 3] [--hop-ms 4]
 """
@@ -14,7 +16,7 @@ import selectors
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -23,9 +25,10 @@ from eval.ray_serve_plan import DEVICES, MODEL, OURS, SLOTS, Asked, Planned, cla
 from eval.result import Row, table, write_result
 from swarmx.compat.ray_serve.asked import call_from
 from swarmx.compat.ray_serve.beside import Beside
-from swarmx.compat.ray_serve.desk import Desk, Seen, Ticket
+from swarmx.compat.ray_serve.desk import Desk
 from swarmx.compat.ray_serve.forecasts import forecasters
 from swarmx.compat.ray_serve.options import read_options
+from swarmx.compat.ray_serve.ticket import Seen, Ticket
 from swarmx.core.batching import Engine, Request
 from swarmx.core.engine import profiles
 
@@ -142,6 +145,24 @@ class Serves:
         self._tasks -= 1
 
 
+class Spent(NamedTuple):
+    """Seconds, by the clock on the wall and of this thread."""
+
+    wall_s: float
+    busy_s: float
+
+    @classmethod
+    def now(cls) -> Spent:
+        return cls(time.perf_counter(), time.thread_time())
+
+    def until_now(self) -> Spent:
+        now = Spent.now()
+        return Spent(now.wall_s - self.wall_s, now.busy_s - self.busy_s)
+
+    def and_then(self, other: Spent) -> Spent:
+        return Spent(self.wall_s + other.wall_s, self.busy_s + other.busy_s)
+
+
 class Ours:
     """The desk, used as `swarmx.compat.ray_serve.Router` uses it."""
 
@@ -157,11 +178,14 @@ class Ours:
         )
         self.desk.replicas([Seen(replica_id=name, max_ongoing=SLOTS) for name in self._replicas])
         self._beside = {name: Beside(self.desk.deployment, name, clock=loop.time) for name in self._replicas}
-        self.asked_s: list[float] = []
-        self.after_s: list[float] = []
+        self.asked_s: list[Spent] = []
+        self.added_s: list[Spent] = []  # until it leaves, but for the time for which it waits on purpose
+        self.after_s: list[Spent] = []
+        self._step = (-1.0, Spent.now())  # the virtual time of the last one, and when the first one then really began
 
     async def serve(self, session: str, asked: Asked, prompt_tokens: int, output_tokens: int) -> str:
-        begun_s = time.thread_time()
+        loop = asyncio.get_running_loop()
+        begun = Spent.now()
         call, prompt = call_from(
             [asked],
             {},
@@ -173,8 +197,13 @@ class Ours:
         )
         ticket = self.desk.ticket(call, prompt)
         chosen = self.desk.ask(ticket)
-        self.asked_s.append(time.thread_time() - begun_s)
+        self.asked_s.append(spent := begun.until_now())
+        at_once = chosen.done()
         replica = self._replicas[await chosen]
+        if at_once:
+            self.added_s.append(spent)
+        elif self._step[0] == loop.time():  # not by a timer, which is no step
+            self.added_s.append(spent.and_then(self._step[1].until_now()))
         replica.running += 1
         await asyncio.sleep(self._hop_s)
         self._after(self._accepted, ticket, replica.running)
@@ -200,9 +229,11 @@ class Ours:
         loop.call_later(_PUSHED_S, self._after, self.desk.heard, beside.signal(loop.time()))
 
     def _after(self, step: Callable[..., None], *args: Any) -> None:
-        begun_s = time.thread_time()
+        begun, at_s = Spent.now(), asyncio.get_running_loop().time()
+        if at_s != self._step[0]:
+            self._step = (at_s, begun)
         step(*args)
-        self.after_s.append(time.thread_time() - begun_s)
+        self.after_s.append(begun.until_now())
 
 
 _KEPT: set[asyncio.Task[None]] = set()
@@ -297,9 +328,12 @@ async def _measure(
     times, devices = await drive(rule, planned)
     row = row_of(router, seed, times, devices, time_scale)
     if isinstance(rule, Ours):
-        row["busy_p50_ms"], row["busy_p99_ms"] = (np.percentile(rule.asked_s, (50, 99)) * 1e3).tolist()
-        row["after_p50_ms"], row["after_p99_ms"] = (np.percentile(rule.after_s, (50, 99)) * 1e3).tolist()
-        row["per_call_ms"] = 1e3 * (sum(rule.asked_s) + sum(rule.after_s)) / len(rule.asked_s)
+        for name, spent in (("", rule.asked_s), ("added_", rule.added_s), ("after_", rule.after_s)):
+            for kind, index in (("wall", 0), ("busy", 1)):
+                p50, p99 = np.percentile([one[index] for one in spent], (50, 99)) * 1e3
+                row[f"{name}{kind}_p50_ms"], row[f"{name}{kind}_p99_ms"] = float(p50), float(p99)
+        busy_s = sum(spent.busy_s for spent in (*rule.asked_s, *rule.after_s))
+        row["per_call_ms"] = 1e3 * busy_s / len(rule.asked_s)  # without what is read and learnt later, by timers
         row["faults"] = rule.desk.faults
         rule.desk.close()
     return row

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 import msgspec
-import numpy as np
 
 from swarmx.agents.router import RouterAgent
 from swarmx.agents.router_settings import RouterSettings
@@ -17,10 +15,10 @@ from swarmx.compat.ray_serve.known_replica import KnownReplica, differs
 from swarmx.compat.ray_serve.options import RouterOptions
 from swarmx.compat.ray_serve.pace import Pace
 from swarmx.compat.ray_serve.signals import ReplicaSignal
+from swarmx.compat.ray_serve.ticket import UNREAD, NoReplica, Seen, Ticket
 from swarmx.compat.ray_serve.workflows import SilentWorkflows
 from swarmx.core.actions import Cancel, Dispatch, Refuse
 from swarmx.core.engine import EngineProfile
-from swarmx.core.forecast import Forecast
 from swarmx.core.messages import (
     CallCancelled,
     CallFailed,
@@ -36,7 +34,7 @@ from swarmx.core.messages import (
 )
 from swarmx.core.nouns import Call, FailureReason, Replica
 from swarmx.core.ports import Forecaster
-from swarmx.core.prompts import Encoding, PromptText
+from swarmx.core.prompts import PromptText
 from swarmx.runtime.clock import Clock
 from swarmx.runtime.journal import Journal, MemoryJournal
 from swarmx.runtime.live import LiveShell
@@ -48,40 +46,7 @@ _HOLD_DEPTH = 32  # Serve's replicas take few calls, so that many wait here
 _CLAIM_S = 10.0  # within which a request that was given a replica is on its way there
 _ENOUGH = 3  # calls that tell how fast a replica is
 _READ_S = 0.005  # after which the prompt is read of a request that is on its way by then
-_UNREAD = Encoding(encoder="", vector=np.zeros(0, dtype=np.float32))
-
-
-class NoReplica(Exception):
-    """The agent gave the call up."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """A replica that Serve knows."""
-
-    replica_id: str
-    max_ongoing: int
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Ticket:
-    """One request on its way through a router: its call, and where it is."""
-
-    call: Call
-    prompt: PromptText | None  # until it is read
-    forecast: Forecast
-    encoding: Encoding = _UNREAD
-    chosen: asyncio.Future[str] | None = None
-    attempt: int = 0
-    replica_id: str | None = None
-    sent_at_s: float = 0.0
-    area: float = 0.0  # of the replica's calls in flight over time, when it was sent
-    accepted: bool = False
-    took_s: float | None = None
-    batch: float = 1.0
-    said: float | None = None  # the work that its answer told before the end of the request was heard of
-    work: float | None = None
-    over: bool = False
+_LEARN_S = 0.005  # after which an answer is learnt from: whoever gets its place is on the way by then
 
 
 class Desk:
@@ -117,6 +82,7 @@ class Desk:
             switchboard, clock, {Dispatch: self._dispatch, Cancel: self._cancel, Refuse: self._refuse}
         )
         self._alike, self._reader = forecasters(self._shell.post)
+        self._heard_at_s = 0.0  # when what is being handled began to be
         self._known: dict[str, KnownReplica] = {}
         self._tickets: dict[str, Ticket] = {}
         self._workflows = SilentWorkflows(idle_s=options.workflow_idle_s, clock=clock, post=self._tell_workflow)
@@ -157,7 +123,7 @@ class Desk:
         """A request with the forecast of its work, once for all attempts. Its call is nobody else's."""
         if self._reader is None or not self.options.read_first:
             later = None if self._reader is None else prompt
-            return Ticket(call=call, prompt=later, forecast=self._alike.forecast(call, _UNREAD))
+            return Ticket(call=call, prompt=later, forecast=self._alike.forecast(call, UNREAD))
         encoding = self._reader.encode(call, prompt)
         return Ticket(call=call, prompt=None, encoding=encoding, forecast=self._reader.forecast(call, encoding))
 
@@ -224,6 +190,10 @@ class Desk:
             self.cancelled(ticket)
             raise
 
+    def since_placed_s(self, ticket: Ticket) -> float:
+        """Seconds since that began to be handled which got the request its place."""
+        return self._clock.now_s() - ticket.placed_at_s
+
     def accepted(self, ticket: Ticket) -> None:
         """The replica has taken the request."""
         ticket.accepted = True
@@ -256,16 +226,21 @@ class Desk:
             self.worked(ticket, ticket.said)
 
     def worked(self, ticket: Ticket, work: float | None) -> None:
-        """What the request came to, once it is known.
+        """What the request came to, once it is known. It is learnt some milliseconds after that and the request's end.
 
         None where its answer does not tell: then its time stands for its work, at the pace of the replica, and the
         pace is learnt from the work that was expected.
         """
-        if ticket.took_s is None and work is not None:
+        if work is not None:
             ticket.said = work
+        if ticket.took_s is not None:
+            asyncio.get_running_loop().call_later(_LEARN_S, self._learn, ticket)
+
+    def _learn(self, ticket: Ticket) -> None:
+        """Teach the forecasters and the pace of the replica, once a request."""
         if ticket.work is not None or ticket.took_s is None or ticket.replica_id is None:
             return
-        known = self._known.get(ticket.replica_id)
+        known, work = self._known.get(ticket.replica_id), ticket.said
         if known is None and work is None:
             return
         seen = ticket.forecast.mean if work is None else work
@@ -347,7 +322,8 @@ class Desk:
         if ticket is None or ticket.chosen is None or ticket.chosen.done():
             return
         now_s = self._clock.now_s()
-        ticket.attempt, ticket.replica_id, ticket.sent_at_s = action.attempt, action.replica_id, now_s
+        ticket.attempt, ticket.replica_id = action.attempt, action.replica_id
+        ticket.placed_at_s, ticket.sent_at_s = self._heard_at_s, now_s
         known = self._known[action.replica_id]
         ticket.area = known.changed(+1, now_s)
         ticket.chosen.set_result(action.replica_id)
@@ -417,6 +393,7 @@ class Desk:
             self._shell.post(message)
 
     def _observe(self, message: Message, now_s: float) -> None:
+        self._heard_at_s = now_s
         if isinstance(message, DecisionMade) and self._decisions is not None:
             self._decisions.write(message.decision)
         elif isinstance(message, DemandReported):

@@ -12,10 +12,11 @@ import msgspec
 
 from swarmx.agents.router import RouterAgent
 from swarmx.compat.ray_serve.decision_log import DecisionLog, log_path
-from swarmx.compat.ray_serve.desk import Desk, Seen
+from swarmx.compat.ray_serve.desk import Desk
 from swarmx.compat.ray_serve.forecasts import forecasters
 from swarmx.compat.ray_serve.options import RouterOptions
 from swarmx.compat.ray_serve.signals import ReplicaSignal, RouterReport, packed, signal_in
+from swarmx.compat.ray_serve.ticket import Seen
 from swarmx.core.messages import DemandReported
 from swarmx.runtime.clock import WallClock
 from swarmx.runtime.journal import FileJournal

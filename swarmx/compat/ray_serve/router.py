@@ -11,19 +11,22 @@ import logging
 import os
 import time
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.request_router import LocalityMixin, MultiplexMixin, PendingRequest, RequestRouter, RunningReplica
 
 if TYPE_CHECKING:
-    from swarmx.compat.ray_serve.desk import Desk, Ticket
+    from swarmx.compat.ray_serve.desk import Desk
+    from swarmx.compat.ray_serve.ticket import Ticket
 
 _LOGGER = "ray.serve"
 _FALLBACK = PowerOfTwoChoicesRequestRouter
 _MOST_FAULTS = 5  # in a row, then Serve's own router is in charge for a while
 _REST_S = 30.0
 _WORK_KNOWN_S = 1.0  # after the end of a request, within which its answer should have been read
+_MOST_TIMES = 4096  # of the last decisions that are kept
 _FIRST_BACKOFF_S, _MOST_BACKOFF_S = 0.005, 0.1
 _TICKET = "_swarmx_ticket"
 
@@ -48,7 +51,8 @@ class Router(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc
         self._replies: dict[str, int] = {}
         self._routing: weakref.WeakKeyDictionary[Any, PendingRequest] = weakref.WeakKeyDictionary()  # by task
         self._looking: asyncio.Task[None] | None = None
-        self._durations: list[tuple[float, float]] = []
+        self._asked_s: deque[tuple[float, float]] = deque(maxlen=_MOST_TIMES)
+        self._added_s: deque[float] = deque(maxlen=_MOST_TIMES)
         try:
             from swarmx.compat.ray_serve.options import read_options
 
@@ -124,7 +128,12 @@ class Router(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc
         return WatchedReplica(replica_info, self)
 
     def swarmx_status(self) -> dict[str, Any]:
-        """Who decides here and how often each did; seconds of the last decisions, by the wall and of the thread."""
+        """Who decides here and how often each did, and seconds of the last decisions.
+
+        `decision_s` are those in which the agent was asked, by the wall, and `decision_busy_s` of the thread;
+        `added_s` all that a request was kept by the wall, but for the time for which it waited on purpose: for one
+        that waited, too, from when that began to be handled which got it its place.
+        """
         return {
             "in_charge": "swarmx" if self._in_charge() else _FALLBACK.__name__,
             "absent": self._absent,
@@ -132,8 +141,9 @@ class Router(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc
             "stood_in": self._stood_in,
             "faults": self._faults,
             "waiting": 0 if self._desk is None else self._desk.waiting,
-            "decision_s": [wall for wall, _ in self._durations],
-            "decision_busy_s": [busy for _, busy in self._durations],
+            "decision_s": [wall for wall, _ in self._asked_s],
+            "decision_busy_s": [busy for _, busy in self._asked_s],
+            "added_s": list(self._added_s),
         }
 
     def _in_charge(self) -> bool:
@@ -154,16 +164,18 @@ class Router(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc
                 begun = time.perf_counter(), time.thread_time()
         pending_request.future.add_done_callback(lambda future: self._withdrawn(future, ticket))
         chosen = desk.ask(ticket, running=running)
-        self._durations.append((time.perf_counter() - begun[0], time.thread_time() - begun[1]))
-        if len(self._durations) > 4096:
-            del self._durations[:2048]
-        if not chosen.done() and (self._looking is None or self._looking.done()):
+        asked_s = time.perf_counter() - begun[0]
+        self._asked_s.append((asked_s, time.thread_time() - begun[1]))
+        at_once = chosen.done()
+        if not at_once and (self._looking is None or self._looking.done()):
             self._looking = asyncio.ensure_future(self._look_again(desk))
         try:
-            return await chosen
+            replica_id = await chosen
         except asyncio.CancelledError:
             desk.cancelled(ticket)
             raise
+        self._added_s.append(asked_s if at_once else asked_s + desk.since_placed_s(ticket))
+        return replica_id
 
     def _ticket(self, desk: Desk, pending_request: PendingRequest) -> Ticket:
         from swarmx.compat.ray_serve.asked import call_from

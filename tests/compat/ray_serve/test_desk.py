@@ -12,9 +12,10 @@ import pytest
 from swarmx.compat.ray_serve.answered import outcomes
 from swarmx.compat.ray_serve.asked import call_from
 from swarmx.compat.ray_serve.decision_log import DecisionLog
-from swarmx.compat.ray_serve.desk import Desk, NoReplica, Seen, Ticket
+from swarmx.compat.ray_serve.desk import Desk
 from swarmx.compat.ray_serve.options import RouterOptions
 from swarmx.compat.ray_serve.signals import ReplicaSignal
+from swarmx.compat.ray_serve.ticket import NoReplica, Seen, Ticket
 from swarmx.compat.ray_serve.why import main as why
 from swarmx.core.engine import EngineProfile
 from swarmx.core.forecast import Forecast, point
@@ -66,6 +67,12 @@ async def serve(of: Desk, one: Ticket) -> str:
     found = await of.place(one)
     of.accepted(one)
     return found
+
+
+async def learnt(one: Ticket) -> float:
+    while one.work is None:
+        await asyncio.sleep(0.001)
+    return one.work
 
 
 @pytest.mark.parametrize(
@@ -242,6 +249,7 @@ async def test_a_prompt_that_is_read_first_is_read_once_and_its_request_sent_by_
     assert await at.place(one, running=2) != first
     at.ended(one)
     at.worked(one, 70.0)
+    assert await learnt(one) == 70.0
     assert (reader.read, reader.observed) == ([b"77"], ["r"])
     at.close()
 
@@ -258,6 +266,7 @@ async def test_a_request_is_sent_before_its_prompt_is_read_and_then_counts_as_wh
     assert at._agent._calls[one.call.call_id].work_left == 77.0
     at.ended(one)
     at.worked(one, 70.0)
+    assert await learnt(one) == 70.0
     assert (reader.read, reader.observed) == ([b"77"], ["r"])
     at.close()
 
@@ -272,7 +281,35 @@ async def test_what_an_answer_tells_before_its_request_is_over_is_learnt_at_the_
     assert reader.observed == []
     at.ended(one)
     at.worked(one, None)
-    assert (one.work, reader.observed) == (70.0, [""])
+    assert await learnt(one) == 70.0
+    assert reader.observed == [""]
+    at.close()
+
+
+async def test_a_place_is_given_on_before_the_answer_of_whoever_had_it_is_learnt_from() -> None:
+    reader = _Reader()
+    at = desk(most=1, replicas=1, reader=reader)
+    first, second = ticket(at, "70"), ticket(at, "80")
+    await serve(at, first)
+    waiting = at.ask(second)
+    at.worked(first, 70.0)
+    at.ended(first)
+    assert waiting.done()
+    assert reader.observed == []
+    assert await learnt(first) == 70.0
+    at.close()
+
+
+async def test_the_time_from_which_a_place_was_sought_is_that_of_what_freed_it() -> None:
+    clock = _Clock()
+    at = desk(most=1, replicas=1, clock=clock)
+    first, second = ticket(at), ticket(at)
+    await serve(at, first)
+    at.ask(second)
+    clock.at_s += 7.0
+    at.ended(first)
+    clock.at_s += 1.0
+    assert (at.since_placed_s(first), at.since_placed_s(second)) == (8.0, 1.0)
     at.close()
 
 
@@ -295,6 +332,7 @@ async def test_a_pace_is_learnt_from_what_requests_took() -> None:
         at.ended(one)
         one.took_s = 5.0 if found == "r0" else 0.1  # as if it had
         at.worked(one, 100.0)
+        await learnt(one)
     assert [await serve(at, ticket(at)) for _ in range(3)] == ["r1"] * 3
     at.close()
 

@@ -106,7 +106,10 @@ async def test_many_requests_at_a_time_use_every_replica_and_none_is_lost(apps: 
     handle = handle_of("plain")
     answers = await asyncio.gather(*[handle.remote({"prompt": str(n), "seconds": 0.05}) for n in range(60)])
     assert set(Counter(answer["replica"] for answer in answers).values()) != {60}
-    assert status_of(handle)["waiting"] == 0
+    status = status_of(handle)
+    assert status["waiting"] == 0
+    assert len(status["added_s"]) == len(status["decision_s"]) == len(status["decision_busy_s"])
+    assert min(status["added_s"]) > 0.0
 
 
 async def test_several_calls_of_one_ingress_request_do_not_take_each_others_place(apps: Path) -> None:

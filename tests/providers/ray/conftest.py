@@ -76,6 +76,9 @@ def nodes() -> Iterator[Nodes]:
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "RAY_worker_niceness": "0",
+        # Ray's client server forks a process for each client. By gRPC's own handlers its threads begin anew in the
+        # fork, which may die of them (SIGSEGV) before it is that process.
+        "GRPC_ENABLE_FORK_SUPPORT": "0",
     }
     from ray.cluster_utils import Cluster
 
