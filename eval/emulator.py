@@ -24,7 +24,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from eval.result import table, write_result
-from swarmx.core.batching import BLOCK_TOKENS, Engine, Request
+from swarmx.core.batching import BLOCK_TOKENS, Counters, Engine, Request
 from swarmx.core.engine import EngineProfile, profiles
 from swarmx.core.errors import ReplicaError
 from swarmx.providers.emulated.provider import EmulatedProvider, EmulatedSpec
@@ -35,8 +35,8 @@ POINTS = (("qwen3-8b", "h100"), ("qwen3-8b", "l40s"), ("llama-3.1-70b", "h100"))
 LOADS = (0.2, 0.5, 0.8)  # share of the rate at which a full batch would leave the engine
 ANALYTIC_REQUESTS = 80
 BUSY_BATCH = 24
-FIT_BATCHES = (1, 2, 4, 8)
-FIT_PROMPTS = (16, 64, 256, 512, 1024)
+FIT_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+FIT_PROMPTS = (16, 64, 256, 512, 1024, 2048, 4096)
 FIT_CONTEXTS = (32, 512)
 FIT_OUTPUT = 24
 TWIN_SCALE = 5.0  # the emulated twin runs faster than the real server, which can be slow
@@ -131,10 +131,10 @@ async def play(url: str, model: str, load: Sequence[Ask]) -> list[Seen]:
         return list(await asyncio.gather(*(send(session, url, model, ask, start_s) for ask in load)))
 
 
-def predict(
+def replay(
     profile: EngineProfile, requests: Sequence[Request], arrivals_s: Sequence[float]
-) -> list[tuple[float, float]]:
-    """(TTFT, E2E) of each request in pure virtual time."""
+) -> tuple[list[tuple[float, float]], Counters]:
+    """(TTFT, E2E) of each request in pure virtual time, and what the engine counted by the end."""
     engine = Engine(profile)
     events = []
     for i in sorted(range(len(requests)), key=lambda i: arrivals_s[i]):
@@ -142,10 +142,18 @@ def predict(
         engine.submit(requests[i], arrivals_s[i])
     events += engine.advance(math.inf)
     at = {(e.kind, e.request_id): e.at_s for e in events}
-    return [
+    times = [
         (at["first_token", r.request_id] - arrived_s, at["finished", r.request_id] - arrived_s)
         for r, arrived_s in zip(requests, arrivals_s, strict=True)
     ]
+    return times, engine.counters()
+
+
+def predict(
+    profile: EngineProfile, requests: Sequence[Request], arrivals_s: Sequence[float]
+) -> list[tuple[float, float]]:
+    """(TTFT, E2E) of each request in pure virtual time."""
+    return replay(profile, requests, arrivals_s)[0]
 
 
 async def emulate(profile: EngineProfile, load: Sequence[Ask], time_scale: float) -> tuple[list[Seen], Report]:
@@ -225,8 +233,10 @@ async def against_arithmetic(seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-async def fit(url: str, model: str, limits: EngineProfile, rng: np.random.Generator) -> EngineProfile:
-    """A profile of the real server by non-negative least squares on relative errors.
+async def fit(
+    url: str, model: str, limits: EngineProfile, rng: np.random.Generator, largest: int = 1024
+) -> EngineProfile:
+    """A profile of the real server, up to `largest` words a prompt, by non-negative least squares on relative errors.
 
     Alone, TTFT = call_base + step_base + prefill_token p + prefill_ctx p^2 / 2; in a batch of n equal requests, the
     mean time between tokens = step_base + decode_seq n + decode_ctx c. One more equation per prompt size would be
@@ -234,7 +244,7 @@ async def fit(url: str, model: str, limits: EngineProfile, rng: np.random.Genera
     """
     await play(url, model, [Ask(at_s=0.0, prompt=words(rng, 64), output_tokens=8)])
     equations: list[tuple[list[float], float]] = []
-    for size in FIT_PROMPTS * 2:
+    for size in [each for each in FIT_PROMPTS if each <= largest] * 2:
         (alone,) = await play(url, model, [Ask(at_s=0.0, prompt=words(rng, size), output_tokens=2)])
         p = alone.prompt_tokens
         equations.append(([1.0, 0.0, 0.0, p, p * p / 2.0, 1.0], alone.ttft_s))

@@ -4,8 +4,9 @@
     python -m eval validation --out out/validation --part vllm --vllm .models/qwen2.5-coder-0.5b-instruct
 
 The last starts a vLLM server on this CPU for about a quarter of an hour (after `make setup-vllm`); `--url` and
-`--model` take one that runs already, on any device. Nothing else should use the machine meanwhile. What the emulated
-fleet did is kept in `emulated.json`; `--again` compares it with the simulator of today, without a fleet.
+`--model` take one that runs already, on any device; its limits and the sizes of requests are options. Nothing else
+should use the machine meanwhile. What the emulated fleet did is kept in `emulated.json`; `--again` compares it with the
+simulator of today, without a fleet.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import asyncio
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -22,9 +24,10 @@ import msgspec
 
 from eval.result import Claim, Row, claim, table, write_result
 from eval.sim.against_http import FLEETS, Measured, compared, measured
-from eval.sim.against_vllm import vllm_rows
+from eval.sim.against_vllm import LOADS, Traffic, vllm_rows
 from eval.sim.queueing import queue_rows
-from swarmx.core.engine import EngineProfile
+from eval.sim.vllm_sessions import Sessions
+from swarmx.core.engine import profiles
 from swarmx.providers.process import CPU_PROFILE, VllmServer, check_model
 
 PARTS = ("queueing", "emulated", "vllm")
@@ -48,7 +51,20 @@ QUEUE_AIM, SAME_AIM, EMULATED_AIM, VLLM_AIM = 3.0, 0.001, 0.10, 0.20
 @click.option("--url", help="A vLLM server that runs already.")
 @click.option("--model", default="m", show_default=True, help="Name of the model at --url.")
 @click.option("--max-batch", default=CPU_PROFILE.max_batch, show_default=True, help="--max-num-seqs of it.")
+@click.option(
+    "--max-step-tokens", default=CPU_PROFILE.max_step_tokens, show_default=True, help="--max-num-batched-tokens."
+)
+@click.option("--kv-tokens", default=CPU_PROFILE.kv_capacity_tokens, show_default=True, help="Tokens of its KV cache.")
 @click.option("--requests", default=40, show_default=True, help="Requests of each load for vLLM.")
+@click.option("--load", "loads", multiple=True, type=float, default=LOADS, show_default=True, help="Loads for vLLM.")
+@click.option("--prompt-words", type=(int, int), default=Traffic().prompt_words, show_default=True, help="From and to.")
+@click.option(
+    "--output-tokens", type=(int, int), default=Traffic().output_tokens, show_default=True, help="From and to."
+)
+@click.option(
+    "--sessions", type=(int, float), help="So many agent sessions after the loads, and how many begin a second."
+)
+@click.option("--shipped", type=(str, str), help="Model and device of a profile of ours to judge beside the fit.")
 def main(
     out: Path,
     quick: bool,
@@ -62,7 +78,14 @@ def main(
     url: str | None,
     model: str,
     max_batch: int,
+    max_step_tokens: int,
+    kv_tokens: int,
     requests: int,
+    loads: Sequence[float],
+    prompt_words: tuple[int, int],
+    output_tokens: tuple[int, int],
+    sessions: tuple[int, float] | None,
+    shipped: tuple[str, str] | None,
 ) -> None:
     """Validate the simulator."""
     wanted = parts or ("queueing", "emulated")
@@ -86,28 +109,38 @@ def main(
             runs = msgspec.json.decode(again.read_bytes(), type=list[Measured])
         rows += [row for run in runs for row in compared(run)]
     if "vllm" in wanted:
-        limits = msgspec.structs.replace(CPU_PROFILE, max_batch=max_batch)
-        if url is None and vllm is None:
-            raise click.UsageError("the part vllm needs --vllm, a folder with a model, or --url.")
-        rows += asyncio.run(_against_vllm(url, vllm, model, requests, seed, limits))
+        if (url is None) == (vllm is None):
+            raise click.UsageError("the part vllm needs --vllm, a folder with a model, or else --url.")
+        if shipped is not None and shipped not in profiles():
+            raise click.UsageError(f"--shipped: there is no profile of {shipped[0]} on {shipped[1]}.")
+        run = partial(
+            vllm_rows,
+            model=model,
+            limits=msgspec.structs.replace(
+                CPU_PROFILE, max_batch=max_batch, max_step_tokens=max_step_tokens, kv_capacity_tokens=kv_tokens
+            ),
+            requests=requests,
+            seed=seed,
+            traffic=Traffic(prompt_words=prompt_words, output_tokens=output_tokens),
+            loads=loads,
+            shipped=None if shipped is None else profiles()[shipped],
+            sessions=None if sessions is None else Sessions(count=sessions[0], rate=sessions[1]),
+        )
+        rows += asyncio.run(run(url) if url is not None else _on_own_vllm(vllm, model, run))
     print(table(rows))
     print(
         write_result(out, shlex.join(["python", "-m", "eval", "validation", *sys.argv[1:]]), rows, claims(rows), [seed])
     )
 
 
-async def _against_vllm(
-    url: str | None, folder: Path | None, model: str, requests: int, seed: int, limits: EngineProfile
-) -> list[Row]:
-    if url is not None:
-        return await vllm_rows(url, model, limits, requests=requests, seed=seed)
+async def _on_own_vllm(folder: Path | None, model: str, run: Callable[[str], Awaitable[list[Row]]]) -> list[Row]:
     assert folder is not None
     check_model(folder)
     with tempfile.TemporaryDirectory(prefix="swarmx-validation-") as logs:
         server = VllmServer(model_dir=folder, name=model, log=Path(logs) / "vllm.log")
-        own_url = await server.start()
+        url = await server.start()
         try:
-            return await vllm_rows(own_url, model, limits, requests=requests, seed=seed)
+            return await run(url)
         finally:
             await server.stop()
 

@@ -8,7 +8,8 @@ each constant by a factor, until the engine model takes as long as the server di
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -20,15 +21,17 @@ from eval.result import Row
 from eval.sim.queueing import fleet_of, single_calls
 from eval.sim.settings import SimSettings
 from eval.sim.simulate import simulate
+from eval.sim.vllm_sessions import Sessions, session_rows
 from swarmx.core.batching import Request
 from swarmx.core.engine import EngineProfile
 from swarmx.core.fleet import Floats
 
 LOADS = (0.3, 0.6)
 FIT_LOAD = 0.45
-_OUTPUTS = (8, 64)
 _TIMES = ("step_base_s", "decode_seq_s", "prefill_token_s", "call_base_s")
 """The constants that a busy server is asked about; those of the context hardly show in prompts of this length."""
+
+_CONSTANTS = (*_TIMES, "decode_ctx_token_s", "prefill_ctx_token_s")
 
 _TRUST = 0.5
 """A factor that is e^this times off the quiet fit costs as much as one request that is so far off."""
@@ -37,24 +40,60 @@ _LEAST_S = {"step_base_s": 1e-4, "decode_seq_s": 1e-5, "prefill_token_s": 1e-6, 
 """What a constant starts from that the quiet fit found to be nothing: no factor makes something of zero."""
 
 
-async def vllm_rows(url: str, model: str, limits: EngineProfile, *, requests: int, seed: int) -> list[Row]:
-    """A row a load, and first one a profile; `limits` has --max-num-seqs, --max-num-batched-tokens and KV tokens."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Log-uniform sizes of requests, from and to: words of a prompt (about a token each) and tokens of an answer."""
+
+    prompt_words: tuple[int, int] = (20, 600)
+    output_tokens: tuple[int, int] = (8, 64)
+
+    def typical(self) -> tuple[float, float]:
+        """Means of the two."""
+        (a, b), (c, d) = self.prompt_words, self.output_tokens
+        return (b - a) / math.log(b / a), (d - c) / math.log(d / c)
+
+
+async def vllm_rows(
+    url: str,
+    model: str,
+    limits: EngineProfile,
+    *,
+    requests: int,
+    seed: int,
+    traffic: Traffic,
+    loads: Sequence[float] = LOADS,
+    shipped: EngineProfile | None = None,
+    sessions: Sessions | None = None,
+) -> list[Row]:
+    """A row a load, and first one a profile; `limits` has --max-num-seqs, --max-num-batched-tokens and KV tokens.
+
+    `shipped` is a profile that never saw this server, to be judged beside the two fits. With `sessions`, a row a
+    profile of these follows.
+    """
     rng = np.random.default_rng([seed, 0x711])
-    quiet = msgspec.structs.replace(await fit(url, model, limits, rng), model="m")
-    busy = fit_busy(quiet, await _load(url, model, quiet, FIT_LOAD, requests, rng))
+    largest = traffic.prompt_words[1]
+    quiet = msgspec.structs.replace(await fit(url, model, limits, rng, largest), model="m")
+    busy = fit_busy(quiet, await _load(url, model, quiet, FIT_LOAD, requests, rng, traffic))
+    fitted = {"busy": busy, "quiet": quiet}
+    if shipped is not None:
+        fitted["shipped"] = msgspec.structs.replace(
+            shipped, model="m", max_batch=limits.max_batch, max_step_tokens=limits.max_step_tokens
+        )
     rows: list[Row] = [
-        {"part": "vllm profile", "fit": name, **{each: getattr(profile, each) for each in _TIMES}}
-        for name, profile in (("quiet", quiet), ("busy", busy))
+        {"part": "vllm profile", "fit": name, **{each: getattr(profile, each) for each in _CONSTANTS}}
+        for name, profile in fitted.items()
     ]
-    for load in LOADS:
-        real = await _load(url, model, quiet, load, requests, rng)
-        rows.append(compared(real, {"quiet": quiet, "busy": busy}, load, seed))
+    for load in loads:
+        real = await _load(url, model, quiet, load, requests, rng, traffic)
+        rows.append(compared(real, fitted, load, seed))
+    if sessions is not None:
+        rows += await session_rows(url, model, fitted, sessions, seed)
     return rows
 
 
-def compared(real: Sequence[Seen], profiles: dict[str, EngineProfile], load: float, seed: int) -> Row:
-    """The row of one load, in order of submission: `ratio_`s are those of the profile "busy", `quiet_ratio_`s of
-    "quiet"."""
+def compared(real: Sequence[Seen], profiles: Mapping[str, EngineProfile], load: float, seed: int) -> Row:
+    """The row of one load, in order of submission: `ratio_`s are those of the profile "busy", `NAME_ratio_`s of any
+    other."""
     plan = single_calls(
         [each.sent_s - real[0].sent_s for each in real],
         [each.prompt_tokens for each in real],
@@ -65,8 +104,9 @@ def compared(real: Sequence[Seen], profiles: dict[str, EngineProfile], load: flo
     row: dict[str, Any] = {"part": "vllm", "load": load, "requests": len(real)}
     for name, level in (("p50", 0.5), ("p95", 0.95)):
         row[f"real_{name}_s"] = float(np.quantile(took_s, level))
-    for fitted, prefix in (("busy", ""), ("quiet", "quiet_")):
-        ours_s = simulate(plan, fleet_of(profiles[fitted], 1), SimSettings(forecast="oracle"), seed).latency()
+    for fitted, profile in profiles.items():
+        prefix = "" if fitted == "busy" else f"{fitted}_"
+        ours_s = simulate(plan, fleet_of(profile, 1), SimSettings(forecast="oracle"), seed).latency()
         row[f"{prefix}median_error"] = float(np.median(np.abs(ours_s / took_s - 1.0)))
         for name, level in (("p50", 0.5), ("p95", 0.95)):
             row[f"{prefix}simulated_{name}_s"] = float(np.quantile(ours_s, level))
@@ -103,14 +143,23 @@ def fit_busy(quiet: EngineProfile, seen: Sequence[Seen]) -> EngineProfile:
 
 
 async def _load(
-    url: str, model: str, profile: EngineProfile, load: float, requests: int, rng: np.random.Generator
+    url: str,
+    model: str,
+    profile: EngineProfile,
+    load: float,
+    requests: int,
+    rng: np.random.Generator,
+    traffic: Traffic,
 ) -> list[Seen]:
-    """Poisson arrivals at this share of what a full batch gets done, in order of submission."""
-    step_s = profile.step_s(profile.max_batch, profile.max_batch * 200)
-    call_s = profile.alone_s(200, 1) + 30 * step_s / profile.max_batch
+    """Poisson arrivals at this share of what full batches get done, each prompt in a step of its own; in order of
+    submission."""
+    prompt_tokens, output_tokens = traffic.typical()
+    step_s = profile.step_s(profile.max_batch, profile.max_batch * int(prompt_tokens + output_tokens / 2.0))
+    call_s = profile.alone_s(int(prompt_tokens), 1) + output_tokens * step_s / profile.max_batch
+    low, high = traffic.prompt_words
 
     def prompt() -> str:
-        return words(rng, int(np.exp(rng.uniform(math.log(20), math.log(600)))))
+        return words(rng, int(np.exp(rng.uniform(math.log(low), math.log(high)))))
 
-    seen = await play(url, model, poisson(load / call_s, requests, rng, prompt, _OUTPUTS))
+    seen = await play(url, model, poisson(load / call_s, requests, rng, prompt, traffic.output_tokens))
     return sorted(seen, key=lambda each: each.sent_s)

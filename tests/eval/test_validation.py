@@ -14,9 +14,10 @@ pytest.importorskip("scipy")
 
 from eval import validation
 from eval.emulator import Seen, predict
-from eval.sim import against_http, against_vllm
+from eval.sim import against_http, against_vllm, vllm_sessions
 from eval.sim.against_http import FLEETS, Measured, declare, imitate
-from swarmx.core.batching import Request
+from eval.sim.vllm_sessions import Turn, chained
+from swarmx.core.batching import BLOCK_TOKENS, Request
 from swarmx.core.engine import EngineProfile
 from swarmx.providers.emulated.provider import EmulatedProvider, EmulatedSpec
 
@@ -110,12 +111,15 @@ async def test_a_server_is_fitted_and_judged_at_two_loads(tmp_path: Path) -> Non
     provider = EmulatedProvider([spec], time_scale=50.0, recorded=tmp_path)
     (replica,) = await provider.start()
     try:
-        rows = await against_vllm.vllm_rows(replica.url, "m", BUSY, requests=6, seed=0)
+        rows = await against_vllm.vllm_rows(
+            replica.url, "m", BUSY, requests=6, seed=0, traffic=against_vllm.Traffic(), loads=(0.3, 0.9), shipped=QUIET
+        )
     finally:
         await provider.stop()
     assert [(row["part"], row.get("fit", row.get("load"))) for row in rows] == [
-        ("vllm profile", "quiet"), ("vllm profile", "busy"), ("vllm", 0.3), ("vllm", 0.6),
+        ("vllm profile", "busy"), ("vllm profile", "quiet"), ("vllm profile", "shipped"), ("vllm", 0.3), ("vllm", 0.9),
     ]  # fmt: skip
+    assert all(float(row["shipped_ratio_p50"] or 0.0) > 0.0 for row in rows if row["part"] == "vllm")
     assert {each.name for each in validation.claims(rows)} == {"sim_vs_vllm_p50", "sim_vs_vllm_p95"}
 
 
@@ -123,3 +127,47 @@ def test_vllm_needs_a_server_or_a_model(tmp_path: Path) -> None:
     done = CliRunner().invoke(validation.main, ["--part", "vllm", "--out", str(tmp_path)])
     assert done.exit_code == 2
     assert "needs --vllm" in done.output
+
+
+def test_a_profile_that_does_not_ship_is_an_error(tmp_path: Path) -> None:
+    options = ["--part", "vllm", "--url", "http://127.0.0.1:1", "--shipped", "qwen3-8b", "abacus"]
+    done = CliRunner().invoke(validation.main, [*options, "--out", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "no profile of qwen3-8b on abacus" in done.output
+
+
+def turns_of_a_session(profile: EngineProfile, count: int) -> list[Turn]:
+    """What a client of such a server would measure of one session, whose turns follow each other a minute apart."""
+    rng = np.random.default_rng(1)
+    prompt: tuple[int, ...] = tuple(rng.integers(1, 1000, 300).tolist())
+    sizes, requests = [], []
+    for i in range(count):
+        answer = tuple(rng.integers(1, 1000, 80).tolist())
+        sizes.append((prompt, answer))
+        requests.append(
+            Request(request_id=str(i), prompt_tokens=len(prompt), output_tokens=80, prefix=chained(prompt + answer))
+        )
+        prompt += answer + tuple(rng.integers(1, 1000, 120).tolist())
+    times = predict(profile, requests, [60.0 * i for i in range(count)])
+    return [
+        Turn(prompt=prompt, answer=answer, sent_s=60.0 * i, ttft_s=ttft_s, e2e_s=e2e_s)
+        for i, ((prompt, answer), (ttft_s, e2e_s)) in enumerate(zip(sizes, times, strict=True))
+    ]
+
+
+def test_what_a_session_said_before_is_found_in_the_cache_of_the_engine_model() -> None:
+    told = {"hits": 1_800.0, "queries": 3_000.0, "preemptions": 0.0}
+    row = vllm_sessions.compared("shipped", QUIET, turns_of_a_session(QUIET, 6), told)
+    assert row["real_cached"] == pytest.approx(0.6)
+    assert 0.5 < float(row["simulated_cached"] or 0.0) < 0.9
+    for name in ("ttft", "e2e"):
+        assert row[f"{name}_ratio_p50"] == pytest.approx(1.0)
+        assert row[f"{name}_ratio_p95"] == pytest.approx(1.0)
+
+
+def test_blocks_have_one_name_as_long_as_all_before_them_is_the_same() -> None:
+    tokens = tuple(range(BLOCK_TOKENS * 3 + 5))
+    other = (*tokens[: BLOCK_TOKENS + 1], -1, *tokens[BLOCK_TOKENS + 2 :])
+    assert len(chained(tokens)) == 3
+    assert chained(tokens)[:1] == chained(other)[:1]
+    assert not set(chained(tokens)[1:]) & set(chained(other)[1:])
