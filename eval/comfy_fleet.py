@@ -2,31 +2,25 @@
 
 Graphs are drawn from a few templates, as sessions of clients that change a seed, a prompt, the size or the end of their
 graph. Costs of nodes are round figures of the kind that GPUs have, with noise, and one node whose time its inputs do
-not tell. Baselines send a job to a server as it comes, where it waits in that server's queue, as gateways do; `central`
-is their opposite without forecasts: one queue, the first free server takes the first job. The others are the front's
-own scheduler; it learns from nothing, in the run.
+not tell. The front's scheduler learns from nothing, in the run.
 """
 
 from __future__ import annotations
 
 import argparse
-import heapq
 import math
 import sys
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from eval.comfy_virtual import BASELINES, WAYS, Ours, Server, VirtualJob, World, simulate
 from eval.result import Claim, Row, claim, table, write_result
-from swarmx.compat.comfyui.forecasts import JobFacts, JobForecaster, NodeForecaster, ServerState
+from swarmx.compat.comfyui.forecasts import JobFacts, NodeFacts
 from swarmx.compat.comfyui.graph import Graph
-from swarmx.compat.comfyui.jobs import Job
-from swarmx.compat.comfyui.scheduling import STRETCH, Scheduler, Waiting
-from swarmx.core.forecast import Forecast, point
 from swarmx.neural.heads.comfy_nodes import NodeWork
 
 SPEEDS: Mapping[str, float] = {"one": 1.0, "two": 0.7, "three": 0.45, "four": 0.25}
@@ -41,68 +35,34 @@ _COLD_S, _HELD_S = 4.0, 0.8  # a load from disk, and from memory, of the smalles
 _EVALUATION_S, _DECODE_S, _UPSCALE_S, _SAVE_S, _DETAIL_S, _OTHER_S, _REST_S = 0.05, 0.3, 0.5, 0.08, 2.5, 0.02, 0.05
 _NOISE = 0.08
 _FOUND = 1.2  # faces in a picture
-_TICK, _TICK_S = "tick", 1.0
 _OUTPUT = ("9",)
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Arrival:
-    """A job, when it comes, and what makes each of its nodes slower or faster than the rule, wherever it runs."""
-
-    at_s: float
-    graph: Graph
-    facts: JobFacts
-    luck: Mapping[str, float]
+def _node_s(node: NodeFacts, speed: float, in_memory: Mapping[str, None]) -> float:
+    """What a node takes: disks differ less than GPUs."""
+    if node.loads:
+        return sum(_MODELS[m] * (_HELD_S if m in in_memory else _COLD_S) for m in node.loads) / math.sqrt(speed)
+    return _rule_s(node.work) / speed
 
 
-@dataclass(slots=True, kw_only=True)
-class Server:
-    """What a server really does: it runs a node if its last job left no result of it, and keeps some checkpoints."""
-
-    name: str
-    speed: float
-    models: OrderedDict[str, None] = field(default_factory=OrderedDict)
-    cached: frozenset[str] = frozenset()
-
-    def would_take(self, job: Arrival) -> dict[str, float]:
-        """Seconds of the nodes that it would have to run."""
-        return {
-            key: self._load_s(node.loads) if node.loads else _rule_s(node.work, job.luck[key]) / self.speed
-            for key, node in job.facts.nodes.items()
-            if node.signature not in self.cached
-        }
-
-    def run(self, job: Arrival) -> dict[str, float]:
-        """The same, done."""
-        took = self.would_take(job)
-        for model in job.facts.models:
-            self.models[model] = None
-            self.models.move_to_end(model)
-        while len(self.models) > _IN_MEMORY:
-            self.models.popitem(last=False)
-        self.cached = job.facts.signatures
-        return took
-
-    def _load_s(self, names: frozenset[str]) -> float:
-        slow = 1.0 / math.sqrt(self.speed)  # disks differ less than GPUs
-        return slow * sum(_MODELS[name] * (_HELD_S if name in self.models else _COLD_S) for name in names)
-
-
-def _rule_s(work: NodeWork, luck: float) -> float:
+def _rule_s(work: NodeWork) -> float:
     """Seconds of a node on a server of speed 1."""
     match work.class_type:
         case "ksampler":
-            return luck * _EVALUATION_S * _MODELS[work.model] * (0.2 * work.amounts[0] + work.amounts[1])
+            return _EVALUATION_S * _MODELS[work.model] * (0.2 * work.amounts[0] + work.amounts[1])
         case "vaedecode":
-            return luck * _DECODE_S * work.amounts[0]
+            return _DECODE_S * work.amounts[0]
         case "imagescaleby":
-            return luck * _UPSCALE_S * work.amounts[0]
+            return _UPSCALE_S * work.amounts[0]
         case "saveimage":
-            return luck * _SAVE_S * work.amounts[0]
+            return _SAVE_S * work.amounts[0]
         case "facedetailer":
-            return luck * _DETAIL_S
+            return _DETAIL_S
         case _:
-            return luck * _OTHER_S
+            return _OTHER_S
+
+
+WORLD = World(speeds=SPEEDS, models=_IN_MEMORY, node_s=_node_s, rest_s=_REST_S)
 
 
 class Sessions:
@@ -112,7 +72,7 @@ class Sessions:
         self._rng = rng
         self._states = [self._fresh() for _ in range(_SESSIONS)]
 
-    def draw(self, at_s: float) -> Arrival:
+    def draw(self, at_s: float) -> VirtualJob:
         """The next job of some session: a new seed, a new prompt, another end, another size, or all of it new."""
         rng = self._rng
         index = int(rng.integers(len(self._states)))
@@ -136,7 +96,8 @@ class Sessions:
             else math.exp(_NOISE * float(rng.normal()))
             for key, node in facts.nodes.items()
         }
-        return Arrival(at_s=at_s, graph=made, facts=facts, luck=luck)
+        luck |= {key: 1.0 for key, node in facts.nodes.items() if node.loads}
+        return VirtualJob(at_s=at_s, graph=made, outputs=_OUTPUT, facts=facts, luck=luck)
 
     def _fresh(self) -> dict[str, Any]:
         rng = self._rng
@@ -187,216 +148,17 @@ def _graph(now: Mapping[str, Any]) -> Graph:
     return graph
 
 
-def arrivals(load: float, seed: int, count: int = WARM_UP + JOBS) -> list[Arrival]:
+def arrivals(load: float, seed: int, count: int = WARM_UP + JOBS) -> list[VirtualJob]:
     """Poisson arrivals at this share of what the servers could do with everything in memory and nothing cached."""
     rng = np.random.default_rng(seed)
     sessions = Sessions(rng)
     jobs = [sessions.draw(0.0) for _ in range(count)]
-    warm = Server(name="", speed=1.0, models=OrderedDict.fromkeys(_MODELS))
+    warm = Server(world=WORLD, name="", speed=1.0, models=OrderedDict.fromkeys(_MODELS))
     mean_s = float(np.mean([_REST_S + sum(warm.would_take(job).values()) for job in jobs]))
     at_s = np.cumsum(rng.exponential(mean_s / (load * sum(SPEEDS.values())), size=count))
     for job, time_s in zip(jobs, at_s, strict=True):
         job.at_s = float(time_s)
     return jobs
-
-
-class Placing(Protocol):
-    """Decides where jobs go."""
-
-    def arrived(self, job: Arrival) -> None:
-        """A job came."""
-        ...
-
-    def ended(self, server: str, took: Mapping[str, float]) -> None:
-        """The server is free again; its job took this."""
-        ...
-
-    def starts(self, now_s: float) -> Iterator[tuple[str, Arrival]]:
-        """Jobs that begin now, at servers that are free."""
-        ...
-
-
-Rule = Callable[[Arrival, Mapping[str, Sequence[Arrival]]], str]
-"""Picks a server by the jobs that each has, the one that runs included."""
-
-
-class Queues:
-    """A queue for each server, and a rule that picks one as a job comes."""
-
-    def __init__(self, rule: Rule) -> None:
-        self._rule = rule
-        self._of: dict[str, deque[Arrival]] = {name: deque() for name in SPEEDS}
-        self._running: set[str] = set()
-
-    def arrived(self, job: Arrival) -> None:
-        self._of[self._rule(job, self._of)].append(job)
-
-    def ended(self, server: str, took: Mapping[str, float]) -> None:
-        self._of[server].popleft()
-        self._running.discard(server)
-
-    def starts(self, now_s: float) -> Iterator[tuple[str, Arrival]]:
-        for name, queue in self._of.items():
-            if queue and name not in self._running:
-                self._running.add(name)
-                yield name, queue[0]
-
-
-def round_robin() -> Rule:
-    """One after the other."""
-    order = deque(SPEEDS)
-
-    def rule(job: Arrival, queues: Mapping[str, Sequence[Arrival]]) -> str:
-        order.rotate(-1)
-        return order[-1]
-
-    return rule
-
-
-def least_queue() -> Rule:
-    """The shortest queue, the server that runs included; of equal ones the fastest."""
-    return lambda job, queues: min(SPEEDS, key=lambda name: (len(queues[name]), -SPEEDS[name]))
-
-
-def affinity(slack: int) -> Rule:
-    """Of servers that will have run the model last, the shortest queue, if it is longer than the shortest of all by
-    `slack` jobs at most; else that one."""
-    last: dict[str, frozenset[str]] = {}
-
-    def rule(job: Arrival, queues: Mapping[str, Sequence[Arrival]]) -> str:
-        shortest = min(map(len, queues.values()))
-        near = [n for n in SPEEDS if last.get(n) == job.facts.models and len(queues[n]) <= shortest + slack]
-        chosen = min(near or SPEEDS, key=lambda name: (len(queues[name]), -SPEEDS[name]))
-        last[chosen] = job.facts.models
-        return chosen
-
-    return rule
-
-
-class Central:
-    """One queue; a free server takes the first job, the fastest one first."""
-
-    def __init__(self) -> None:
-        self._line = deque[Arrival]()
-        self._idle = list(SPEEDS)
-
-    def arrived(self, job: Arrival) -> None:
-        self._line.append(job)
-
-    def ended(self, server: str, took: Mapping[str, float]) -> None:
-        self._idle.append(server)
-
-    def starts(self, now_s: float) -> Iterator[tuple[str, Arrival]]:
-        while self._line and self._idle:
-            fastest = max(self._idle, key=SPEEDS.__getitem__)
-            self._idle.remove(fastest)
-            yield fastest, self._line.popleft()
-
-
-class Ours:
-    """The front's scheduler."""
-
-    def __init__(self, forecaster: JobForecaster, *, stretch: float = STRETCH) -> None:
-        self._scheduler = Scheduler(forecaster, stretch=stretch)
-        for name in SPEEDS:
-            self._scheduler.server(name, up=True)
-        self._jobs: dict[str, Arrival] = {}
-        self.judged: list[tuple[Forecast, float]] = []
-        """What was forecast when a job began, and what it took."""
-
-    def arrived(self, job: Arrival) -> None:
-        seq = len(self._jobs) + 1
-        made = Job(
-            prompt_id=f"job{seq}", tenant="t", client_id=None, number=float(seq), seq=seq, priority=0, graph=job.graph,
-            extra={}, targets=None, outputs=_OUTPUT, files=frozenset(), created_s=job.at_s,
-        )  # fmt: skip
-        self._jobs[made.prompt_id] = job
-        waiting = Waiting(job=made, able=frozenset(SPEEDS), since_s=job.at_s, _facts=job.facts)
-        self._scheduler.add(waiting)
-
-    def ended(self, server: str, took: Mapping[str, float]) -> None:
-        seconds = _REST_S + sum(took.values())
-        self.judged.append((self._scheduler.running[server].forecast, seconds))
-        self._scheduler.ended(server, seconds=seconds, nodes=took)
-
-    def starts(self, now_s: float) -> Iterator[tuple[str, Arrival]]:
-        while (placed := self._scheduler.next(now_s)) is not None:
-            self._scheduler.started(placed.server, placed.waiting, placed.forecast, now_s)
-            yield placed.server, self._jobs[placed.waiting.job.prompt_id]
-
-
-class Means:
-    """Another forecaster's means, without their spread."""
-
-    def __init__(self, inner: JobForecaster) -> None:
-        self._inner = inner
-
-    def forecast(self, facts: JobFacts, server: ServerState) -> Forecast:
-        return point(self._inner.forecast(facts, server).mean, unit="s", source="empirical")
-
-    def ended(self, facts: JobFacts, server: ServerState, seconds: float, nodes: Mapping[str, float]) -> None:
-        self._inner.ended(facts, server, seconds, nodes)
-
-
-class Oracle:
-    """What each job will take, exactly: no forecast can be worth more."""
-
-    def __init__(self, jobs: Sequence[Arrival], servers: Mapping[str, Server]) -> None:
-        self._jobs = {id(job.facts): job for job in jobs}
-        self._servers = servers
-
-    def forecast(self, facts: JobFacts, server: ServerState) -> Forecast:
-        took = self._servers[server.name].would_take(self._jobs[id(facts)])
-        return point(_REST_S + sum(took.values()), unit="s")
-
-    def ended(self, facts: JobFacts, server: ServerState, seconds: float, nodes: Mapping[str, float]) -> None:
-        """It knows."""
-
-
-Made = Callable[[Sequence[Arrival], Mapping[str, Server]], Placing]
-_SLACK = 1  # of 0, 1, 2 and 4 the best on other seeds, at both loads
-BASELINES: Mapping[str, Made] = {
-    "round robin": lambda jobs, servers: Queues(round_robin()),
-    "least queue": lambda jobs, servers: Queues(least_queue()),
-    "model affinity, least queue": lambda jobs, servers: Queues(affinity(_SLACK)),
-}
-WAYS: Mapping[str, Made] = {
-    **BASELINES,
-    "central": lambda jobs, servers: Central(),
-    "ours, first come first served": lambda jobs, servers: Ours(NodeForecaster(), stretch=0.0),
-    "ours, means": lambda jobs, servers: Ours(Means(NodeForecaster())),
-    "ours": lambda jobs, servers: Ours(NodeForecaster()),
-    "ours, told the truth": lambda jobs, servers: Ours(Oracle(jobs, servers)),
-}
-
-
-def simulate(jobs: Sequence[Arrival], made: Made) -> tuple[list[float], Placing]:
-    """Seconds from arrival to end of every job, in the order of their arrival; and what placed them."""
-    servers = {name: Server(name=name, speed=speed) for name, speed in SPEEDS.items()}
-    placing = made(jobs, servers)
-    numbers = {id(job): number for number, job in enumerate(jobs)}
-    took_s = [math.nan] * len(jobs)
-    events: list[tuple[float, int, str, Mapping[str, float]]] = [(job.at_s, n, "", {}) for n, job in enumerate(jobs)]
-    heapq.heapify(events)
-    order, open_count = len(jobs), len(jobs)
-    heapq.heappush(events, (_TICK_S, order, _TICK, {}))
-    while open_count:
-        now_s, number, kind, took = heapq.heappop(events)
-        if kind == _TICK:  # as the front does: who waits for a busy server may change his mind
-            order += 1
-            heapq.heappush(events, (now_s + _TICK_S, order, _TICK, {}))
-        elif kind:
-            placing.ended(kind, took)
-            open_count -= 1
-        else:
-            placing.arrived(jobs[number])
-        for server, job in placing.starts(now_s):
-            order += 1
-            took = servers[server].run(job)
-            end_s = now_s + _REST_S + sum(took.values())
-            took_s[numbers[id(job)]] = end_s - job.at_s
-            heapq.heappush(events, (end_s, order, server, took))
-    return took_s, placing
 
 
 def measure(name: str, load: float, seeds: Sequence[int], count: int) -> Row:
@@ -408,7 +170,7 @@ def measure(name: str, load: float, seeds: Sequence[int], count: int) -> Row:
             found.setdefault(key, []).append(value)
 
     for seed in seeds:
-        took_s, placing = simulate(arrivals(load, seed, count), WAYS[name])
+        took_s, placing = simulate(WORLD, arrivals(load, seed, count), WAYS[name])
         p50_s, p95_s, p99_s = np.quantile(took_s[WARM_UP:], (0.5, 0.95, 0.99))
         note(p50_s=float(p50_s), mean_s=float(np.mean(took_s[WARM_UP:])), p95_s=float(p95_s), p99_s=float(p99_s))
         if isinstance(placing, Ours):

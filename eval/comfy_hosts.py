@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import math
 import shutil
 import signal
 import subprocess
@@ -16,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import numpy as np
 
-from eval.comfy_jobs import MODELS, measured_s
-from swarmx.compat.comfyui.graph import Graph, models_in
+from eval.comfy_jobs import FAKE_SPEEDS, MODELS, luck_of, measured_s
+from swarmx.compat.comfyui.graph import Graph, links, models_in, signatures, with_inputs
 from swarmx.compat.comfyui.kept_costs import FILE_NAME
 from swarmx.neural.heads.comfy_nodes import NodeWork, node_works
 from tests.compat.comfyui.fake import FakeComfy
@@ -27,7 +25,6 @@ from tests.compat.comfyui.fake_nodes import node_info
 from tests.compat.comfyui.real.behind_front import die_with_parent, free_port, start_front, start_server, until_answered
 
 ROOT = Path(__file__).parent.parent
-FAKE_SPEEDS: Mapping[str, float] = {"one": 1.0, "two": 0.7, "three": 0.45, "four": 0.25}
 _PERIOD_S = 0.05
 
 
@@ -145,11 +142,12 @@ class Timed(FakeComfy):
         ):
             self.info[name] = node_info(name, inputs, [output])
         self._speed = speed
-        self._noise = np.random.default_rng(seed)
+        self._seed = seed
         self._works: dict[str, NodeWork] = {}
+        self._names: dict[str, str] = {}
 
     async def _execute(self, prompt_id: str, prompt: Graph, extra: dict[str, Any], outputs: list[str]) -> None:
-        self._works = node_works(prompt)
+        self._works, self._names = node_works(sized(prompt)), signatures(prompt, outputs)
         await super()._execute(prompt_id, prompt, extra, outputs)
 
     async def _node(
@@ -157,14 +155,22 @@ class Timed(FakeComfy):
     ) -> str | None:
         seconds = measured_s(self._works[node], loaded=row["inputs"].get("ckpt_name") in self._loaded)
         self._loaded.update(models_in({node: row}))
-        await asyncio.sleep(seconds * math.exp(0.08 * float(self._noise.normal())) / self._speed)
+        await asyncio.sleep(seconds * luck_of(self._names[node], self._seed) / self._speed)
         return "interrupted" if self._interrupted else None
+
+
+def sized(prompt: Graph) -> Graph:
+    """The graph of a part, whose loaded latents lead to the sampler that made them: nothing else needs that one."""
+    used = {link[0] for node in prompt for link in links(prompt, node)}
+    made = [node for node, row in prompt.items() if row["class_type"] == "KSampler" and node not in used]
+    loaders = [node for node, row in prompt.items() if row["class_type"] == "LoadLatent"]
+    return with_inputs(prompt, {(loader, "samples"): [made[0], 0] for loader in loaders if made})
 
 
 @asynccontextmanager
 async def fake_servers(folder: Path, costs: Path, seed: int) -> AsyncIterator[Fleet]:
     """Four servers of unequal speed."""
-    fakes = {name: Timed(speed, seed + n) for n, (name, speed) in enumerate(FAKE_SPEEDS.items())}
+    fakes = {name: Timed(speed, seed) for name, speed in FAKE_SPEEDS.items()}
     async with AsyncExitStack() as stack:
         for fake in fakes.values():
             await fake.start()

@@ -6,12 +6,15 @@ pictures of two passes), with the steps, samplers and batches of its templates a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from eval.comfy_virtual import VirtualJob, World
+from swarmx.compat.comfyui.forecasts import JobFacts, NodeFacts
 from swarmx.compat.comfyui.graph import Graph
 from swarmx.neural.heads.comfy_nodes import NodeWork, node_works
 
@@ -30,6 +33,9 @@ _MEASURED: Mapping[tuple[str, str], tuple[float, ...]] = {
     ("imagescaleby", ""): (0.001, 0.045),
 }
 _LOAD_S, _OTHER_S = 0.78, 0.0016
+_NOISE = 0.08
+_REST_S = 0.01  # of an emulated server's job over HTTP, beside its nodes
+FAKE_SPEEDS: Mapping[str, float] = {"one": 1.0, "two": 0.7, "three": 0.45, "four": 0.25}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +136,12 @@ def measured_s(work: NodeWork, *, loaded: bool) -> float:
     return _OTHER_S if found is None else found[0] + sum(c * a for c, a in zip(found[1:], work.amounts, strict=True))
 
 
+def luck_of(signature: str, seed: int) -> float:
+    """How much slower or faster than measured a node is, wherever and whenever it runs: by the name of what it computes
+    (`signatures`), so that all ways have the same luck."""
+    return math.exp(_NOISE * float(np.random.default_rng([seed, int(signature, 16)]).normal()))
+
+
 def work_s(graphs: Sequence[Graph]) -> float:
     """Mean seconds of the graphs where they were measured, each alone."""
     return float(np.mean([sum(measured_s(w, loaded=True) for w in node_works(g).values()) for g in graphs]))
@@ -142,3 +154,22 @@ def arrivals(rng: np.random.Generator, count: int, *, load: float, capacity: flo
     graphs = [sessions.draw() for _ in range(count)]
     at_s = np.cumsum(rng.exponential(work_s(graphs) / (load * capacity), size=count))
     return [Arrival(at_s=float(each_s), graph=graph) for each_s, graph in zip(at_s, graphs, strict=True)]
+
+
+def _node_s(node: NodeFacts, speed: float, in_memory: Mapping[str, None]) -> float:
+    return measured_s(node.work, loaded=node.loads <= in_memory.keys()) / speed
+
+
+FAKES = World(speeds=FAKE_SPEEDS, models=len(MODELS), node_s=_node_s, rest_s=_REST_S)
+"""The emulated servers in virtual time."""
+
+
+def virtual(jobs: Sequence[Arrival], seed: int) -> list[VirtualJob]:
+    """The jobs as `FAKES` take them, with the luck that they have at emulated servers."""
+    found = []
+    for job in jobs:
+        outputs = tuple(key for key, node in job.graph.items() if node["class_type"] == "SaveImage")
+        facts = JobFacts.of(job.graph, outputs)
+        luck = {key: luck_of(node.signature, seed) for key, node in facts.nodes.items()}
+        found.append(VirtualJob(at_s=job.at_s, graph=job.graph, outputs=outputs, facts=facts, luck=luck))
+    return found

@@ -2,12 +2,14 @@
 
 `--comfyui-dir` starts two real servers on CPUs, with two random checkpoints. The second is slowed down by SIGSTOP and
 SIGCONT for a share of every 50 ms; how much slower that makes it is measured and reported. `--fake` starts four
-servers that speak the recorded protocol and take the time that nodes were measured to take on a real one.
+servers that speak the recorded protocol and take the time that nodes were measured to take on a real one; `--virtual`
+plays the same jobs in virtual time, by more ways, the front's scheduler that is told the truth among them.
 
-A round is one draw of jobs and of their arrivals, which every way plays in turn, each round beginning with another
-one; servers forget everything before a way begins. Gateways send a job on as it comes, and know exactly how many jobs
-each server has. Every row is kept in `rows.jsonl`: the same command goes on where it was stopped, and only rounds that
-all ways have played are compared.
+A round is one draw of jobs and of their arrivals, which every way plays: in turn on real servers, each round beginning
+with another way, and at the same time on emulated ones, where each way has servers and a process of its own. Servers
+forget everything before a way begins. Gateways send a job on as it comes, and know exactly how many jobs each server
+has. Every row is kept in `rows.jsonl`: the same command goes on where it was stopped, and only rounds that all ways
+have played are compared.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import multiprocessing
 import os
 import sys
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,56 +34,17 @@ import msgspec
 import numpy as np
 
 from eval.comfy_hosts import Fleet, fake_servers, real_servers
-from eval.comfy_jobs import Arrival, Sessions, arrivals, work_s
+from eval.comfy_jobs import FAKE_SPEEDS, FAKES, Arrival, Sessions, arrivals, virtual, work_s
+from eval.comfy_virtual import RULES, simulate
+from eval.comfy_virtual import WAYS as VIRTUAL_WAYS
 from eval.result import Claim, Row, claim, table, write_result
 from swarmx.compat.comfyui.graph import Graph, models_in
 
 _CALIBRATION = 8  # graphs
 _LOOK_S = 3.0  # between two looks for an end whose event did not come
-_SLACK = 1  # jobs that model affinity lets a queue be longer by
 
-Rule = Callable[[Graph, Mapping[str, int]], str]
-"""Picks a server by how many jobs each has."""
-
-
-def round_robin(names: Sequence[str]) -> Rule:
-    """One after the other."""
-    turn = 0
-
-    def rule(graph: Graph, jobs: Mapping[str, int]) -> str:
-        nonlocal turn
-        turn += 1
-        return names[(turn - 1) % len(names)]
-
-    return rule
-
-
-def least_queue(names: Sequence[str]) -> Rule:
-    """The fewest jobs; of equals the fastest."""
-    return lambda graph, jobs: min(names, key=lambda name: (jobs[name], names.index(name)))
-
-
-def affinity(names: Sequence[str]) -> Rule:
-    """Of those that will have run the model last, the fewest jobs, unless another one has many fewer."""
-    last: dict[str, frozenset[str]] = {}
-
-    def rule(graph: Graph, jobs: Mapping[str, int]) -> str:
-        models, fewest = models_in(graph), min(jobs.values())
-        near = [name for name in names if last.get(name) == models and jobs[name] <= fewest + _SLACK]
-        chosen = min(near or names, key=lambda name: (jobs[name], names.index(name)))
-        last[chosen] = models
-        return chosen
-
-    return rule
-
-
-BASELINES: Mapping[str, Callable[[Sequence[str]], Rule]] = {
-    "round robin": round_robin,
-    "least queue": least_queue,
-    "model affinity, least queue": affinity,
-}
 OURS = "ours"
-WAYS = (*BASELINES, OURS)
+WAYS = (*RULES, OURS)
 
 
 @dataclass(slots=True)
@@ -190,17 +155,17 @@ class Rows:
 async def play(fleet: Fleet, way: str, jobs: Sequence[Arrival]) -> list[Done]:
     """Send every job when it comes, and wait for all ends; in the order of arrival."""
     async with AsyncExitStack() as stack:
-        made = BASELINES.get(way)
+        made = RULES.get(way)
         await fleet.forget()
         urls = fleet.urls if made is not None else {"front": await stack.enter_async_context(fleet.front())}
         addresses = await stack.enter_async_context(listening(urls))
-        rule = made(tuple(urls)) if made is not None else lambda graph, counts: "front"
+        rule = made(tuple(urls)) if made is not None else lambda models, counts: "front"
         counts, loop = dict.fromkeys(urls, 0), asyncio.get_running_loop()
         began_s = loop.time()
 
         async def one(job: Arrival) -> Done:
             await asyncio.sleep(began_s + job.at_s - loop.time())
-            chosen = rule(job.graph, counts)
+            chosen = rule(models_in(job.graph), counts)
             counts[chosen] += 1
             try:
                 entry = await addresses[chosen].run(job.graph)
@@ -217,6 +182,16 @@ async def play(fleet: Fleet, way: str, jobs: Sequence[Arrival]) -> list[Done]:
             )
 
         return list(await asyncio.gather(*(one(job) for job in jobs)))
+
+
+def play_alone(way: str, jobs: Sequence[Arrival], folder: Path, costs: Path, seed: int) -> list[Done]:
+    """`play` on four emulated servers that this process starts and ends."""
+
+    async def whole() -> list[Done]:
+        async with fake_servers(folder, costs, seed) as fleet:
+            return await play(fleet, way, jobs)
+
+    return asyncio.run(whole())
 
 
 async def calibrate(fleet: Fleet, graphs: Sequence[Graph]) -> dict[str, float]:
@@ -251,49 +226,82 @@ def row_of(way: str, done: Sequence[Done], fleet: Sequence[str]) -> Row:
         "mean_s": float(np.mean([each.seconds for each in done])),
         "p95_s": float(p95_s),
         "p99_s": float(p99_s),
-        "at_the_slowest": float(np.mean([each.server in slowest for each in done])),
+        "at_the_slowest": float(np.mean([each.server in slowest for each in done])) if done[0].server else None,
         "in_parts": sum(each.parts for each in done) if known else None,
         "median_error": float(np.median([abs(share - 1.0) for share, _ in known])) if known else None,
         "below_p95": float(np.mean([below for _, below in known])) if known else None,
     }
 
 
-def pooled(blocks: Sequence[Block], ways: Sequence[str]) -> dict[str, list[Done]]:
+def pooled(blocks: Sequence[Block], ways: Collection[str]) -> dict[str, list[Done]]:
     """The jobs of each way, of rounds that all ways have played."""
     played = {(block.round, block.way): block.done for block in blocks}
     rounds = [number for number in sorted({n for n, _ in played}) if all((number, way) in played for way in ways)]
     return {way: [each for number in rounds for each in played[number, way]] for way in ways}
 
 
-def verdict(blocks: Sequence[Block], fleet: Sequence[str]) -> tuple[list[Row], list[Claim]]:
+def verdict(
+    blocks: Sequence[Block], fleet: Sequence[str], ways: Collection[str] = WAYS
+) -> tuple[list[Row], list[Claim]]:
     """Rows and claims of what was played so far; none before the first round is whole."""
-    jobs = {way: done for way, done in pooled(blocks, WAYS).items() if done}
+    jobs = {way: done for way, done in pooled(blocks, ways).items() if done}
     if not jobs:
         return [], []
     rows = [row_of(way, done, fleet) for way, done in jobs.items()]
     p95_s = {way: float(np.quantile([each.seconds for each in done], 0.95)) for way, done in jobs.items()}
-    best_s = min(p95_s[name] for name in BASELINES)
+    best_s = min(p95_s[name] for name in RULES)
     return rows, [
         claim("P95 below round robin", 1.0 - p95_s[OURS] / p95_s["round robin"], ">=", 0.35),
         claim("P95 below the best baseline", 1.0 - p95_s[OURS] / best_s, ">=", 0.15),
     ]
 
 
-async def compare(given: argparse.Namespace, folder: Path) -> tuple[list[Row], list[Claim]]:
-    """All rounds, or those that are left."""
-    asked: dict[str, str | float] = {
-        "servers": "fake" if given.fake else "real", "slow": given.slow, "load": given.load, "jobs": given.jobs,
-        "warm_up": given.warm_up, "seed": given.seed,
+def asked_for(given: argparse.Namespace) -> dict[str, str | float]:
+    """What makes rows comparable."""
+    kind = "fake" if given.fake else "virtual" if given.virtual else "real"
+    return {
+        "servers": kind, "slow": given.slow, "load": given.load, "jobs": given.jobs, "warm_up": given.warm_up,
+        "seed": given.seed,
     }  # fmt: skip
-    rows = Rows(given.out / "rows.jsonl")
+
+
+def drawn(given: argparse.Namespace, number: int, capacity: float) -> list[Arrival]:
+    """The jobs of a round. `capacity` is in seconds of measured work a second."""
+    rng = np.random.default_rng([given.seed, 1 + number])
+    return arrivals(rng, given.warm_up + given.jobs, load=given.load, capacity=capacity)
+
+
+@dataclass(slots=True, kw_only=True)
+class Match:
+    """What was played so far on a fleet, whose fastest server comes first, and the file that keeps it.
+
+    The first `warm_up` jobs of a round do not count.
+    """
+
+    rows: Rows
+    blocks: list[Block]
+    fleet: Sequence[str]
+    warm_up: int
+
+    def left(self, number: int, ways: Iterable[str]) -> list[str]:
+        """Those of the ways that have not played the round yet."""
+        played = {block.way for block in self.blocks if block.round == number}
+        return [way for way in ways if way not in played]
+
+    def played(self, number: int, way: str, done: Sequence[Done]) -> None:
+        """Keep it, and show it."""
+        self.blocks.append(Block(round=number, way=way, done=list(done[self.warm_up :])))
+        self.rows.add(self.blocks[-1])
+        print(table([{"round": number, **row_of(way, self.blocks[-1].done, self.fleet)}]), flush=True)
+
+
+async def on_real_servers(given: argparse.Namespace, folder: Path, rows: Rows) -> tuple[list[Row], list[Claim]]:
+    """All rounds, or those that are left: one way after the other."""
+    asked = asked_for(given)
     ground, blocks = rows.read(asked)
     costs = given.out / "node_costs.json"
-    servers = (
-        fake_servers(folder, costs, given.seed)
-        if given.fake
-        else real_servers(given.comfyui_dir.absolute(), folder, costs, given.slow)
-    )
-    async with servers as fleet:
+    async with real_servers(given.comfyui_dir.absolute(), folder, costs, given.slow) as fleet:
+        match = Match(rows=rows, blocks=blocks, fleet=list(fleet.urls), warm_up=given.warm_up)
         trial = Sessions(np.random.default_rng([given.seed, 0]))
         calibration = [trial.draw() for _ in range(_CALIBRATION)]
         if ground is None:
@@ -301,19 +309,48 @@ async def compare(given: argparse.Namespace, folder: Path) -> tuple[list[Row], l
             rows.add(ground)
         measured: list[Row] = [{"way": f"calibration: {name}", "mean_s": s} for name, s in ground.mean_s.items()]
         print(table(measured), flush=True)
-        capacity = sum(work_s(calibration) / each_s for each_s in ground.mean_s.values())  # measured seconds a second
+        capacity = sum(work_s(calibration) / each_s for each_s in ground.mean_s.values())
         for number in range(given.rounds):
-            count, rng = given.warm_up + given.jobs, np.random.default_rng([given.seed, 1 + number])
-            jobs = arrivals(rng, count, load=given.load, capacity=capacity)
-            for way in (*WAYS[number % len(WAYS) :], *WAYS[: number % len(WAYS)]):
-                if any((block.round, block.way) == (number, way) for block in blocks):
-                    continue
-                done = (await play(fleet, way, jobs))[given.warm_up :]
-                blocks.append(Block(round=number, way=way, done=done))
-                rows.add(blocks[-1])
-                print(table([{"round": number, **row_of(way, done, list(fleet.urls))}]), flush=True)
-        found, claims = verdict(blocks, list(fleet.urls))
+            jobs, first = drawn(given, number, capacity), number % len(WAYS)
+            for way in match.left(number, (*WAYS[first:], *WAYS[:first])):
+                match.played(number, way, await play(fleet, way, jobs))
+    found, claims = verdict(blocks, match.fleet)
     return [*measured, *found], claims
+
+
+def on_fakes(given: argparse.Namespace, folder: Path, rows: Rows) -> tuple[list[Row], list[Claim]]:
+    """All rounds, or those that are left: all ways of a round at the same time."""
+    match, costs = emulated(given, rows), given.out / "node_costs.json"
+    with ProcessPoolExecutor(len(WAYS), multiprocessing.get_context("spawn")) as pool:
+        for number in range(given.rounds):
+            jobs = drawn(given, number, sum(FAKE_SPEEDS.values()))
+            playing = {
+                pool.submit(play_alone, way, jobs, folder / f"{number} {way}", costs, given.seed): way
+                for way in match.left(number, WAYS)
+            }
+            for done in as_completed(playing):
+                match.played(number, playing[done], done.result())
+    return verdict(match.blocks, match.fleet)
+
+
+def in_virtual_time(given: argparse.Namespace, rows: Rows) -> tuple[list[Row], list[Claim]]:
+    """What `on_fakes` plays, without servers."""
+    match = emulated(given, rows)
+    for number in range(given.rounds):
+        jobs = virtual(drawn(given, number, sum(FAKE_SPEEDS.values())), given.seed)
+        for way in match.left(number, VIRTUAL_WAYS):
+            took_s, _ = simulate(FAKES, jobs, VIRTUAL_WAYS[way])
+            match.played(number, way, [Done(seconds=each_s, server="") for each_s in took_s])
+    return verdict(match.blocks, match.fleet, VIRTUAL_WAYS)
+
+
+def emulated(given: argparse.Namespace, rows: Rows) -> Match:
+    """What was played on the four emulated servers; their speeds are known without a calibration."""
+    asked = asked_for(given)
+    ground, blocks = rows.read(asked)
+    if ground is None:
+        rows.add(Ground(asked=asked, mean_s={}))
+    return Match(rows=rows, blocks=blocks, fleet=list(FAKE_SPEEDS), warm_up=given.warm_up)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -321,6 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m eval comfy_servers", description=__doc__)
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--fake", action="store_true", help="four servers without ComfyUI")
+    kind.add_argument("--virtual", action="store_true", help="the same four in virtual time")
     kind.add_argument("--comfyui-dir", type=Path, help="a checkout of ComfyUI")
     parser.add_argument("--comfyui-python", type=Path, help="its interpreter")
     parser.add_argument("--slow", type=float, default=0.4, help="share of the time for which the second server runs")
@@ -338,7 +376,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("SWARMX", str(Path(sys.executable).with_name("swarmx")))
     given.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="comfy-servers-") as folder:
-        rows, claims = asyncio.run(compare(given, Path(folder)))
+        kept = Rows(given.out / "rows.jsonl")
+        if given.comfyui_dir is not None:
+            rows, claims = asyncio.run(on_real_servers(given, Path(folder), kept))
+        elif given.fake:
+            rows, claims = on_fakes(given, Path(folder), kept)
+        else:
+            rows, claims = in_virtual_time(given, kept)
     command = " ".join(["python -m eval comfy_servers", *(sys.argv[1:] if arguments is None else arguments)])
     print(table(rows))
     print(write_result(given.out, command, rows, claims, seeds=[given.seed]))

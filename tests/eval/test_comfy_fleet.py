@@ -7,8 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from eval import comfy_fleet
-from eval.comfy_fleet import SPEEDS, WAYS, Ours, Server, arrivals, simulate
+from eval import comfy_virtual
+from eval.comfy_fleet import SPEEDS, WORLD, arrivals
+from eval.comfy_virtual import WAYS, Ours, Server, simulate
 
 
 def test_the_same_seed_gives_the_same_jobs_and_another_one_others() -> None:
@@ -25,7 +26,7 @@ def test_more_load_is_the_same_jobs_closer_together() -> None:
 
 def test_a_server_runs_what_it_has_not_computed_for_its_last_job() -> None:
     one, two = arrivals(0.7, 1, 2)
-    server = Server(name="s", speed=1.0)
+    server = Server(world=WORLD, name="s", speed=1.0)
     first = server.run(one)
     assert first.keys() == one.facts.nodes.keys()
     assert server.would_take(one) == {}
@@ -41,8 +42,8 @@ def test_every_job_is_done_once_and_no_server_does_two_at_a_time(name: str) -> N
     began: Counter[int] = Counter()
     busy: set[str] = set()
 
-    def watched(all_jobs: object, servers: object) -> comfy_fleet.Placing:
-        inner = WAYS[name](all_jobs, servers)  # type: ignore[arg-type]
+    def watched(world: object, all_jobs: object, servers: object) -> comfy_virtual.Placing:
+        inner = WAYS[name](world, all_jobs, servers)  # type: ignore[arg-type]
 
         class Watched:
             arrived = staticmethod(inner.arrived)
@@ -60,7 +61,7 @@ def test_every_job_is_done_once_and_no_server_does_two_at_a_time(name: str) -> N
 
         return Watched()  # type: ignore[return-value]
 
-    took_s, _ = simulate(jobs, watched)
+    took_s, _ = simulate(WORLD, jobs, watched)
     assert began == Counter({id(job): 1 for job in jobs})
     assert not busy
     assert np.isfinite(took_s).all()
@@ -68,24 +69,19 @@ def test_every_job_is_done_once_and_no_server_does_two_at_a_time(name: str) -> N
 
 
 def test_what_is_told_the_truth_forecasts_it() -> None:
-    _, placing = simulate(arrivals(0.7, 1, 40), WAYS["ours, told the truth"])
+    _, placing = simulate(WORLD, arrivals(0.7, 1, 40), WAYS["ours, told the truth"])
     assert isinstance(placing, Ours)
     assert len(placing.judged) == 40
     assert all(forecast.mean == pytest.approx(seconds) for forecast, seconds in placing.judged)
 
 
 def test_round_robin_gives_every_server_the_same_number_of_jobs() -> None:
-    rule, queues = comfy_fleet.round_robin(), dict.fromkeys(SPEEDS, ())
-    picked = Counter(rule(job, queues) for job in arrivals(0.7, 1, 40))
-    assert set(picked.values()) == {10}
+    rule, none = comfy_virtual.round_robin(tuple(SPEEDS)), dict.fromkeys(SPEEDS, 0)
+    assert set(Counter(rule(frozenset(), none) for _ in range(40)).values()) == {10}
 
 
 def test_affinity_goes_to_the_model_unless_its_queue_is_too_long() -> None:
-    jobs = arrivals(0.7, 1, 60)
-    model = jobs[0].facts.models
-    same = [job for job in jobs if job.facts.models == model]
-    rule = comfy_fleet.affinity(1)
-    empty: dict[str, tuple[comfy_fleet.Arrival, ...]] = dict.fromkeys(SPEEDS, ())
-    first = rule(same[0], empty)
-    assert rule(same[1], empty | {first: (same[0],)}) == first
-    assert rule(same[2], empty | {first: (same[0], same[1])}) != first
+    rule, none, model = comfy_virtual.affinity(tuple(SPEEDS), 1), dict.fromkeys(SPEEDS, 0), frozenset({"a model"})
+    first = rule(model, none)
+    assert rule(model, none | {first: 1}) == first
+    assert rule(model, none | {first: 2}) != first

@@ -59,6 +59,20 @@ def loading(graph: Graph, cuts: Mapping[int, Cut]) -> Graph:
     return with_inputs(graph, changes) | loaders
 
 
+def joined(graph: Graph, cuts: Mapping[int, Cut]) -> Graph:
+    """The graph with what makes these latents in the place of the nodes that load them, as before `loading`."""
+    made = {load_id(latent): cut for latent, cut in cuts.items()}
+    return with_inputs(
+        graph,
+        {
+            (node_id, name): list(made[link[0]])
+            for node_id, node in graph.items()
+            for name, value in node["inputs"].items()
+            if (link := link_of(value)) is not None and link[0] in made
+        },
+    )
+
+
 class Piece(NamedTuple):
     """A part in a draft: the outputs of the graph that it makes on its server, the latents that it loads, and those
     that it saves."""

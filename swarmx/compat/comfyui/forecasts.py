@@ -46,9 +46,9 @@ class JobFacts:
     signatures: frozenset[str]
 
     @classmethod
-    def of(cls, graph: Graph, outputs: tuple[str, ...]) -> JobFacts:
-        """Read a valid graph."""
-        names, works = signatures(graph, outputs), node_works(graph)
+    def of(cls, graph: Graph, outputs: tuple[str, ...], whole: Graph | None = None) -> JobFacts:
+        """Read a valid graph. Of one that loads latents, `whole` is the graph that says how large they are."""
+        names, works = signatures(graph, outputs), node_works(graph if whole is None else whole)
         nodes = {}
         for node_id, name in names.items():
             node = graph[node_id]

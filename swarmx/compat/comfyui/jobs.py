@@ -22,12 +22,16 @@ _SECRETS = frozenset({"auth_token_comfy_org", "api_key_comfy_org"})
 
 
 class PartOf(msgspec.Struct, frozen=True, kw_only=True):
-    """Which part it is, of the job `of`, and the latents that it makes for others and needs of others, by number."""
+    """Which part it is, of the job `of`, and the latents that it makes for others and needs of others, by number.
+
+    `cuts` are the node and the output that made those that it needs.
+    """
 
     of: str
     number: int
     makes: tuple[int, ...] = ()
     needs: tuple[int, ...] = ()
+    cuts: dict[int, tuple[str, int]] = {}
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ from swarmx.agents.choice import second_of
 from swarmx.agents.kept_view import fixed_columns, fixed_row, keep
 from swarmx.agents.objective import Objective, parameters_in
 from swarmx.agents.shares import Shares
+from swarmx.compat.comfyui.drafts import joined
 from swarmx.compat.comfyui.forecasts import JobFacts, JobForecaster, ServerState
 from swarmx.compat.comfyui.jobs import Job
 from swarmx.core.engine import EngineProfile
@@ -32,8 +33,8 @@ from swarmx.core.nouns import Call, Candidates, Decision, SeenWorkflow
 
 DEPTH = 8  # jobs that are asked about before the rest of a line waits for them
 WINDOW = 64  # jobs at the head of all lines that may go in another order than they came
-STRETCH = 2.0
 _NEWS = 1.2
+_LEAST_S = 1e-3
 
 _PROFILE = EngineProfile(model="comfyui", device="server", step_base_s=1.0, max_batch=1)
 _FIXED = fixed_row(_PROFILE)
@@ -63,7 +64,9 @@ class Waiting:
     def facts(self) -> JobFacts:
         """Read from the graph when it is first asked for: most jobs wait a while before they are."""
         if self._facts is None:
-            self._facts = JobFacts.of(self.job.graph, self.job.outputs)
+            part = self.job.part
+            whole = None if part is None else joined(self.job.graph, part.cuts)
+            self._facts = JobFacts.of(self.job.graph, self.job.outputs, whole)
         return self._facts
 
 
@@ -102,9 +105,9 @@ class Scheduler:
     """The queue of a front, and what its servers are at. `weights` are the tenants' shares.
 
     Of the jobs that wait, those of a higher priority go first; then those of the tenant that had least service for its
-    weight; then those whose clients asked for it by a number, as in ComfyUI's own queue; then those that came early and
-    are short. At a `stretch` of 0 the first that came goes first; the more, the sooner short ones are done, and the
-    longer long ones may wait.
+    weight; then those whose clients asked for it by a number, as in ComfyUI's own queue; then those that have waited
+    longest for each second that they take, which is the highest response ratio next (Brinch Hansen, 1971): short ones
+    pass long ones, and none is passed for ever. With `by_ratio` off the first that came goes first.
     """
 
     def __init__(
@@ -114,7 +117,7 @@ class Scheduler:
         policy: str = "marginal",
         parameters: Mapping[str, float] | None = None,
         weights: Mapping[str, float] | None = None,
-        stretch: float = STRETCH,
+        by_ratio: bool = True,
         seed: int = 0,
     ) -> None:
         self.objective = Objective(policy, parameters or {})
@@ -126,7 +129,7 @@ class Scheduler:
         self._lines: dict[tuple[frozenset[str], str], _Line] = {}
         self._of_tenant: dict[str, int] = {}
         self._shares = Shares(weights)
-        self._stretch = stretch
+        self._by_ratio = by_ratio
         self._last_chosen: dict[str, int] = {}
         self._decisions = 0
         self._lessons = 0
@@ -230,7 +233,7 @@ class Scheduler:
 
         The job has left the line and is expected to be `started`, or added again.
         """
-        for ahead, waiting in enumerate(self._heads()):
+        for ahead, waiting in enumerate(self._heads(now_s)):
             placed = self._place(waiting, ahead, now_s)
             if placed is not None:
                 self.remove(waiting.job.prompt_id)
@@ -243,12 +246,12 @@ class Scheduler:
         """The placement of a job that is in no line, if the policy agrees."""
         return self._place(waiting, 0, now_s)
 
-    def _heads(self) -> list[Waiting]:
+    def _heads(self, now_s: float) -> list[Waiting]:
         """Who is next of those that a free server may run."""
         idle = self.idle
         lines = [self._ranked(line, tenant) for (able, tenant), line in self._lines.items() if able & idle]
         heads = [
-            (lower, counter, self._turn(self._waiting[prompt_id], idle), prompt_id)
+            (lower, counter, self._turn(self._waiting[prompt_id], idle, now_s), prompt_id)
             for lower, counter, _, prompt_id in islice(merge(*lines), WINDOW)
         ]
         return [self._waiting[prompt_id] for *_, prompt_id in nsmallest(DEPTH, heads)]
@@ -258,11 +261,11 @@ class Scheduler:
         counter = self._shares.counter(tenant)
         return ((lower, counter, order, prompt_id) for lower, order, prompt_id in line.jobs)
 
-    def _turn(self, waiting: Waiting, idle: AbstractSet[str]) -> tuple[float, float]:
+    def _turn(self, waiting: Waiting, idle: AbstractSet[str], now_s: float) -> tuple[float, float]:
         """Where the job stands among others of its tenant and priority.
 
-        By number where its client gave one, before all that have none or behind them; else by when it came and
-        `stretch` times what it takes on the idle server where it takes least: short ones, and those that find their
+        By number where its client gave one, before all that have none or behind them; else by how long it has waited
+        for each second that it takes on the idle server where it takes least: short ones, and those that find their
         model and results there, pass long ones that have not waited for long. The rest of a job that has begun goes
         first.
         """
@@ -271,7 +274,10 @@ class Scheduler:
             return -math.inf, 0.0
         if job.number != job.seq:
             return math.copysign(1.0, job.number - job.seq), job.number
-        return 0.0, waiting.since_s + self._stretch * min(self._on(waiting, name).mean for name in waiting.able & idle)
+        if not self._by_ratio:
+            return 0.0, waiting.since_s
+        least_s = min(self._on(waiting, name).mean for name in waiting.able & idle)
+        return 0.0, (waiting.since_s - now_s) / max(least_s, _LEAST_S)
 
     def _on(self, waiting: Waiting, server: str) -> Forecast:
         """How long the job takes on the server, as was known when that changed last, or of late: what a few jobs have

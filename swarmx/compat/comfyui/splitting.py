@@ -239,7 +239,7 @@ def part_jobs(job: Job, plan: Plan) -> list[Job]:
                 outputs=outputs,
                 targets=list(outputs),
                 files=job.files | {(load_id(latent), "latent") for latent in needed},
-                part=PartOf(of=job.prompt_id, number=number, makes=part.makes, needs=part.needs),
+                part=PartOf(of=job.prompt_id, number=number, makes=part.makes, needs=part.needs, cuts=needed),
             )
         )
     return found

@@ -83,9 +83,13 @@ def waiting(
 
 
 def scheduler(
-    forecaster: JobForecaster, *, policy: str = "marginal", weights: dict[str, float] | None = None
+    forecaster: JobForecaster,
+    *,
+    policy: str = "marginal",
+    weights: dict[str, float] | None = None,
+    by_ratio: bool = True,
 ) -> Scheduler:
-    made = Scheduler(forecaster, policy=policy, weights=weights)
+    made = Scheduler(forecaster, policy=policy, weights=weights, by_ratio=by_ratio)
     for name in ("a", "b"):
         made.server(name, up=True)
     return made
@@ -198,13 +202,18 @@ def order_of(made: Scheduler, jobs: list[Waiting]) -> list[Waiting]:
     return began
 
 
-def test_a_short_job_passes_a_long_one_that_came_a_little_earlier_but_not_one_that_has_waited() -> None:
-    early = waiting(steps=40, since_s=0.0)
-    long, short = waiting(steps=40, since_s=99.0), waiting(steps=2, since_s=100.0)
-    late = waiting(steps=40, since_s=100.0)
-    assert order_of(scheduler(Stepwise()), [early, long, short, late]) == [short, early, long, late]
-    waited = waiting(steps=40, since_s=-200.0)
-    assert order_of(scheduler(Stepwise()), [waited, waiting(steps=2, since_s=100.0)])[0] is waited
+def test_a_short_job_passes_long_ones_that_have_waited_less_for_each_second_that_they_take() -> None:
+    early, long = waiting(steps=40, since_s=0.0), waiting(steps=40, since_s=99.0)
+    short, late = waiting(steps=2, since_s=99.5), waiting(steps=40, since_s=100.0)
+    assert order_of(scheduler(Stepwise()), [long, late, short, early]) == [early, short, long, late]
+    older = waiting(steps=2, since_s=90.0)
+    assert order_of(scheduler(Stepwise()), [early, older]) == [older, early]
+
+
+def test_without_ratios_the_first_that_came_goes_first() -> None:
+    early, late = waiting(steps=40, since_s=99.0), waiting(steps=2, since_s=99.5)
+    made = scheduler(Stepwise(), by_ratio=False)
+    assert order_of(made, [late, early]) == [early, late]
 
 
 def test_numbers_that_clients_give_are_kept_however_long_their_jobs_are() -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from swarmx.compat.comfyui.drafts import Fleet, load_id, save_id
+from swarmx.compat.comfyui.drafts import Fleet, is_ours, load_id, save_id
 from swarmx.compat.comfyui.forecasts import JobFacts, ServerState
 from swarmx.compat.comfyui.graph import Graph
 from swarmx.compat.comfyui.jobs import Job, Outcome
 from swarmx.compat.comfyui.merging import MergedEvents, merged
 from swarmx.compat.comfyui.nodes import NodeBook
+from swarmx.compat.comfyui.scheduling import Waiting
 from swarmx.compat.comfyui.splitting import Plan, Splitter, part_jobs
 from swarmx.core.forecast import Forecast, point
 from tests.compat.comfyui.fake_nodes import node_info, object_info
@@ -131,6 +133,22 @@ def test_a_latent_is_loaded_on_every_server_that_goes_on_from_it() -> None:
         ((), (latent,)),
         ((), (latent,)),
     ]
+
+
+def test_a_part_knows_how_much_work_its_nodes_are_though_its_latent_comes_from_a_file() -> None:
+    graph = refined(10, 30)
+    whole, plan = job(graph, "9", "19"), planned(graph, "9", "19")
+    assert plan is not None
+    works = {key: node.work for key, node in JobFacts.of(graph, whole.outputs).nodes.items()}
+    assert works["3"].amounts[1] < 1.0, "these pictures are small"
+    found = set[str]()
+    for part in part_jobs(whole, plan):
+        kept = msgspec.json.decode(msgspec.json.encode(part), type=Job)
+        facts = Waiting(job=kept, able=frozenset("a"), since_s=0.0).facts
+        mine = {key: node.work for key, node in facts.nodes.items() if not is_ours(key)}
+        assert mine == {key: works[key] for key in mine}
+        found |= mine.keys()
+    assert found == works.keys()
 
 
 def test_a_graph_is_cut_once_for_every_model_that_another_server_holds() -> None:
