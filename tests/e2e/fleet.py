@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
+from uuid import uuid4
 
 import aiohttp
 from aiohttp import web
@@ -391,3 +392,25 @@ async def peers(**moods: Mood) -> AsyncIterator[dict[str, Peer]]:
 def static(replica_id: str, model: str, peer: Peer) -> dict[str, Any]:
     """A `[[replicas]]` entry for a peer."""
     return {"id": replica_id, "model": model, "url": peer.url}
+
+
+def refused(reply: Reply, status: int) -> dict[str, Any]:
+    """The problem document of a refusal."""
+    assert reply.status == status, reply
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert {"type", "title", "status", "detail"} <= set(reply.body)
+    assert reply.body["status"] == status
+    assert reply.body["detail"]
+    body: dict[str, Any] = reply.body
+    return body
+
+
+async def honoured(http: Http, token: str) -> str:
+    """The token, once the server has read the keys again."""
+    await until(lambda: http.get("/v1/models", token=token), lambda reply: reply.status == 200)
+    return token
+
+
+@contextmanager
+def a_key(server: Server, role: Role, tenant: str = "default") -> Iterator[str]:
+    yield server.key(f"rest-{uuid4().hex[:10]}", role, tenant)

@@ -1,11 +1,10 @@
-"""The REST API of a real server: workflows, the why of calls, replicas, policies, blobs, and who may see what."""
+"""The REST API of a real server: workflows, the why of calls, replicas, policies and blobs."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ from uuid import uuid4
 import aiohttp
 import pytest
 
-from swarmx.gateway.keys import Keyring
-from tests.e2e.fleet import Http, Reply, Server, serving, until
+from tests.e2e.fleet import Http, Server, a_key, honoured, refused, serving, until
 
 pytestmark = pytest.mark.process
 
@@ -40,28 +38,6 @@ SLOW = {  # half a minute of drawing at the time scale of the fleet
         "draw": {**DRAW, "steps": 200, "width": 2048, "height": 2048, "n": 3},
     },
 }
-
-
-def refused(reply: Reply, status: int) -> dict[str, Any]:
-    """The problem document of a refusal."""
-    assert reply.status == status, reply
-    assert reply.headers["content-type"] == "application/problem+json"
-    assert {"type", "title", "status", "detail"} <= set(reply.body)
-    assert reply.body["status"] == status
-    assert reply.body["detail"]
-    body: dict[str, Any] = reply.body
-    return body
-
-
-async def honoured(http: Http, token: str) -> str:
-    """The token, once the server has read the keys again."""
-    await until(lambda: http.get("/v1/models", token=token), lambda reply: reply.status == 200)
-    return token
-
-
-@contextmanager
-def a_key(server: Server, role: Any, tenant: str = "default") -> Iterator[str]:
-    yield server.key(f"rest-{uuid4().hex[:10]}", role, tenant)
 
 
 async def test_yaml_is_accepted_and_its_location_shows_it_until_it_is_finished(http: Http) -> None:
@@ -343,95 +319,6 @@ async def test_the_picture_of_a_workflow_is_in_the_blob_store(server: Server, ht
         refused(await http.get(f"/api/v1/blobs/{sha256}", token=token), 404)
 
 
-async def test_health_is_open_and_metrics_are_for_those_who_may_read_all(server: Server, http: Http) -> None:
-    assert (await http.get("/healthz", token="")).body == {"status": "ok"}
-    ready = await http.get("/readyz", token="")
-    assert (ready.status, ready.body) == (200, {"ready_replicas": 4})
-    refused(await http.get("/metrics", token=""), 401)
-    await http.ended(await http.submitted(ONE, question="a"))
-    counted = b'swarmx_calls_total{model="qwen3-8b",state="finished"}'
-    reply = await until(lambda: http.get("/metrics"), lambda reply: counted in reply.body)
-    text = reply.body.decode()
-    assert 'swarmx_replicas{model="qwen3-8b",state="ready"} 3.0' in text
-    assert "swarmx_records_lost_total 0.0" in text
-    with a_key(server, "client") as token:
-        await honoured(http, token)
-        refused(await http.get("/metrics", token=token), 403)
-
-
-PATHS = [
-    ("POST", "/api/v1/workflows"),
-    ("GET", "/api/v1/workflows"),
-    ("GET", "/api/v1/workflows/x"),
-    ("GET", "/api/v1/workflows/x/events"),
-    ("POST", "/api/v1/workflows/x/cancel"),
-    ("POST", "/api/v1/workflows/x/kill"),
-    ("POST", "/api/v1/workflows/x/retry"),
-    ("POST", "/api/v1/workflows/x/fork"),
-    ("POST", "/api/v1/workflows/x/signals/y"),
-    ("GET", "/api/v1/calls/x"),
-    ("GET", "/api/v1/calls/x/why"),
-    ("GET", "/api/v1/replicas"),
-    ("GET", "/api/v1/policies"),
-    ("PUT", "/api/v1/policies/routing"),
-    ("GET", "/api/v1/blobs/x"),
-    ("GET", "/metrics"),
-]
-
-
-@pytest.mark.parametrize(("method", "path"), PATHS)
-@pytest.mark.parametrize("header", [None, "Bearer swx-wrong", "Basic abc", "Bearer "])
-async def test_every_path_wants_a_token(http: Http, method: str, path: str, header: str | None) -> None:
-    headers = {"authorization": header} if header else {}
-    reply = await http.ask(method, path, token="", headers=headers)
-    refused(reply, 401)
-    assert reply.headers["www-authenticate"] == "Bearer"
-
-
-@pytest.mark.parametrize(
-    ("role", "method", "path", "status"),
-    [
-        ("client", "GET", "/api/v1/replicas", 403),
-        ("client", "PUT", "/api/v1/policies/routing", 403),
-        ("viewer", "PUT", "/api/v1/policies/routing", 403),
-        ("viewer", "POST", "/api/v1/workflows", 403),
-        ("viewer", "POST", "/api/v1/workflows/x/cancel", 403),
-        ("viewer", "GET", "/api/v1/replicas", 200),
-        ("operator", "PUT", "/api/v1/policies/routing", 200),
-    ],
-)
-async def test_a_role_may_do_what_it_says_and_no_more(
-    server: Server, http: Http, role: str, method: str, path: str, status: int
-) -> None:
-    active = (await http.get("/api/v1/policies")).body["active"]
-    with a_key(server, role) as token:
-        await honoured(http, token)
-        reply = await http.ask(method, path, token=token, json=active if method == "PUT" else None)
-    if status == 403:
-        assert f"has the role '{role}'" in refused(reply, 403)["detail"]
-    else:
-        assert reply.status == status
-
-
-async def test_things_of_another_tenant_do_not_exist(server: Server, http: Http) -> None:
-    workflow_id = await http.submitted(ONE, question="Secret?")
-    await http.ended(workflow_id)
-    shown = await until(lambda: http.get(f"/api/v1/workflows/{workflow_id}"), lambda reply: reply.body["calls"])
-    call_id = shown.body["calls"][0]["call_id"]
-    with a_key(server, "client", "rest-stranger") as stranger, a_key(server, "client") as friend:
-        await honoured(http, stranger)
-        await honoured(http, friend)
-        for method, path in [
-            ("GET", f"/api/v1/workflows/{workflow_id}"),
-            ("POST", f"/api/v1/workflows/{workflow_id}/cancel"),
-            ("GET", f"/api/v1/calls/{call_id}"),
-            ("GET", f"/api/v1/calls/{call_id}/why"),
-        ]:
-            refused(await http.ask(method, path, token=stranger), 404)
-            assert (await http.ask(method, path, token=friend)).status < 300, path
-        assert (await http.get("/api/v1/workflows", token=stranger)).body["workflows"] == []
-
-
 WAITS = {
     "name": "waits",
     "signals": {"approve": {}},
@@ -487,13 +374,6 @@ async def test_a_feed_goes_on_after_a_restart_without_a_gap_or_a_repeat(tmp_path
             seen += [event async for event in fed(http, workflow_id, after=seen[-1][0])]
     assert [number for number, _ in seen] == list(range(1, len(seen) + 1))
     assert seen[-1][1] == "Finished"
-
-
-async def test_a_revoked_key_is_refused_soon(server: Server, http: Http) -> None:
-    token = server.key("soon-gone", "client")
-    await honoured(http, token)
-    Keyring(server.state_dir / "keys.json").revoke("soon-gone")
-    await until(lambda: http.get("/v1/models", token=token), lambda reply: reply.status == 401)
 
 
 @pytest.mark.parametrize(
