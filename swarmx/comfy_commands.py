@@ -67,6 +67,7 @@ def comfy(
 
 async def _serve(settings: FrontSettings, state_dir: Path) -> None:
     from swarmx.compat.comfyui.app import listening, running
+    from swarmx.runtime.garbage import leave_what_is_here
 
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     keys = Keyring(state_dir / "keys.json") if settings.auth else None
@@ -80,6 +81,7 @@ async def _serve(settings: FrontSettings, state_dir: Path) -> None:
             running(settings, state_dir / "comfyui", keys=keys) as app,
             listening(app, settings.host, settings.port) as url,
         ):
+            leave_what_is_here()
             print(json.dumps({"url": url}), flush=True)  # noqa: T201  # for whoever started it
             await stop.wait()
     except OSError as error:

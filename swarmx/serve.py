@@ -17,6 +17,7 @@ import uvloop
 
 from swarmx.config import Settings, is_loopback, load, parse
 from swarmx.core.errors import ConfigError
+from swarmx.runtime.garbage import leave_what_is_here
 from swarmx.wiring import running
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ async def _serve(settings: Settings, *, exit_with_parent: bool) -> None:
                     timeout_graceful_shutdown=settings.server.drain_s,
                 )
             )
+            leave_what_is_here()
             print(f'{{"url": "{url}"}}', flush=True)
             await server.serve(sockets=[listener])
     except asyncio.CancelledError:

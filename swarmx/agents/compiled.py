@@ -11,12 +11,21 @@ from typing import Any
 _OPTIONS: dict[str, Any] = {"error_model": "numpy"}
 
 
-def compiled(function: Callable[..., Any], signature: str) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], signature: str, *example: Any) -> Callable[..., Any]:
     """The function as machine code for this signature, in the words of `numba.types`.
 
     It is kept beside its source, or where NUMBA_CACHE_DIR says, and made anew in each process where nothing can be
     kept. A division by zero gives what it gives an array; sums stay in the order in which they are written.
+
+    It has been called with `example`, arguments of the kinds with which it will be: how each kind of argument gets in
+    is found out at the first call, which takes milliseconds.
     """
+    made = _made(function, signature)
+    made(*example)
+    return made
+
+
+def _made(function: Callable[..., Any], signature: str) -> Callable[..., Any]:
     import numba  # half a second and 120 MiB, which only those pay who decide something
 
     with contextlib.suppress(Exception):  # a place that is full, broken or not ours must not keep a router from work

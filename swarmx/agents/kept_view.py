@@ -124,8 +124,7 @@ def _costs(
         return None, {name: _finite(values[kept].tolist()) for name, values in choice.terms_s.items()}
     terms_s = choice.terms_s
     whole = terms_s.table if isinstance(terms_s, Terms) else np.array([choice.cost_s, *terms_s.values()])
-    table = whole[:, kept]
-    cost_s, *terms = map(tuple if math.isfinite(table.sum()) else _finite, table.tolist())
+    cost_s, *terms = map(_finite, whole[:, kept].tolist())
     return cost_s, dict(zip(terms_s, terms, strict=True))
 
 

@@ -86,11 +86,18 @@ _TABLES = "int64[:, ::1], float64[:, ::1]"
 @lru_cache(maxsize=1)
 def as_of() -> Callable[[Ints, Floats, Ints, float], tuple[Ints, Floats]]:
     """Of a pool's integers and floats, the two tables of a `FleetView` of some columns at a time."""
-    return compiled(_as_of, f"Tuple(({_TABLES}))({_TABLES}, Array(int64, 1, 'A', readonly=True), float64)")
+    signature = f"Tuple(({_TABLES}))({_TABLES}, Array(int64, 1, 'A', readonly=True), float64)"
+    return compiled(_as_of, signature, *_of_one(), np.zeros(1, dtype=np.int64), 0.0)
 
 
 @lru_cache(maxsize=1)
 def dispatched() -> Callable[[Ints, Floats, int, int, float, float, float, float, float, float], bool]:
     """Count one more call on a column, the number of its decision, the time, its prompt and what of it is in the cache,
     its work with the variance, and its weight; returns whether the batch of the replica is full just now."""
-    return compiled(_dispatched, f"boolean({_TABLES}, int64, int64, {', '.join(['float64'] * 6)})")
+    signature = f"boolean({_TABLES}, int64, int64, {', '.join(['float64'] * 6)})"
+    return compiled(_dispatched, signature, *_of_one(), 0, 1, 0.0, 1, *[1.0] * 4)
+
+
+def _of_one() -> tuple[Ints, Floats]:
+    """The tables of a pool with one column."""
+    return np.ones((len(INTS), 1), dtype=np.int64), np.ones((len(FLOATS), 1))

@@ -9,6 +9,7 @@ import numpy as np
 
 from swarmx.agents.compiled import compiled
 from swarmx.core.fleet import COUNTS, NUMBERS, Floats, Ints
+from swarmx.core.forecast import LEVELS, masses_of
 
 TERMS = ("wait_s", "prefill_s", "decode_s", "others_s", "spared_s")
 """What costs are made of."""
@@ -153,7 +154,10 @@ def _weigh(
 @lru_cache(maxsize=1)
 def weigh() -> Callable[..., tuple[Floats, int, int, float]]:
     """`_weigh` as machine code."""
-    return compiled(_weigh, _SIGNATURE)
+    counts, numbers = np.ones((len(COUNTS), 1), dtype=np.int64), np.ones((len(NUMBERS), 1))
+    masses = masses_of(LEVELS)
+    # Whole numbers (of tokens, and of calls) come as such.
+    return compiled(_weigh, _SIGNATURE, counts, numbers, np.ones(len(masses)), masses, 1.0, 1, *[1.0] * 16)
 
 
 _TABLE = "Array({}, 2, 'A', readonly=True)"

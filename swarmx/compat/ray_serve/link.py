@@ -19,6 +19,7 @@ from swarmx.compat.ray_serve.signals import ReplicaSignal, RouterReport, packed,
 from swarmx.compat.ray_serve.ticket import Seen
 from swarmx.core.messages import DemandReported
 from swarmx.runtime.clock import WallClock
+from swarmx.runtime.garbage import leave_what_is_here_too
 from swarmx.runtime.journal import FileJournal
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ def open_desk(deployment_id: Any, options: RouterOptions) -> Desk:
         _keep(_flush(journal))
     if options.push:
         _keep(_listen(desk, board))
+    leave_what_is_here_too()
     return desk
 
 

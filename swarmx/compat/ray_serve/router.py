@@ -195,6 +195,7 @@ class Router(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc
     def _open_desk(self) -> Desk:
         """On the loop that routes: Serve makes routers on other threads."""
         if self._desk is None:
+            from swarmx.compat.ray_serve import answered, asked  # noqa: F401  # not when the first request comes, or ends
             from swarmx.compat.ray_serve.link import open_desk
 
             self._desk = open_desk(self._deployment_id, self._options)

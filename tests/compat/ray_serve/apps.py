@@ -1,7 +1,9 @@
 """Serve apps as somebody could have them: nothing in them knows of SwarmX."""
 
 import asyncio
+import gc
 import os
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -54,6 +56,11 @@ class Ingress:
         text = (await request.body()).decode()
         answers = await asyncio.gather(*[self._model.remote(f"{text} {number}") for number in range(4)])
         return {"answers": len(answers)}
+
+    async def collected(self, module: str) -> bool:
+        """Whether garbage collections of this process go through the module, which is loaded."""
+        names = vars(sys.modules[module])
+        return any(one is names for one in gc.get_objects())
 
 
 app = Ingress.bind(Model.bind())

@@ -117,6 +117,15 @@ async def test_several_calls_of_one_ingress_request_do_not_take_each_others_plac
     assert answers == [{"answers": 4}] * 5
 
 
+async def test_what_the_router_brings_is_frozen_where_serve_has_frozen_what_there_was(apps: Path) -> None:
+    from ray import serve
+
+    await asyncio.to_thread(posted, "/plain", b"hello")
+    ingress = serve.get_deployment_handle("Ingress", "plain")
+    assert not await ingress.collected.remote("ray")
+    assert not await ingress.collected.remote("numba")
+
+
 async def test_an_error_of_the_app_reaches_the_caller_as_it_is(apps: Path) -> None:
     handle = handle_of("plain")
     with pytest.raises(Exception, match="no answer to this"):
