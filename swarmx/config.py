@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
-from swarmx.agents.policies import DEFAULT_POLICY, make_policy
+from swarmx.agents.policies import DEFAULT_POLICY, check_policy
 from swarmx.agents.router_settings import RouterSettings, TenantSettings
 from swarmx.agents.scaler import ScalerSettings
 from swarmx.agents.scaling import DEFAULT_SCALING_POLICY, make_scaling_policy
@@ -69,7 +69,7 @@ class RouterSection(Section):
     @model_validator(mode="after")
     def _known_policy(self) -> Self:
         try:
-            make_policy(self.policy, self.parameters)
+            check_policy(self.policy, self.parameters)
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return self

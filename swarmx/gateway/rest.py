@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from swarmx.agents.counterfactual import explain_instead, instead
 from swarmx.agents.explain import explain
-from swarmx.agents.policies import POLICIES, describe, make_policy, parameters_of
+from swarmx.agents.policies import POLICIES, check_policy, describe, parameters_of
 from swarmx.core.control import Diff, PolicyStatus, ToolCall
 from swarmx.core.errors import NotFound, Refused
 from swarmx.core.messages import ServiceCurvePublished
@@ -85,7 +85,7 @@ def router(context: Context) -> APIRouter:
     ) -> Response:
         key.require("read")
         if policy is not None:
-            make_policy(policy)
+            check_policy(policy)
         await context.flush()
         decisions = await context.store.decisions(call_id, tenant=key.sees)
         if not decisions:
@@ -139,7 +139,7 @@ def router(context: Context) -> APIRouter:
     )
     async def set_policy(wanted: RoutingPolicy, request: Request, key: Caller) -> Response:
         key.require("read_all")  # the desk asks for more, and notes in the audit log who lacks it
-        make_policy(wanted.policy, wanted.parameters)
+        check_policy(wanted.policy, wanted.parameters)
         call = ToolCall(tool="set_routing_policy", arguments=wanted.model_dump())
         try:
             seen: Diff | None = None

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from swarmx.agents.explain import explain
-from swarmx.agents.policies import POLICIES, describe, make_policy, parameters_of
+from swarmx.agents.policies import POLICIES, check_policy, describe, parameters_of
 from swarmx.agents.scaling import SCALING_POLICIES, describe_scaling, make_scaling_policy, scaling_parameters_of
 from swarmx.tools.catalogue import Catalogue, ParameterInfo, PolicyInfo, PolicyKind
 
@@ -31,6 +31,6 @@ def _info(text: str, parameters: Mapping[str, float]) -> PolicyInfo:
 
 def _validate(kind: PolicyKind, name: str, parameters: Mapping[str, float]) -> None:
     if kind == "routing":
-        make_policy(name, parameters)
+        check_policy(name, parameters)
     else:
         make_scaling_policy(name, parameters)

@@ -59,7 +59,13 @@ DEFAULT_POLICY = "marginal"
 
 
 def make_policy(name: str, parameters: Mapping[str, float] | None = None) -> Policy:
-    """The policy of that name. Raises ConfigError for an unknown name or parameter, naming the nearest."""
+    """The policy of that name, ready to decide. Raises as `check_policy` does."""
+    check_policy(name, parameters)
+    return POLICIES[name](**dict(parameters or {}))
+
+
+def check_policy(name: str, parameters: Mapping[str, float] | None = None) -> None:
+    """Raises ConfigError for an unknown name or parameter, naming the nearest. Compiles nothing."""
     if name not in POLICIES:
         raise ConfigError(f"unknown policy {name!r}; there are {', '.join(POLICIES)}.{near(name, POLICIES)}")
     known = parameters_of(name)
@@ -68,7 +74,6 @@ def make_policy(name: str, parameters: Mapping[str, float] | None = None) -> Pol
             raise ConfigError(
                 f"policy {name!r} has no parameter {key!r}; it has {', '.join(known) or 'none'}.{near(key, known)}"
             )
-    return POLICIES[name](**dict(parameters or {}))
 
 
 def parameters_of(name: str) -> dict[str, float]:

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from swarmx.agents.counterfactual import explain_instead, instead
 from swarmx.agents.explain import explain
-from swarmx.agents.policies import make_policy
+from swarmx.agents.policies import check_policy
 from swarmx.compat.comfyui.answers import answer, read_json
 from swarmx.compat.comfyui.auth import require
 from swarmx.compat.comfyui.nodes import NodeBook
@@ -144,7 +144,7 @@ class InfoRoutes:
         key, prompt_id = require(request, "read"), request.match_info["prompt_id"]
         policy = request.query.get("policy")
         if policy is not None:
-            make_policy(policy)
+            check_policy(policy)
         if await self._store.job(prompt_id, key.sees) is None:
             raise web.HTTPNotFound
         decisions = await self._store.decisions(prompt_id)

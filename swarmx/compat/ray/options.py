@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from swarmx.agents.policies import DEFAULT_POLICY, make_policy
+from swarmx.agents.policies import DEFAULT_POLICY, check_policy
 from swarmx.core.errors import ConfigError
 
 
@@ -35,7 +35,7 @@ class RoutingOptions:
     log_token_env: str = "SWARMX_TOKEN"  # noqa: S105  # the name of a variable
 
     def __post_init__(self) -> None:
-        make_policy(self.policy, self.parameters)
+        check_policy(self.policy, self.parameters)
         if self.slots < 1:
             raise ConfigError(f"slots is {self.slots}, an actor runs one call at a time at least.")
 

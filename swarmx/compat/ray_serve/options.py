@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from swarmx.agents.policies import DEFAULT_POLICY, make_policy
+from swarmx.agents.policies import DEFAULT_POLICY, check_policy
 from swarmx.core.engine import EngineProfile, profiles
 from swarmx.core.errors import ConfigError
 from swarmx.core.words import near
@@ -95,7 +95,7 @@ def options_of(form: type[T], given: Mapping[str, Any], where: str) -> T:
 def read_options(given: Mapping[str, Any]) -> RouterOptions:
     """The options, checked. Raises ConfigError for what is unknown or out of range."""
     options = options_of(RouterOptions, given, "request_router_kwargs")
-    make_policy(options.policy, options.parameters)
+    check_policy(options.policy, options.parameters)
     for name, least in (("retries", 0), ("look_again_s", 0.01), ("workflow_idle_s", 0.1), ("call_timeout_s", 0.1)):
         if getattr(options, name) < least:
             raise ConfigError(f"request_router_kwargs: {name} is {getattr(options, name)}, expected {least} or more.")
