@@ -67,7 +67,8 @@ class Noting(NodeForecaster):
 async def test_a_front_learns_from_the_nodes_that_ran_and_from_whole_jobs_of_a_server_that_says_nothing(
     tmp_path: Path,
 ) -> None:
-    fake, noting = FakeComfy(step_s=0.01), Noting()
+    # Its sampler takes 80 ms: the event that it begins may be heard later than it was sent, and that of its end not.
+    fake, noting = FakeComfy(step_s=0.02), Noting()
     async with serving(fake), front(tmp_path, fake, forecaster=noting) as client:
         await client.run(graph(1))
         await client.run(graph(2))
@@ -76,8 +77,7 @@ async def test_a_front_learns_from_the_nodes_that_ran_and_from_whole_jobs_of_a_s
         await client.ended(answer["prompt_id"])
     (first_s, first), (_, second), (_, third) = noting.told
     assert first.keys() == {"3", "4", "5", "6", "7", "8", "9"}
-    # Not 40 ms: the event of its beginning may have come a little later than it was sent, and that of its end not.
     assert max(first, key=first.__getitem__) == "3"
-    assert sum(first.values()) <= first_s
+    assert 0.04 <= first["3"] <= sum(first.values()) <= first_s
     assert second.keys() == {"3", "8", "9"}, "the rest is cached"
     assert third == {}
