@@ -26,6 +26,8 @@ _GUESS = 5e-4  # as many runs count as much as the guess of a line
 _USUAL = tuple(0.6 * score for score in (-1.65, -0.4, 0.4, 1.65))
 """Errors that stand for those of before a server's first graph."""
 _RECENT = 100
+_MOST_OFF = math.log(4.0)
+"""Of one graph: a few that stood still must not make a server look hopeless, which then runs none that would tell."""
 _FORMAT = 1
 _MOST_COSTS = 8
 _Exponent = Annotated[float, msgspec.Meta(ge=-50.0, le=50.0)]
@@ -145,7 +147,7 @@ class NodeCosts:
         """A graph that should have taken `expected_s` took `seconds`."""
         if 0.0 < expected_s <= _MOST_S and 0.0 < seconds <= _MOST_S:
             known = self._server(server)
-            known.errors.append(math.log(seconds / expected_s))
+            known.errors.append(min(_MOST_OFF, max(-_MOST_OFF, math.log(seconds / expected_s))))
             known.graphs += 1
             known.spread = None
 

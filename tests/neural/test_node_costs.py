@@ -75,6 +75,15 @@ def test_the_spread_of_a_forecast_is_how_far_graphs_were_off() -> None:
     assert unsure.forecast("a", [work]).source == "prior"
 
 
+def test_a_few_graphs_that_stood_still_do_not_make_a_server_look_hopeless() -> None:
+    costs, work = taught(("a", 1.0), runs=17), a_sampler(20.0, 1.0)
+    for _ in range(2):
+        costs.observe_graph("a", true_s(work), 150.0 * true_s(work))
+    forecast = costs.forecast("a", [work])
+    assert 2.0 * true_s(work) < forecast.quantiles[-1], "it is said that this happens"
+    assert forecast.mean < 3.0 * true_s(work), "who is thought so slow gets no graph that would tell better"
+
+
 def test_a_graph_takes_what_its_nodes_take() -> None:
     costs = taught(("a", 1.0), runs=200)
     one, two = a_sampler(20.0, 1.0), a_sampler(30.0, 0.5)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from swarmx.compat.comfyui.forecasts import JobFacts, ServerState
-from swarmx.compat.comfyui.graph import Graph, link_of, links, with_inputs
+from swarmx.compat.comfyui.graph import Graph, link_of, links, signatures, with_inputs
 from swarmx.compat.comfyui.jobs import Job
 from swarmx.core.forecast import Forecast
 
@@ -70,6 +70,16 @@ def joined(graph: Graph, cuts: Mapping[int, Cut]) -> Graph:
             for name, value in node["inputs"].items()
             if (link := link_of(value)) is not None and link[0] in made
         },
+    )
+
+
+def named(graph: Graph, cuts: Mapping[int, Cut]) -> Graph:
+    """The graph with a name for each latent that it loads, the same where the same was computed: all parts of all jobs
+    load one under the same name until it is on its server."""
+    made = signatures(joined(graph, cuts), [node_id for node_id, _ in cuts.values()])
+    loaded = {latent: cut for latent, cut in cuts.items() if load_id(latent) in graph}
+    return with_inputs(
+        graph, {(load_id(n), "latent"): f"{made[node]} {output}" for n, (node, output) in loaded.items()}
     )
 
 

@@ -151,6 +151,25 @@ def test_a_part_knows_how_much_work_its_nodes_are_though_its_latent_comes_from_a
     assert found == works.keys()
 
 
+def test_a_server_that_ran_a_part_holds_nothing_of_that_part_of_another_job() -> None:
+    second_parts = []
+    for seed in (1, 2, 2):
+        graph = refined(10, 30)
+        graph["2"]["inputs"]["seed"] = seed
+        plan = planned(graph, "9", "19")
+        assert plan is not None
+        part = next(part for part in part_jobs(job(graph, "9", "19"), plan) if part.part and part.part.needs)
+        second_parts.append(Waiting(job=part, able=frozenset("a"), since_s=0.0).facts)
+    one, other, again = second_parts
+    state = ServerState(name="a")
+    state.ran(one)
+    new = {node_id for node_id, node in other.nodes.items() if node.signature not in state.cached}
+    assert {"3", "8", "9"} < new, "what comes of another latent"
+    assert "4" not in new, "the weights are the same"
+    state.ran(other)
+    assert again.signatures <= state.cached, "the same latent again"
+
+
 def test_a_graph_is_cut_once_for_every_model_that_another_server_holds() -> None:
     graph, names = relayed(), ("a", "b", "c")
     states = {name: ServerState(name=name) for name in names}
