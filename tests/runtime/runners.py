@@ -91,3 +91,14 @@ async def terminal_events(store: SqliteStore, workflow_id: str) -> list[str]:
 async def nodes_finished(store: SqliteStore, workflow_id: str) -> set[str]:
     events = [decode_event(event.body) for event in await store.events(workflow_id)]
     return {event.path for event in events if isinstance(event, NodeFinished)}
+
+
+async def kinds_of(store: SqliteStore, workflow_id: str) -> list[type]:
+    """The events of a workflow, by type."""
+    return [type(decode_event(event.body)) for event in await store.events(workflow_id)]
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Let others run until it holds."""
+    while not await condition():
+        await asyncio.sleep(0)

@@ -1,11 +1,11 @@
-"""What is durable about a running workflow: retries, timeouts, cancels, kills, forks, keys, and who owns it."""
+"""What is durable about a running workflow: retries, timeouts, forks, keys, and who owns it."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,10 +25,10 @@ from swarmx.core.records import (
 )
 from swarmx.memory.sqlite import SqliteStore
 from swarmx.runtime.workflows import WorkflowRunner
-from swarmx.workflows.events import CancelRequested, NodeRetried, NodeStarted, decode_event
+from swarmx.workflows.events import NodeRetried, NodeStarted, decode_event
 from swarmx.workflows.spec import parse_workflow
 from tests.contract.test_store import call_record
-from tests.runtime.runners import CHAIN, ONE, TWO, EchoModel, FixedClock, Start, chat, terminal_events
+from tests.runtime.runners import CHAIN, ONE, TWO, EchoModel, FixedClock, Start, chat, kinds_of, terminal_events, until
 
 RETRIED = (
     "{name: r, nodes: {only: {kind: llm, model: m, prompt: hello, retry: {attempts: 3, backoff_s: %s, jitter: 0}}}}"
@@ -48,15 +48,6 @@ def failing(times: int, cause: Cause = "replica") -> Callable[[ModelRequest], Mo
         return EchoModel().result(request, "there")
 
     return answer
-
-
-async def kinds_of(store: SqliteStore, workflow_id: str) -> list[type]:
-    return [type(decode_event(event.body)) for event in await store.events(workflow_id)]
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    while not await condition():
-        await asyncio.sleep(0)
 
 
 async def test_a_failed_attempt_is_made_again(store: SqliteStore, start: Start) -> None:
@@ -184,79 +175,6 @@ async def test_the_record_of_a_call_whose_workflow_was_lost_is_kept_all_the_same
 
     await until(kept)
     assert await terminal_events(store, workflow_id) == ["Finished"]
-
-
-async def test_a_cancel_that_was_posted_before_a_crash_is_carried_out(store: SqliteStore, start: Start) -> None:
-    model = EchoModel(hung=frozenset({"only"}))
-    runner = start(model)
-    workflow_id = await runner.submit(parse_workflow(ONE), {}, "a")
-    await model.hanging.wait()
-    await runner.close()
-    assert await store.post(workflow_id, b'{"input":"cancel"}', dedup="cancel", tenant="a")
-    again = start(EchoModel(hung=frozenset({"only"})))
-    await again.recover()
-    assert (await again.wait(workflow_id, "a")).state == "cancelled"
-    assert (await kinds_of(store, workflow_id)).count(CancelRequested) == 1
-    assert await store.inputs(workflow_id) == []
-
-
-async def test_a_workflow_without_a_runner_can_be_cancelled(store: SqliteStore, start: Start) -> None:
-    model = EchoModel(hung=frozenset({"only"}))
-    runner = start(model)
-    workflow_id = await runner.submit(parse_workflow(ONE), {}, "a")
-    await model.hanging.wait()
-    await runner.close()
-    assert (await start(EchoModel()).cancel(workflow_id, "a")).state == "cancelled"
-
-
-async def test_a_kill_ends_a_workflow_whose_calls_do_not_let_go(store: SqliteStore, start: Start) -> None:
-    stubborn = asyncio.Event()
-    release = asyncio.Event()
-
-    async def hangs(request: ModelRequest) -> ModelResult:
-        stubborn.set()
-        while not release.is_set():
-            try:
-                await release.wait()
-            except asyncio.CancelledError:
-                continue
-        return EchoModel().result(request, "too late")
-
-    runner = start(EchoModel(answers={"only": hangs}))
-    workflow_id = await runner.submit(parse_workflow(ONE), {}, "a")
-    await stubborn.wait()
-    record = await runner.kill(workflow_id, "a")
-    assert record.state == "cancelled"
-    assert (await runner.kill(workflow_id, "a")).state == "cancelled", "killing twice is fine"
-    release.set()
-    await runner.wait(workflow_id, "a")
-    assert await terminal_events(store, workflow_id) == ["Cancelled"]
-    while runner.running:
-        await asyncio.sleep(0)
-
-
-async def test_a_kill_ends_a_workflow_that_another_process_runs(store: SqliteStore, start: Start) -> None:
-    model = EchoModel(hung=frozenset({"only"}))
-    owner = start(model, exclusive=False)
-    workflow_id = await owner.submit(parse_workflow(ONE), {}, "a")
-    await model.hanging.wait()
-    other = start(EchoModel(), exclusive=False)
-    assert (await other.kill(workflow_id, "a")).state == "cancelled"
-    assert await terminal_events(store, workflow_id) == ["Cancelled"]
-
-
-async def test_a_kill_by_another_process_lets_the_calls_of_the_owner_go(store: SqliteStore, start: Start) -> None:
-    model = EchoModel(hung=frozenset({"only"}))
-    owner = start(model, exclusive=False, lease_s=0.03)
-    workflow_id = await owner.submit(parse_workflow(ONE), {}, "a")
-    await model.hanging.wait()
-    await start(EchoModel(), exclusive=False).kill(workflow_id, "a")
-    async with asyncio.timeout(60.0):
-        assert (await owner.wait(workflow_id, "a")).state == "cancelled"
-        while not model.cancelled:
-            await asyncio.sleep(0.001)
-    assert owner.running == 0
-    assert await terminal_events(store, workflow_id) == ["Cancelled"]
 
 
 class Deaf(SqliteStore):
@@ -424,17 +342,6 @@ async def test_a_process_without_a_connection_lets_go_and_another_takes_over(
     assert model.cancelled == ["only"]
     assert await terminal_events(store, workflow_id) == ["Finished"]
     await runner.close()
-
-
-async def test_a_cancel_by_another_process_reaches_the_owner(store: SqliteStore, start: Start) -> None:
-    model = EchoModel(hung=frozenset({"only"}))
-    owner = start(model, exclusive=False, lease_s=3.0)
-    workflow_id = await owner.submit(parse_workflow(ONE), {}, "a")
-    await model.hanging.wait()
-    other = start(EchoModel(), exclusive=False)
-    assert (await other.cancel(workflow_id, "a")).state == "running", "wished for, not there yet"
-    assert (await owner.wait(workflow_id, "a")).state == "cancelled"
-    assert model.cancelled == ["only"]
 
 
 class Unreadable(SqliteStore):
