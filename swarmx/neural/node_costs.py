@@ -27,7 +27,8 @@ _USUAL = tuple(0.6 * score for score in (-1.65, -0.4, 0.4, 1.65))
 """Errors that stand for those of before a server's first graph."""
 _RECENT = 100
 _MOST_OFF = math.log(4.0)
-"""Of one graph: a few that stood still must not make a server look hopeless, which then runs none that would tell."""
+"""Of one node or graph: a few that stood still must not make a server look hopeless, which then runs none that would
+tell."""
 _FORMAT = 1
 _MOST_COSTS = 8
 _Exponent = Annotated[float, msgspec.Meta(ge=-50.0, le=50.0)]
@@ -131,7 +132,7 @@ class NodeCosts:
         known, key = self._server(server), (work.class_type, work.model)
         before = self._lines.get(key)
         if before is not None and before.count >= 2 and seconds >= _LEAST_S:
-            off = math.log(seconds / max(self._common_s(work), _LEAST_S)) - known.factor
+            off = _bounded(math.log(seconds / max(self._common_s(work), _LEAST_S)) - known.factor)
             own, count = known.own.get(key, (0.0, 0))
             if len(known.own) < MOST_KEYS or key in known.own:
                 known.own[key] = (own + max(_RATE, 1.0 / (count + 1)) * (off - own), count + 1)
@@ -147,7 +148,7 @@ class NodeCosts:
         """A graph that should have taken `expected_s` took `seconds`."""
         if 0.0 < expected_s <= _MOST_S and 0.0 < seconds <= _MOST_S:
             known = self._server(server)
-            known.errors.append(min(_MOST_OFF, max(-_MOST_OFF, math.log(seconds / expected_s))))
+            known.errors.append(_bounded(math.log(seconds / expected_s)))
             known.graphs += 1
             known.spread = None
 
@@ -226,6 +227,11 @@ class NodeCosts:
         if len(self._servers) > MOST_SERVERS:
             self._servers.popitem(last=False)
         return known
+
+
+def _bounded(off: float) -> float:
+    """How far a node or a graph was off, as a logarithm, no further than one alone is believed."""
+    return min(_MOST_OFF, max(-_MOST_OFF, off))
 
 
 def _seconds(costs: Sequence[float], amounts: Sequence[float]) -> float:

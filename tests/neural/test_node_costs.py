@@ -84,6 +84,16 @@ def test_a_few_graphs_that_stood_still_do_not_make_a_server_look_hopeless() -> N
     assert forecast.mean < 3.0 * true_s(work), "who is thought so slow gets no graph that would tell better"
 
 
+def test_a_node_that_stood_still_on_a_server_that_ran_little_is_not_believed_alone() -> None:
+    costs, work = taught(("a", 1.0), runs=40), a_sampler(20.0, 1.0)
+    costs.observe("new", work, 400.0 * true_s(work))
+    assert costs.seconds("new", work) < 3.0 * true_s(work)
+    for number in range(30):
+        slower = a_sampler(10.0 + number, 1.0)
+        costs.observe("far slower", slower, true_s(slower, 12.0))
+    assert costs.seconds("far slower", work) == pytest.approx(true_s(work, 12.0), rel=0.25), "all of them together are"
+
+
 def test_a_graph_takes_what_its_nodes_take() -> None:
     costs = taught(("a", 1.0), runs=200)
     one, two = a_sampler(20.0, 1.0), a_sampler(30.0, 0.5)
