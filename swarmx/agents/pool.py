@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 
 import numpy as np
 
@@ -28,7 +29,7 @@ _UNREAD, _SHARED, _WEIGHT = FLOAT_ROW["unread_tokens"], FLOAT_ROW["shared_tokens
 _PROMPTS_BUSY, _SLOWDOWN = FLOAT_ROW["prefill_share"], FLOAT_ROW["slowdown"]
 _TYPICAL_WEIGHT = 0.02
 _USUAL_MEMORY_S = 20.0
-_NEWS = 0.2  # of the time of a call, until what was told of others is old: all who heard of a gap fill it
+_NO_DRAWS: Floats = np.zeros(0)
 _SLOWDOWN_WEIGHT = 0.05
 _SLOWDOWN_MOST = 4.0  # of one call, either way
 
@@ -45,7 +46,7 @@ class Pool:
         as_of(), dispatched()  # compiled here, and not in the first decision
         self.model = model
         self._late_binding = late_binding
-        self._own: dict[str, OwnCounts] | None = {} if shared else None
+        self._own: defaultdict[str, OwnCounts] | None = defaultdict(OwnCounts) if shared else None
         self._rng = np.random.default_rng(seed)
         self._typical_work = self._typical_context = 0.0
         self._typical_weight = 1.0
@@ -132,36 +133,12 @@ class Pool:
 
     def view(self, columns: Ints, now_s: float, prefix: tuple[int, ...] = ()) -> FleetView:
         """The fleet as a policy sees it for a prompt: it cannot change the memory, nor is the view changed by it."""
-        counts, numbers = as_of()(self._ints, self._floats, columns, now_s)
-        view = FleetView.over(counts, numbers)
+        draws = _NO_DRAWS if self._own is None else self._rng.random(len(columns))
+        typical = self._typical_work, self._typical_context, self._typical_weight
+        view = FleetView.over(*as_of()(self._ints, self._floats, columns, now_s, draws, *typical))
         if prefix:
             view.cached_tokens[:] = self._prefixes.cached(prefix, self._slots)[self._ints[_SLOT].take(columns)]
-        if self._own is not None:
-            others = self._others(columns, view)
-            counts[_IN_FLIGHT] += others.astype(np.int64)
-            numbers[_WEIGHT] += others * self._typical_weight
-            numbers[_REMAINING] += others * self._typical_work / 2.0  # seen at a random time, half of it is done
-            numbers[_CONTEXT] += others * self._typical_context
         return view
-
-    def _others(self, columns: Ints, view: FleetView) -> Floats:
-        """Calls of other routers by now, whole numbers [columns].
-
-        What was told fades towards the usual within a part of the time that a call like an own one takes. What is
-        between two whole numbers is one of them by chance, so that routers that heard the same do not all choose the
-        same (cf. Dahlin 2000, Interpreting stale load information).
-        """
-        told, usual = self._floats[_OTHERS].take(columns), self._floats[_USUAL].take(columns)
-        step_s = (
-            view.step_base_s
-            + view.decode_seq_s * np.minimum(view.in_flight + told + 1.0, view.max_batch)
-            + view.decode_ctx_token_s * (view.context_tokens + told * self._typical_context)
-        )
-        stay_s = view.call_base_s + view.prefill_token_s * self._typical_context + self._typical_work * step_s
-        age_s = np.nan_to_num(view.signal_age_s, nan=0.0)  # nothing told yet: nothing usual either
-        fresh = np.exp(-np.maximum(0.0, age_s) / np.maximum(_NEWS * stay_s, 1e-6)) if self._typical_work else 1.0
-        by_now: Floats = np.floor(usual + fresh * (told - usual) + self._rng.random(len(told)))
-        return by_now
 
     def home(self, session: str, columns: Ints) -> int | None:
         """Where among the columns, which rise, the replica is that served the session last."""
@@ -204,7 +181,7 @@ class Pool:
             heeded = _TYPICAL_WEIGHT if self._typical_work else 1.0
             self._typical_work += heeded * (forecast.mean - self._typical_work)
             self._typical_context += heeded * (call.prompt_tokens - self._typical_context)
-            self._own.setdefault(replica_id, OwnCounts()).changed(int(self._ints[_IN_FLIGHT, column]), now_s)
+            self._own[replica_id].changed(int(self._ints[_IN_FLIGHT, column]), now_s)
         if call.prefix or call.session:
             capacity = float(self._floats[_KV_CAPACITY, column])
             slot = int(self._ints[_SLOT, column])
@@ -240,7 +217,7 @@ class Pool:
         ints = self._ints[:, column]
         ints[_IN_FLIGHT] -= 1
         if self._own is not None:
-            self._own.setdefault(replica_id, OwnCounts()).changed(int(ints[_IN_FLIGHT]), now_s)
+            self._own[replica_id].changed(int(ints[_IN_FLIGHT]), now_s)
         if ints[_IN_FLIGHT] + self._floats[_OTHERS, column] == ints[_MAX_BATCH] - 1:
             self._roomy = None
         if ints[_IN_FLIGHT] == 0:  # an idle replica is idle exactly: no rounding error survives

@@ -19,6 +19,7 @@ FLOAT_ROW = {name: row for row, name in enumerate(FLOATS)}
 
 PROMPTS_MEMORY_S = 15.0
 FADES_PER_S = -1.0 / PROMPTS_MEMORY_S
+NEWS = 0.2  # of the time of a call, until what was told of others is old: all who heard of a gap fill it
 
 _SHOWN, _TOLD = len(COUNTS), len(NUMBERS)
 _IN_FLIGHT, _LAST_CHOSEN, _MAX_BATCH = INT_ROW["in_flight"], INT_ROW["last_chosen"], INT_ROW["max_batch"]
@@ -30,10 +31,22 @@ _PREFILL, _RATE, _SHARE, _AGE = (
     FLOAT_ROW["prefill_share"],
     FLOAT_ROW["signal_age_s"],
 )
-_MEASURED_AT, _READ_AT, _OTHERS = FLOAT_ROW["measured_at_s"], FLOAT_ROW["read_at_s"], FLOAT_ROW["others"]
+_MEASURED_AT, _READ_AT = FLOAT_ROW["measured_at_s"], FLOAT_ROW["read_at_s"]
+_OTHERS, _USUAL = FLOAT_ROW["others"], FLOAT_ROW["usual_others"]
+_CALL_BASE, _STEP_BASE, _SEQ = FLOAT_ROW["call_base_s"], FLOAT_ROW["step_base_s"], FLOAT_ROW["decode_seq_s"]
+_CTX_TOKEN, _PREFILL_TOKEN = FLOAT_ROW["decode_ctx_token_s"], FLOAT_ROW["prefill_token_s"]
 
 
-def _as_of(ints: Ints, floats: Floats, columns: Ints, now_s: float) -> tuple[Ints, Floats]:
+def _as_of(
+    ints: Ints,
+    floats: Floats,
+    columns: Ints,
+    now_s: float,
+    draws: Floats,
+    typical_work: float,
+    typical_context: float,
+    typical_weight: float,
+) -> tuple[Ints, Floats]:
     counts = np.empty((_SHOWN, len(columns)), dtype=np.int64)
     numbers = np.empty((_TOLD, len(columns)))
     for row in range(_SHOWN):
@@ -47,6 +60,22 @@ def _as_of(ints: Ints, floats: Floats, columns: Ints, now_s: float) -> tuple[Int
         numbers[_PREFILL, i] = max(0.0, numbers[_PREFILL, i] - since_s * floats[_RATE, columns[i]])
         numbers[_SHARE, i] *= math.exp(since_s * FADES_PER_S)
         numbers[_AGE, i] = now_s - floats[_MEASURED_AT, columns[i]]
+    for i in range(len(draws)):
+        told, usual = floats[_OTHERS, columns[i]], floats[_USUAL, columns[i]]
+        fresh = 1.0
+        if typical_work != 0.0:
+            batch = min(counts[_IN_FLIGHT, i] + told + 1.0, float(counts[_MAX_BATCH, i]))
+            context = numbers[_CONTEXT, i] + told * typical_context
+            step_s = numbers[_STEP_BASE, i] + numbers[_SEQ, i] * batch + numbers[_CTX_TOKEN, i] * context
+            stay_s = numbers[_CALL_BASE, i] + numbers[_PREFILL_TOKEN, i] * typical_context + typical_work * step_s
+            age_s = numbers[_AGE, i]
+            if age_s > 0.0:  # not where nothing was told yet: nothing is usual there either
+                fresh = math.exp(-age_s / max(NEWS * stay_s, 1e-6))
+        others = math.floor(usual + fresh * (told - usual) + draws[i])
+        counts[_IN_FLIGHT, i] += int(others)
+        numbers[_WEIGHT, i] += others * typical_weight
+        numbers[_REMAINING, i] += others * typical_work / 2.0  # seen at a random time, half of it is done
+        numbers[_CONTEXT, i] += others * typical_context
     return counts, numbers
 
 
@@ -81,13 +110,21 @@ def _dispatched(
 
 
 _TABLES = "int64[:, ::1], float64[:, ::1]"
+_DRAWN = "float64[::1], float64, float64, float64"
 
 
 @lru_cache(maxsize=1)
-def as_of() -> Callable[[Ints, Floats, Ints, float], tuple[Ints, Floats]]:
-    """Of a pool's integers and floats, the two tables of a `FleetView` of some columns at a time."""
-    signature = f"Tuple(({_TABLES}))({_TABLES}, Array(int64, 1, 'A', readonly=True), float64)"
-    return compiled(_as_of, signature, *_of_one(), np.zeros(1, dtype=np.int64), 0.0)
+def as_of() -> Callable[[Ints, Floats, Ints, float, Floats, float, float, float], tuple[Ints, Floats]]:
+    """Of a pool's integers and floats, the two tables of a `FleetView` of some columns at a time.
+
+    With `draws`, numbers in [0, 1) for each of these columns, calls of other routers are counted in, each with the
+    work, the context and the weight of a typical call: as many whole ones as there should be by now. What was told of
+    them fades towards the usual within a part of the time that a typical call takes. What is between two whole numbers
+    is one of them by the draw, so that routers that heard the same do not all choose the same (cf. Dahlin 2000,
+    Interpreting stale load information).
+    """
+    signature = f"Tuple(({_TABLES}))({_TABLES}, Array(int64, 1, 'A', readonly=True), float64, {_DRAWN})"
+    return compiled(_as_of, signature, *_of_one(), np.zeros(1, dtype=np.int64), 0.0, np.zeros(1), 1.0, 1.0, 1.0)
 
 
 @lru_cache(maxsize=1)

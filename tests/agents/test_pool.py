@@ -305,6 +305,41 @@ def test_calls_of_other_routers_weigh_what_our_own_usually_do() -> None:
     assert pool.view(pool.eligible(NOBODY), 1.0).weight.tolist() == pytest.approx([60.0], rel=1e-3)
 
 
+def test_calls_of_other_routers_are_counted_in_as_the_formula_has_it() -> None:
+    shared, alone = Pool("m", shared=True, seed=7), Pool("m")
+    for number in range(6):
+        profile = msgspec.structs.replace(
+            FAST, max_batch=6, call_base_s=0.02 * number, decode_ctx_token_s=1e-5, prefill_token_s=1e-4
+        )
+        for pool in (shared, alone):
+            pool.set_state(a_replica(f"r{number}", profile=profile), "ready", 0.0)
+    for number in range(5):  # nothing is told of the last one
+        for running, at_s in ((number, 1.0), (9 - number, 2.0 + 0.1 * number)):
+            shared.set_signal(f"r{number}", running, 0, 0.0, at_s)
+            alone.set_signal(f"r{number}", running, 0, 0.0, at_s)
+    for number in range(2):
+        for pool in (shared, alone):
+            pool.dispatched(f"r{number}", a_call("c"), point(2000.0, unit="tokens"), 1, 2.4, 0.0, 3.0)
+    columns = alone.eligible(NOBODY)
+    own, seen = alone.view(columns, 2.7), shared.view(columns, 2.7)
+
+    at_s = np.array([2.0 + 0.1 * number for number in range(5)])
+    before, told = np.arange(5.0), 9.0 - np.arange(5.0)
+    usual = np.append(before - np.expm1((1.0 - at_s) / 20.0) * (told - before), 0.0)
+    told, prompt, work, weight = np.append(told, 0.0), float(a_call("c").prompt_tokens), 2000.0, 1.0 + 0.02 * 2.0
+    weight += 0.02 * (3.0 - weight)
+    batch = np.minimum(own.in_flight + told + 1.0, own.max_batch)
+    step_s = own.step_base_s + own.decode_seq_s * batch + own.decode_ctx_token_s * (own.context_tokens + told * prompt)
+    stay_s = own.call_base_s + own.prefill_token_s * prompt + work * step_s
+    fresh = np.exp(-np.append(2.7 - at_s, 0.0) / (0.2 * stay_s))
+    others = np.floor(usual + fresh * (told - usual) + np.random.default_rng(7).random(6))
+    assert len(set(others)) > 3
+    assert seen.in_flight.tolist() == (own.in_flight + others).tolist()
+    assert seen.remaining_work.tolist() == pytest.approx((own.remaining_work + others * work / 2.0).tolist())
+    assert seen.context_tokens.tolist() == pytest.approx((own.context_tokens + others * prompt).tolist())
+    assert seen.weight.tolist() == pytest.approx((own.weight + others * weight).tolist())
+
+
 @given(st.lists(st.tuples(st.sampled_from(["sent", "ended", "told"]), st.sampled_from("ab"), st.integers(0, 5))))
 def test_what_is_open_is_known_at_any_time_though_other_routers_send_calls(
     steps: list[tuple[str, str, int]],

@@ -17,7 +17,7 @@ _TEXTS = ("prompt", "input", "inputs", "text", "query", "question", "message", "
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_new_tokens")
 _MOST_TEXT = 1 << 20
 _MOST_DEPTH = 3
-_MAPPINGS = (dict, Mapping)  # what is a dict is known for a mapping at once
+_MAPPINGS, _SEQUENCES = (dict, Mapping), (list, Sequence)  # what is a dict is known for a mapping at once
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -67,7 +67,7 @@ def size_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     size = 0
     for value in [*args, *kwargs.values()]:
         messages = _field(value, "messages")
-        if isinstance(messages, Sequence) and not isinstance(messages, str | bytes):
+        if _is_sequence(messages):
             size += sum(len(_text(_field(message, "content"), 0)) for message in messages)
         else:
             size += len(_text(value, 0))
@@ -76,32 +76,46 @@ def size_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
 
 def _openai(value: Any) -> dict[str, Any] | None:
     """The fields of an OpenAI body that matter here, from a mapping or an object that has messages."""
-    messages = _field(value, "messages")
-    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
+    fields = _fields(value)
+    messages = fields.get("messages")
+    if not (_is_sequence(messages) and messages):
         return None
-    read = [{"role": str(_field(m, "role") or "user"), "content": _text(_field(m, "content"), 0)} for m in messages]
-    tools = _field(value, "tools")
+    read = []
+    for message in messages:
+        said = _fields(message)
+        read.append({"role": str(said.get("role") or "user"), "content": _text(said.get("content"), 0)})
     body: dict[str, Any] = {"messages": read, **_limit([value])}
+    tools = fields.get("tools")
     if isinstance(tools, list) and tools and all(isinstance(tool, dict) for tool in tools):
         body["tools"] = tools
-    if _field(value, "stream") is True:
+    if fields.get("stream") is True:
         body["stream"] = True
     return body
 
 
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, _SEQUENCES) and not isinstance(value, str | bytes)
+
+
 def _limit(values: Sequence[Any]) -> dict[str, int]:
     for value in values:
+        fields = _fields(value)
         for name in _LIMITS:
-            limit = _field(value, name)
+            limit = fields.get(name)
             if type(limit) is int:
                 return {"max_tokens": limit}
     return {}
 
 
-def _field(value: Any, name: str) -> Any:
+def _fields(value: Any) -> Mapping[str, Any]:
+    """What a mapping has, or an object as plain attributes: a property could do anything."""
     if isinstance(value, _MAPPINGS):
-        return value.get(name)
-    return getattr(value, "__dict__", _NOTHING).get(name)  # plain attributes only: a property could do anything
+        return value
+    return getattr(value, "__dict__", _NOTHING)
+
+
+def _field(value: Any, name: str) -> Any:
+    return _fields(value).get(name)
 
 
 def _text(value: Any, depth: int) -> str:

@@ -45,7 +45,7 @@ _ENDLESS = 1_000_000  # attempts: a replica that is full is no reason to give a 
 _HOLD_DEPTH = 32  # Serve's replicas take few calls, so that many wait here
 _CLAIM_S = 10.0  # within which a request that was given a replica is on its way there
 _ENOUGH = 3  # calls that tell how fast a replica is
-_READ_S = 0.005  # after which the prompt is read of a request that is on its way by then
+_READ_S = 0.005  # after a replica has taken a request, its prompt is read: until then it would be in the way
 _LEARN_S = 0.005  # after which an answer is learnt from: whoever gets its place is on the way by then
 
 
@@ -172,13 +172,16 @@ class Desk:
         """
         if ticket.chosen is not None:
             raise RuntimeError(f"{ticket.call.call_id} is being placed already")
-        chosen = ticket.chosen = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        chosen = ticket.chosen = loop.create_future()
         if ticket.replica_id is not None and ticket.call.call_id in self._tickets:
             if running is not None:
                 self.counted(ticket.replica_id, running + 1)  # for the agent, this one is there still
             self._moved(ticket, "busy", retryable=True)
         else:
             self._begin(ticket)
+        if ticket.prompt is not None and ticket.replica_id is None:  # who waits is weighed by the better forecast
+            loop.call_soon(self._read, ticket)
         return chosen
 
     async def place(self, ticket: Ticket, *, running: int | None = None) -> str:
@@ -197,6 +200,8 @@ class Desk:
     def accepted(self, ticket: Ticket) -> None:
         """The replica has taken the request."""
         ticket.accepted = True
+        if ticket.prompt is not None:
+            asyncio.get_running_loop().call_later(_READ_S, self._read, ticket)
 
     def ended(self, ticket: Ticket, *, failed: FailureReason | None = None) -> None:
         """The request is over, with an answer or (`failed`) without."""
@@ -297,8 +302,6 @@ class Desk:
         self._tickets[ticket.call.call_id] = ticket
         self._workflows.enter(ticket.call)
         self._shell.post(CallReady(call=ticket.call, forecast=ticket.forecast))
-        if ticket.prompt is not None:  # one that waits is weighed against others by the better forecast
-            asyncio.get_running_loop().call_later(0.0 if ticket.replica_id is None else _READ_S, self._read, ticket)
 
     def _read(self, ticket: Ticket) -> None:
         """Forecast by the prompt; whoever is over by now did not need it."""

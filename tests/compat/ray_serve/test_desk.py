@@ -271,6 +271,21 @@ async def test_a_request_is_sent_before_its_prompt_is_read_and_then_counts_as_wh
     at.close()
 
 
+async def test_a_prompt_is_read_while_its_request_waits_or_once_a_replica_has_taken_it() -> None:
+    reader = _Reader()
+    at = desk(most=1, replicas=1, reader=reader)
+    sent, waits = ticket(at, "77"), ticket(at, "88")
+    await at.place(sent)
+    at.ask(waits)
+    await asyncio.sleep(0.02)  # time enough to read both
+    assert reader.read == [b"88"], "the other one is on its way: nobody is to stand in it"
+    at.accepted(sent)
+    while sent.prompt is not None:
+        await asyncio.sleep(0.001)
+    assert reader.read == [b"88", b"77"]
+    at.close()
+
+
 async def test_what_an_answer_tells_before_its_request_is_over_is_learnt_at_the_end() -> None:
     reader = _Reader()
     at = desk(replicas=1, reader=reader)
