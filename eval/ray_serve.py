@@ -23,7 +23,19 @@ from typing import Any
 
 import numpy as np
 
-from eval.ray_serve_plan import DEVICES, OURS, SLOTS, Asked, Planned, claims_of, parser_of, plan, row_of, truth_of
+from eval.ray_serve_plan import (
+    DEVICES,
+    OURS,
+    SLOTS,
+    Asked,
+    Planned,
+    claims_of,
+    parser_of,
+    plan,
+    row_of,
+    seeds_of,
+    truth_of,
+)
 from eval.result import Row, table, write_result
 
 ROUTERS: Mapping[str, Mapping[str, Any]] = {
@@ -131,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gc.freeze()  # as Serve does in its proxies and replicas, which are where handles live otherwise
     rows: list[Row] = []
     try:
-        for seed in range(wanted.seeds):
+        for seed in seeds_of(wanted):
             planned = plan(wanted.count, wanted.rate, seed=seed, prompts=wanted.prompts)
             truth = wanted.out.resolve() / f"truth-{seed}.json"
             truth.write_text(json.dumps(truth_of(planned)))
@@ -145,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     claims = claims_of(rows)
     command = "python -m eval.ray_serve" + (" --prompts FOLDER" if wanted.prompts else "")
     print(table(rows))
-    print(f"Written: {write_result(wanted.out, command, rows, claims, list(range(wanted.seeds)))}")
+    print(f"Written: {write_result(wanted.out, command, rows, claims, seeds_of(wanted))}")
 
 
 def _measure(router: str, planned: Sequence[Planned], truth: Path, wanted: argparse.Namespace, seed: int) -> Row:

@@ -37,9 +37,15 @@ def parser_of(name: str, about: str | None, routers: Sequence[str]) -> argparse.
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--rate", type=float, default=2.2, help="workflows a second of the wall clock")
     parser.add_argument("--time-scale", type=float, default=4.0)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--routers", default=",".join(routers))
     return parser
+
+
+def seeds_of(wanted: argparse.Namespace) -> list[int]:
+    """The seeds that the command line asks for."""
+    return list(range(wanted.first_seed, wanted.first_seed + wanted.seeds))
 
 
 @dataclass

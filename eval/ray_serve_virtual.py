@@ -21,7 +21,19 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 import numpy as np
 
-from eval.ray_serve_plan import DEVICES, MODEL, OURS, SLOTS, Asked, Planned, claims_of, parser_of, plan, row_of
+from eval.ray_serve_plan import (
+    DEVICES,
+    MODEL,
+    OURS,
+    SLOTS,
+    Asked,
+    Planned,
+    claims_of,
+    parser_of,
+    plan,
+    row_of,
+    seeds_of,
+)
 from eval.result import Row, table, write_result
 from swarmx.compat.ray_serve.asked import call_from
 from swarmx.compat.ray_serve.beside import Beside
@@ -348,7 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--hop-ms", type=float, default=1e3 * _HOP_S, help="from a router to a replica, and back")
     wanted = parser.parse_args(arguments)
     rows: list[Row] = []
-    for seed in range(wanted.seeds):
+    for seed in seeds_of(wanted):
         planned = plan(wanted.count, wanted.rate, seed=seed, prompts=wanted.prompts)
         for router in wanted.routers.split(","):
             row = measure(router, planned, seed, wanted.time_scale, wanted.options, hop_s=wanted.hop_ms / 1e3)
@@ -357,7 +369,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = f"python -m eval.ray_serve_virtual --hop-ms {wanted.hop_ms:g}" + (
         " --prompts FOLDER" if wanted.prompts else ""
     )
-    print(f"Written: {write_result(wanted.out, command, rows, claims_of(rows), list(range(wanted.seeds)))}")
+    print(f"Written: {write_result(wanted.out, command, rows, claims_of(rows), seeds_of(wanted))}")
 
 
 if __name__ == "__main__":
