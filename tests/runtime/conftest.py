@@ -1,4 +1,4 @@
-"""A store on disk, and runners over it."""
+"""A store on disk, and runners and a desk over it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from swarmx.memory.sqlite import SqliteStore
 from swarmx.runtime.workflows import WorkflowRunner
+from tests.runtime.offices import Office
 from tests.runtime.runners import EchoModel, FixedClock, Start
 
 
@@ -32,3 +33,8 @@ async def start(store: SqliteStore) -> AsyncIterator[Start]:
     yield make
     for runner in runners:
         await runner.close()
+
+
+@pytest.fixture
+def office(store: SqliteStore) -> Office:
+    return Office(store=store)

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import pytest
 
 from swarmx.core.actions import Action
 from swarmx.core.control import Actor, ControlView, Proposal, ToolCall, Via
+from swarmx.core.errors import Refused
 from swarmx.core.messages import Message
 from swarmx.memory.control import SqliteControl
 from swarmx.memory.sqlite import SqliteStore
@@ -22,8 +24,21 @@ from tests.tools.worlds import (
     COORDINATOR,
     OPERATOR,
     World,
+    call,
     decision_about,
 )
+
+SCALE = call("scale_model", model="coder", replicas=3)
+SHRINK = call("scale_model", model="coder", replicas=1)
+DRAIN = call("drain_replica", replica_id="coder-1")
+ROUTE = call("set_routing_policy", policy="sticky")
+
+
+async def refused(work: Any) -> str:
+    """The rule that the work is refused by."""
+    with pytest.raises(Refused) as error:
+        await work
+    return error.value.rule
 
 
 @dataclass(kw_only=True)

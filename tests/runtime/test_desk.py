@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
@@ -15,7 +13,7 @@ from swarmx.core.errors import ConfigError, Forbidden, NotFound, Refused
 from swarmx.core.messages import ScaleRequested
 from swarmx.memory.sqlite import SqliteStore
 from swarmx.tools.guard import GuardSettings
-from tests.runtime.offices import Office
+from tests.runtime.offices import DRAIN, ROUTE, SCALE, SHRINK, Office, refused
 from tests.tools.worlds import (
     ADMIN,
     CLIENT,
@@ -25,31 +23,6 @@ from tests.tools.worlds import (
     Load,
     call,
 )
-
-SCALE = call("scale_model", model="coder", replicas=3)
-SHRINK = call("scale_model", model="coder", replicas=1)
-DRAIN = call("drain_replica", replica_id="coder-1")
-ROUTE = call("set_routing_policy", policy="sticky")
-
-
-@pytest.fixture
-async def store() -> AsyncIterator[SqliteStore]:
-    opened = SqliteStore(":memory:")
-    await opened.open()
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-def office(store: SqliteStore) -> Office:
-    return Office(store=store)
-
-
-async def refused(work: Any) -> str:
-    with pytest.raises(Refused) as error:
-        await work
-    return error.value.rule
-
 
 # Proposing and deciding
 

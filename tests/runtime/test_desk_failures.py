@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +10,15 @@ import msgspec
 import pytest
 
 from swarmx.core.control import Proposal
-from swarmx.core.errors import Refused, StoreError
+from swarmx.core.errors import StoreError
 from swarmx.memory.sqlite import SqliteStore
 from swarmx.runtime.clock import WallClock
 from swarmx.tools.guard import GuardSettings
-from tests.runtime.offices import Office
+from tests.runtime.offices import DRAIN, ROUTE, SCALE, SHRINK, Office, refused
 from tests.tools.worlds import (
     Load,
     call,
 )
-
-SCALE = call("scale_model", model="coder", replicas=3)
-SHRINK = call("scale_model", model="coder", replicas=1)
-DRAIN = call("drain_replica", replica_id="coder-1")
-ROUTE = call("set_routing_policy", policy="sticky")
-
-
-@pytest.fixture
-async def store() -> AsyncIterator[SqliteStore]:
-    opened = SqliteStore(":memory:")
-    await opened.open()
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-def office(store: SqliteStore) -> Office:
-    return Office(store=store)
-
-
-async def refused(work: Any) -> str:
-    with pytest.raises(Refused) as error:
-        await work
-    return error.value.rule
-
 
 # When something breaks
 
