@@ -73,14 +73,17 @@ def joined(graph: Graph, cuts: Mapping[int, Cut]) -> Graph:
     )
 
 
-def named(graph: Graph, cuts: Mapping[int, Cut]) -> Graph:
-    """The graph with a name for each latent that it loads, the same where the same was computed: all parts of all jobs
-    load one under the same name until it is on its server."""
-    made = signatures(joined(graph, cuts), [node_id for node_id, _ in cuts.values()])
-    loaded = {latent: cut for latent, cut in cuts.items() if load_id(latent) in graph}
-    return with_inputs(
-        graph, {(load_id(n), "latent"): f"{made[node]} {output}" for n, (node, output) in loaded.items()}
-    )
+def facts_of(job: Job) -> JobFacts:
+    """What a forecast may know of a job. All parts of all jobs load a latent under the same name until it is on their
+    server: here each has a name that is the same where the same was computed."""
+    if job.part is None:
+        return JobFacts.of(job.graph, job.outputs)
+    cuts, whole = job.part.cuts, joined(job.graph, job.part.cuts)
+    made = signatures(whole, [node_id for node_id, _ in cuts.values()])
+    names: dict[tuple[str, str], object] = {
+        (load_id(latent), "latent"): f"{made[node_id]} {output}" for latent, (node_id, output) in cuts.items()
+    }
+    return JobFacts.of(with_inputs(job.graph, names), job.outputs, whole)
 
 
 class Piece(NamedTuple):

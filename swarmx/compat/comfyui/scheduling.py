@@ -23,7 +23,7 @@ from swarmx.agents.choice import second_of
 from swarmx.agents.kept_view import fixed_columns, fixed_row, keep
 from swarmx.agents.objective import Objective, parameters_in
 from swarmx.agents.shares import Shares
-from swarmx.compat.comfyui.drafts import joined, named
+from swarmx.compat.comfyui.drafts import facts_of
 from swarmx.compat.comfyui.forecasts import JobFacts, JobForecaster, ServerState
 from swarmx.compat.comfyui.jobs import Job
 from swarmx.core.engine import EngineProfile
@@ -64,8 +64,7 @@ class Waiting:
     def facts(self) -> JobFacts:
         """Read from the graph when it is first asked for: most jobs wait a while before they are."""
         if self._facts is None:
-            graph, cuts = self.job.graph, self.job.part.cuts if self.job.part else {}
-            self._facts = JobFacts.of(named(graph, cuts), self.job.outputs, joined(graph, cuts))
+            self._facts = facts_of(self.job)
         return self._facts
 
 
