@@ -17,7 +17,8 @@ import gc
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,22 +82,49 @@ def config(router: str, truth: Path, *, time_scale: float, log_dir: Path) -> dic
     }
 
 
-def deploy(application: Mapping[str, Any], *, patience_s: float = 120.0) -> Any:
-    """Have this application alone; returns a handle of its model."""
+def deploy(applications: Sequence[Mapping[str, Any]], *, patience_s: float = 180.0) -> dict[str, Any]:
+    """Have these applications and no others; returns a handle of each one's model, by its name. Raises RuntimeError."""
     from ray import serve
     from ray.serve.context import _get_global_client
     from ray.serve.schema import ServeDeploySchema
 
-    _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
-    name, ends_s = application["name"], time.monotonic() + patience_s
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": applications}))
+    names, ends_s = {str(each["name"]) for each in applications}, time.monotonic() + patience_s
+    states: dict[str, str] = {}
     while time.monotonic() < ends_s:
         time.sleep(0.5)
-        states = serve.status().applications
-        if set(states) == {name} and states[name].status == "RUNNING":
-            return serve.get_deployment_handle("Model", name)
-        if name in states and states[name].status == "DEPLOY_FAILED":
-            raise RuntimeError(f"{name} was not deployed: {states[name].message}")
-    raise RuntimeError(f"{name} does not run after {patience_s:g} s")
+        found = serve.status().applications
+        states = {name: state.status.value for name, state in found.items()}
+        if states == dict.fromkeys(names, "RUNNING"):
+            return {name: serve.get_deployment_handle("Model", name) for name in names}
+        if failed := [f"{n}: {found[n].message}" for n in names & states.keys() if states[n] == "DEPLOY_FAILED"]:
+            raise RuntimeError(f"not deployed: {'; '.join(failed)}")
+    raise RuntimeError(f"after {patience_s:g} s not everything runs, expected {sorted(names)}: {states}")
+
+
+@contextmanager
+def serving(**environment: str) -> Iterator[None]:
+    """A Ray of its own with Serve, and this process as one that routes; `environment` are further variables."""
+    os.environ |= {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_SERVE_LOG_TO_STDERR": "0",
+        "OMP_NUM_THREADS": "1",
+        "RAY_worker_niceness": "0",  # on their own machines replicas would not come after this process, either
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        **environment,
+    }
+    import ray
+    from ray import serve
+
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    try:
+        serve.start(proxy_location="Disabled")
+        gc.collect()
+        gc.freeze()  # as Serve does in its proxies and replicas, which are where handles live otherwise
+        yield
+    finally:
+        serve.shutdown()
+        ray.shutdown()
 
 
 async def drive(handle: Any, planned: Sequence[Planned]) -> tuple[list[float | None], dict[str, int]]:
@@ -126,34 +154,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run every router on the same workflows, and write the result."""
     wanted = parser_of("eval.ray_serve", __doc__, list(ROUTERS)).parse_args(arguments)
     wanted.out.mkdir(parents=True, exist_ok=True)
-    os.environ |= {
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_SERVE_LOG_TO_STDERR": "0",
-        "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "1.0",
-        "OMP_NUM_THREADS": "1",
-        "RAY_worker_niceness": "0",  # on their own machines replicas would not come after this process, either
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-    }
-    import ray
-    from ray import serve
-
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    serve.start(proxy_location="Disabled")
-    gc.collect()
-    gc.freeze()  # as Serve does in its proxies and replicas, which are where handles live otherwise
     rows: list[Row] = []
-    try:
+    with serving(RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S="1.0"):
         for seed in seeds_of(wanted):
             planned = plan(wanted.count, wanted.rate, seed=seed, prompts=wanted.prompts)
             truth = wanted.out.resolve() / f"truth-{seed}.json"
             truth.write_text(json.dumps(truth_of(planned)))
-            for router in wanted.routers.split(","):
+            for router in wanted.routers:
                 rows.append(_measure(router, planned, truth, wanted, seed))
                 print(table([rows[-1]]), flush=True)
             truth.unlink()
-    finally:
-        serve.shutdown()
-        ray.shutdown()
     claims = claims_of(rows)
     command = "python -m eval.ray_serve" + (" --prompts FOLDER" if wanted.prompts else "")
     print(table(rows))
@@ -162,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _measure(router: str, planned: Sequence[Planned], truth: Path, wanted: argparse.Namespace, seed: int) -> Row:
     log_dir = wanted.out.resolve() / "decisions"
-    handle = deploy(config(router, truth, time_scale=wanted.time_scale, log_dir=log_dir))
+    [handle] = deploy([config(router, truth, time_scale=wanted.time_scale, log_dir=log_dir)]).values()
     times, devices = asyncio.run(drive(handle, planned))
     row = row_of(router, seed, times, devices, wanted.time_scale)
     row["load_average"] = os.getloadavg()[0]

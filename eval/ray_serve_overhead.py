@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
-import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -28,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.ray_serve import config
-from eval.ray_serve_plan import OURS, Asked, plan
+from eval.ray_serve import config, deploy, serving
+from eval.ray_serve_plan import OURS, Asked, add_routers, plan
 from eval.result import Claim, Row, Value, claim, table, write_result
 
 THEIRS = "power_of_two"  # Serve's default
@@ -40,16 +38,8 @@ _MOST_ONGOING = 100
 _WARM_UP, _WARM_UP_RATE = 300, 100
 _LEAD = 5  # requests of a block, which find old queue lengths and the like: not counted
 _REST_S = 0.5  # after a block, for what is done about its last answers
-_PATIENCE_S = 180.0
 _RESAMPLED = 2000
 _AIM_MS = 1.0
-_ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_SERVE_LOG_TO_STDERR": "0",
-    "OMP_NUM_THREADS": "1",
-    "RAY_worker_niceness": "0",  # on their own machines replicas would not come after this process, either
-    "PYTHONPATH": str(Path(__file__).parents[1]),
-}
 Call = tuple[str, Asked]
 """A session, and a request of it."""
 Times = Mapping[str, Sequence[float]]
@@ -96,23 +86,6 @@ def applications(routers: Sequence[str], log_dir: Path) -> list[dict[str, Any]]:
         model["max_ongoing_requests"] = _MOST_ONGOING
         made.append(application | {"import_path": "eval.ray_serve_overhead:build", "args": {}})
     return made
-
-
-def deploy(wanted: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Have these applications; returns a handle of each, by its name. Raises RuntimeError."""
-    from ray import serve
-    from ray.serve.context import _get_global_client
-    from ray.serve.schema import ServeDeploySchema
-
-    _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": wanted}))
-    names, ends_s = {str(each["name"]) for each in wanted}, time.monotonic() + _PATIENCE_S
-    states: dict[str, str] = {}
-    while time.monotonic() < ends_s and "DEPLOY_FAILED" not in states.values():
-        time.sleep(0.5)
-        states = {name: state.status.value for name, state in serve.status().applications.items()}
-        if states == dict.fromkeys(names, "RUNNING"):
-            return {name: serve.get_deployment_handle("Model", name) for name in names}
-    raise RuntimeError(f"not everything runs: {states}")
 
 
 class Route:
@@ -247,26 +220,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=Path)
     parser.add_argument("--blocks", type=int, default=6)
     parser.add_argument("--rates", default="10,50", help="requests a second")
-    parser.add_argument("--routers", default=",".join(_ROUTERS))
+    add_routers(parser, _ROUTERS)
     wanted = parser.parse_args(arguments)
-    routers, rates = wanted.routers.split(","), [int(rate) for rate in wanted.rates.split(",")]
+    routers, rates = wanted.routers, [int(rate) for rate in wanted.rates.split(",")]
     calls = calls_of(_WARM_UP + wanted.blocks * sum(map(count_of, rates)), wanted.prompts)
     wanted.out.mkdir(parents=True, exist_ok=True)
-    os.environ |= _ENVIRONMENT
-    import ray
-    from ray import serve
-
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    try:
-        serve.start(proxy_location="Disabled")
-        gc.collect()
-        gc.freeze()  # as Serve does in its proxies and replicas, which are where handles live otherwise
+    with serving():
         handles = deploy(applications(routers, wanted.out.resolve() / "decisions"))
         routes = [Route(router, handles[f"eval-{router}"]) for router in routers]
         rows = asyncio.run(measure(routes, calls, rates, wanted.blocks))
-    finally:
-        serve.shutdown()
-        ray.shutdown()
     claims = [*claims_of(rows), claim("failed", float(sum(route.failed for route in routes)), "<=", 0.0)]
     command = "python -m eval.ray_serve_overhead" + (" --prompts FOLDER" if wanted.prompts else "")
     print(f"Written: {write_result(wanted.out, command, rows, claims, [0])}")

@@ -39,8 +39,20 @@ def parser_of(name: str, about: str | None, routers: Sequence[str]) -> argparse.
     parser.add_argument("--time-scale", type=float, default=4.0)
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--routers", default=",".join(routers))
+    add_routers(parser, routers)
     return parser
+
+
+def add_routers(parser: argparse.ArgumentParser, known: Sequence[str]) -> None:
+    """`--routers` of a command line: names with commas between them, all that are known unless it says otherwise."""
+
+    def named(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(f"there is no {', '.join(unknown)}; there are {', '.join(known)}")
+        return names
+
+    parser.add_argument("--routers", type=named, default=",".join(known))
 
 
 def seeds_of(wanted: argparse.Namespace) -> list[int]:

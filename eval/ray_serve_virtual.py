@@ -362,7 +362,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows: list[Row] = []
     for seed in seeds_of(wanted):
         planned = plan(wanted.count, wanted.rate, seed=seed, prompts=wanted.prompts)
-        for router in wanted.routers.split(","):
+        for router in wanted.routers:
             row = measure(router, planned, seed, wanted.time_scale, wanted.options, hop_s=wanted.hop_ms / 1e3)
             rows.append({**row, "hop_ms": wanted.hop_ms})
     print(table(rows))
