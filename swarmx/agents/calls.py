@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from swarmx.agents.line import Line, Place
 from swarmx.agents.orders import Key
@@ -17,8 +18,7 @@ _NOWHERE: frozenset[str] = frozenset()
 _LEAST_S = 1e-3  # what should take less says nothing about the replica
 
 
-@dataclass(slots=True, kw_only=True)
-class CallState:
+class CallState(msgspec.Struct, kw_only=True, eq=False):
     """One call of the router: waiting while `replica_id` is None, else on that replica."""
 
     call: Call
@@ -38,7 +38,7 @@ class CallState:
     profile_s: float | None = None  # from dispatch to end, as the replica's profile has it
     unit_s: float = 0.0
     weight: float = 1.0  # what a second of it is worth to the policy
-    tried: frozenset[str] = field(default_factory=frozenset)
+    tried: frozenset[str] = _NOWHERE
     foreseen_s: float | None = None  # from ready to the end, by the policy's first word
     place: Place | None = None  # in its line, while it waits
     joined: bool = False  # it waited for this attempt, so its tenant's share was brought up to date when it came

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from swarmx.agents.calls import WaitingCalls
+from swarmx.agents.pool import Pool
 from swarmx.core.actions import StartTimer
 from swarmx.core.fleet import Floats, Ints
 from swarmx.core.messages import DemandReported, WorkflowSubmitted
@@ -40,6 +42,12 @@ class Load(NamedTuple):
     in_flight: int
     waiting: int
     work_left: float
+
+
+def load_of(pool: Pool, waiting: WaitingCalls, now_s: float) -> Load:
+    """The load of a model, whose replicas are in the pool."""
+    view = pool.view(np.arange(len(pool)), now_s)
+    return Load(int(view.in_flight.sum()), len(waiting), float(view.remaining_work.sum()) + waiting.work)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -22,8 +21,7 @@ from swarmx.core.nouns import Decision, SeenWorkflow
 from swarmx.core.ports import Policy
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
+class Placed(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """The replica for a call, and how the policy came to it; `cached_tokens` of its prompt are expected there."""
 
     columns: Ints
@@ -82,8 +80,7 @@ class Placing:
             every = pool.eligible(state.tried)
             placed = self._ask(state, pool, every, ahead, now_s)
             choice, view = placed.choice, placed.view
-            full = view.in_flight[choice.index] >= view.max_batch[choice.index]
-            if not (choice.hold or full):
+            if not (choice.hold or view.is_full(choice.index)):
                 return self._late(state, choice, now_s) or placed
             if (view.in_flight > 0).any():
                 return self._late(state, choice, now_s)

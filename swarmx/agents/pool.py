@@ -9,7 +9,7 @@ import numpy as np
 
 from swarmx.agents.kept_view import Roster, fixed_row
 from swarmx.agents.own_counts import OwnCounts
-from swarmx.agents.pool_columns import FLOAT_ROW, FLOATS, INT_ROW, INTS, as_of, dispatched
+from swarmx.agents.pool_columns import FLOAT_ROW, FLOATS, INT_ROW, INTS, as_of, dispatched, tables
 from swarmx.agents.prefix_index import PrefixIndex
 from swarmx.core.fleet import PROFILE, FleetView, Floats, Ints
 from swarmx.core.forecast import Forecast
@@ -29,7 +29,6 @@ _UNREAD, _SHARED, _WEIGHT = FLOAT_ROW["unread_tokens"], FLOAT_ROW["shared_tokens
 _PROMPTS_BUSY, _SLOWDOWN = FLOAT_ROW["prefill_share"], FLOAT_ROW["slowdown"]
 _TYPICAL_WEIGHT = 0.02
 _USUAL_MEMORY_S = 20.0
-_NO_DRAWS: Floats = np.zeros(0)
 _SLOWDOWN_WEIGHT = 0.05
 _SLOWDOWN_MOST = 4.0  # of one call, either way
 
@@ -47,7 +46,7 @@ class Pool:
         self.model = model
         self._late_binding = late_binding
         self._own: defaultdict[str, OwnCounts] | None = defaultdict(OwnCounts) if shared else None
-        self._rng = np.random.default_rng(seed)
+        self._dice = np.full(int(shared), seed % 2**64, dtype=np.uint64)
         self._typical_work = self._typical_context = 0.0
         self._typical_weight = 1.0
         self.replicas: list[Replica] = []
@@ -62,6 +61,7 @@ class Pool:
         self._ints: Ints = np.zeros((len(INTS), 8), dtype=np.int64)
         self._floats: Floats = np.zeros((len(FLOATS), 8))
         self._eligible: Ints = np.zeros(0, dtype=np.int64)
+        self._place_of: dict[int, int] = {}  # among the eligible, by column
         self._roster: Roster | None = None
         self._roomy: Ints | None = None  # the eligible with room, until one fills up or is full no longer
 
@@ -133,9 +133,19 @@ class Pool:
 
     def view(self, columns: Ints, now_s: float, prefix: tuple[int, ...] = ()) -> FleetView:
         """The fleet as a policy sees it for a prompt: it cannot change the memory, nor is the view changed by it."""
-        draws = _NO_DRAWS if self._own is None else self._rng.random(len(columns))
-        typical = self._typical_work, self._typical_context, self._typical_weight
-        view = FleetView.over(*as_of()(self._ints, self._floats, columns, now_s, draws, *typical))
+        view = FleetView.over(*tables(len(columns)))
+        as_of()(
+            self._ints,
+            self._floats,
+            columns,
+            now_s,
+            self._dice,
+            self._typical_work,
+            self._typical_context,
+            self._typical_weight,
+            view.counts,
+            view.numbers,
+        )
         if prefix:
             view.cached_tokens[:] = self._prefixes.cached(prefix, self._slots)[self._ints[_SLOT].take(columns)]
         return view
@@ -146,6 +156,8 @@ class Pool:
         if slot is None:
             return None
         column = self._column_of[slot]
+        if columns is self._eligible:
+            return self._place_of.get(column)
         found = int(columns.searchsorted(column))
         return found if found < len(columns) and columns[found] == column else None
 
@@ -312,3 +324,4 @@ class Pool:
             ],
             dtype=np.int64,
         )
+        self._place_of = {column: place for place, column in enumerate(self._eligible.tolist())}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from swarmx.agents.compiled import compiled
 from swarmx.core.fleet import COUNTS, NUMBERS, Floats, Ints
@@ -22,6 +23,8 @@ FADES_PER_S = -1.0 / PROMPTS_MEMORY_S
 NEWS = 0.2  # of the time of a call, until what was told of others is old: all who heard of a gap fill it
 
 _SHOWN, _TOLD = len(COUNTS), len(NUMBERS)
+_INT = np.dtype(np.int64)
+_UNIT = 2.0**-53  # of 53 bits, in [0, 1)
 _IN_FLIGHT, _LAST_CHOSEN, _MAX_BATCH = INT_ROW["in_flight"], INT_ROW["last_chosen"], INT_ROW["max_batch"]
 _REMAINING, _VARIANCE, _WEIGHT = FLOAT_ROW["remaining_work"], FLOAT_ROW["work_variance"], FLOAT_ROW["weight"]
 _CONTEXT, _SHARED, _UNREAD = FLOAT_ROW["context_tokens"], FLOAT_ROW["shared_tokens"], FLOAT_ROW["unread_tokens"]
@@ -42,13 +45,13 @@ def _as_of(
     floats: Floats,
     columns: Ints,
     now_s: float,
-    draws: Floats,
+    dice: NDArray[np.uint64],
     typical_work: float,
     typical_context: float,
     typical_weight: float,
-) -> tuple[Ints, Floats]:
-    counts = np.empty((_SHOWN, len(columns)), dtype=np.int64)
-    numbers = np.empty((_TOLD, len(columns)))
+    counts: Ints,
+    numbers: Floats,
+) -> None:
     for row in range(_SHOWN):
         for i in range(len(columns)):
             counts[row, i] = ints[row, columns[i]]
@@ -60,7 +63,15 @@ def _as_of(
         numbers[_PREFILL, i] = max(0.0, numbers[_PREFILL, i] - since_s * floats[_RATE, columns[i]])
         numbers[_SHARE, i] *= math.exp(since_s * FADES_PER_S)
         numbers[_AGE, i] = now_s - floats[_MEASURED_AT, columns[i]]
-    for i in range(len(draws)):
+    if len(dice) == 0:
+        return
+    for i in range(len(columns)):
+        # Steele et al. 2014, Fast splittable pseudorandom number generators (SplitMix64)
+        dice[0] += np.uint64(0x9E3779B97F4A7C15)
+        bits = dice[0]
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        draw = ((bits ^ (bits >> np.uint64(31))) >> np.uint64(11)) * _UNIT
         told, usual = floats[_OTHERS, columns[i]], floats[_USUAL, columns[i]]
         fresh = 1.0
         if typical_work != 0.0:
@@ -71,12 +82,11 @@ def _as_of(
             age_s = numbers[_AGE, i]
             if age_s > 0.0:  # not where nothing was told yet: nothing is usual there either
                 fresh = math.exp(-age_s / max(NEWS * stay_s, 1e-6))
-        others = math.floor(usual + fresh * (told - usual) + draws[i])
+        others = math.floor(usual + fresh * (told - usual) + draw)
         counts[_IN_FLIGHT, i] += int(others)
         numbers[_WEIGHT, i] += others * typical_weight
         numbers[_REMAINING, i] += others * typical_work / 2.0  # seen at a random time, half of it is done
         numbers[_CONTEXT, i] += others * typical_context
-    return counts, numbers
 
 
 def _dispatched(
@@ -110,21 +120,26 @@ def _dispatched(
 
 
 _TABLES = "int64[:, ::1], float64[:, ::1]"
-_DRAWN = "float64[::1], float64, float64, float64"
+_DICE = "uint64[::1], float64, float64, float64"
 
 
 @lru_cache(maxsize=1)
-def as_of() -> Callable[[Ints, Floats, Ints, float, Floats, float, float, float], tuple[Ints, Floats]]:
-    """Of a pool's integers and floats, the two tables of a `FleetView` of some columns at a time.
+def as_of() -> Callable[[Ints, Floats, Ints, float, NDArray[np.uint64], float, float, float, Ints, Floats], None]:
+    """From a pool's integers and floats, fill the two tables of a `FleetView` of some columns at a time.
 
-    With `draws`, numbers in [0, 1) for each of these columns, calls of other routers are counted in, each with the
-    work, the context and the weight of a typical call: as many whole ones as there should be by now. What was told of
+    With `dice`, the state of a random generator, calls of other routers are counted in, each with the work, the context and the weight of a typical call: as many whole ones as there should be by now. What was told of
     them fades towards the usual within a part of the time that a typical call takes. What is between two whole numbers
-    is one of them by the draw, so that routers that heard the same do not all choose the same (cf. Dahlin 2000,
+    is one of them by the dice, so that routers that heard the same do not all choose the same (cf. Dahlin 2000,
     Interpreting stale load information).
     """
-    signature = f"Tuple(({_TABLES}))({_TABLES}, Array(int64, 1, 'A', readonly=True), float64, {_DRAWN})"
-    return compiled(_as_of, signature, *_of_one(), np.zeros(1, dtype=np.int64), 0.0, np.zeros(1), 1.0, 1.0, 1.0)
+    signature = f"void({_TABLES}, Array(int64, 1, 'A', readonly=True), float64, {_DICE}, {_TABLES})"
+    first, dice = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.uint64)
+    return compiled(_as_of, signature, *_of_one(), first, 0.0, dice, 1.0, 1.0, 1.0, *tables(1))
+
+
+def tables(columns: int) -> tuple[Ints, Floats]:
+    """The tables of a view of so many columns, to be filled."""
+    return np.empty((_SHOWN, columns), _INT), np.empty((_TOLD, columns))
 
 
 @lru_cache(maxsize=1)

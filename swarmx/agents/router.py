@@ -12,11 +12,12 @@ from swarmx.agents.accounts import Accounts
 from swarmx.agents.admission import Refusal, over_budget, refuse
 from swarmx.agents.breakers import REPLICA_FAULTS, Breakers
 from swarmx.agents.calls import CallState
-from swarmx.agents.demand import DemandSketch, Load
+from swarmx.agents.demand import DemandSketch, Load, load_of
 from swarmx.agents.invariants import check_memory
 from swarmx.agents.objective import Objective
 from swarmx.agents.placing import Placed, Placing
 from swarmx.agents.pool import Pool
+from swarmx.agents.put_off import PutOff
 from swarmx.agents.router_settings import RouterSettings
 from swarmx.agents.waiting_room import Displaced, WaitingRoom
 from swarmx.agents.workflow_book import WorkflowBook
@@ -101,6 +102,7 @@ class RouterAgent:
         self._breakers = Breakers(self.settings.breaker_failures, self.settings.breaker_open_s)
         self._decisions = 0
         self._demand = DemandSketch(self.settings.demand_every_s)
+        self._put_off = PutOff(self.settings.put_off_s)
 
     @classmethod
     def from_config(cls, config: dict[str, object]) -> Self:
@@ -116,18 +118,16 @@ class RouterAgent:
         """The policy in force."""
         return self.objective.policy
 
-    @property
-    def parameters(self) -> dict[str, float]:
-        """The parameters of the policy in force."""
-        return self.objective.parameters
-
     def handle(self, message: Message, now_s: float) -> Sequence[Output]:
+        first = self._put_off.done() if self._put_off else ()
         outputs = self._answer(message, now_s)
         while self._unsettled:
             model, _ = self._unsettled.popitem()
             if settled := self._settle(model, now_s):
                 outputs = [*outputs, *settled]
-        return outputs
+        if self._put_off:
+            outputs = [*outputs, *self._put_off.handled(now_s)]
+        return [*first, *outputs] if first else outputs
 
     def _answer(self, message: Message, now_s: float) -> Sequence[Output]:
         match message:
@@ -196,8 +196,9 @@ class RouterAgent:
             return [refuse(state, over_budget(over))]
         self._calls[call_id] = state
         self._book.call_ready(call, now_s)
-        started = self._demand.arrived(call, message.forecast.mean, now_s)
-        return [*self._place(state, now_s), *started]
+        outputs = self._place(state, now_s)
+        self._put_off.add(self._demand.arrived, call, message.forecast.mean, now_s)
+        return outputs
 
     def _refined(self, message: ForecastRefined) -> Sequence[Output]:
         """Count on the better forecast from now on, where the call is at a replica as well as where it waits."""
@@ -216,45 +217,47 @@ class RouterAgent:
 
     def _place(self, state: CallState, now_s: float) -> Sequence[Output]:
         """Dispatch the call, refuse it, or let it wait for a replica."""
+        first = self._put_off.done() if self._put_off else ()
         pool = self._pools[state.call.model]
-        if self._room[pool.model].must_queue(state):
+        if queues := self._room[pool.model].must_queue(state):
             self._unsettled[pool.model] = None
-        placed = self._room.enter(state, pool, now_s)
+        placed = self._room.enter(state, pool, now_s, queues=queues)
+        if isinstance(placed, Placed | Refusal):
+            return [*first, *self._send(state, pool, placed, now_s)]
         if isinstance(placed, Displaced):
-            return [*placed.timers, self._refuse(placed.state, placed.refusal, now_s)]
-        return self._send(state, pool, placed, now_s) if isinstance(placed, Placed | Refusal) else placed
+            return [*first, *placed.timers, self._refuse(placed.state, placed.refusal, now_s)]
+        return [*first, *placed]
 
     def _settle(self, model: str, now_s: float) -> list[Output]:
         """Place the calls that wait, in the order of the policy, while there is room for them."""
-        pool, outputs = self._pools[model], list[Output]()
+        pool, outputs = self._pools[model], self._put_off.done()
         if not self._room[model]:
             return outputs
         for state, placed, left in self._room.call_in(pool, now_s):
-            outputs += [*left, *self._send(state, pool, placed, now_s)]
+            outputs += [*left, *self._send(state, pool, placed, now_s), *self._put_off.done()]
         return [*outputs, *self._room.timers(pool, now_s)]
 
     def _send(self, state: CallState, pool: Pool, placed: Placed | Refusal, now_s: float) -> list[Output]:
+        """Send the call where the policy wants it, unless it is refused."""
         if isinstance(placed, Refusal):
             return [self._refuse(state, placed, now_s)]
-        return self._dispatch(state, pool, placed, now_s)
-
-    def _dispatch(self, state: CallState, pool: Pool, placed: Placed, now_s: float) -> list[Output]:
-        """Send the call where the policy wants it."""
-        call, call_id = state.call, state.call.call_id
-        replica_id = pool.replicas[placed.column].replica_id
-        self._decisions += 1
+        call_id, replica_id = state.call.call_id, pool.replicas[placed.column].replica_id
         state.sent(replica_id, placed.choice, placed.cached_tokens, now_s)
-        self._accounts.sent(state, self._room[pool.model], placed.cached_tokens)
+        self._put_off.add(self._sent, state, pool, placed, now_s)
+        return [Dispatch(call_id=call_id, attempt=state.attempt, replica_id=replica_id, urgency=placed.choice.urgency)]
+
+    def _sent(self, state: CallState, pool: Pool, placed: Placed, now_s: float) -> Sequence[Output]:
+        """All that has to be known of an attempt before anything else happens, but not before it is on its way."""
+        call, replica_id, cached_tokens = state.call, pool.replicas[placed.column].replica_id, placed.cached_tokens
+        self._decisions += 1
+        self._accounts.sent(state, self._room[pool.model], cached_tokens)
+        if placed.choice.expected_s is not None:
+            self._book.call_placed(call.workflow_id, call.call_id, now_s + placed.choice.expected_s)
         patience_s = self.settings.first_token_timeout_s if call.stream else self.settings.call_timeout_s
-        outputs: list[Output] = [
-            Dispatch(call_id=call_id, attempt=state.attempt, replica_id=replica_id, urgency=placed.choice.urgency),
-            StartTimer(key=f"answer:{call_id}", at_s=now_s + patience_s),
-        ]
+        outputs: list[Output] = [StartTimer(key=f"answer:{call.call_id}", at_s=now_s + patience_s)]
         if self.settings.log_decisions:
             outputs.append(self._placing.decision(state, pool, placed, now_s))
-        if placed.choice.expected_s is not None:
-            self._book.call_placed(call.workflow_id, call_id, now_s + placed.choice.expected_s)
-        pool.dispatched(replica_id, call, state.forecast, self._decisions, now_s, placed.cached_tokens, state.weight)
+        pool.dispatched(replica_id, call, state.forecast, self._decisions, now_s, cached_tokens, state.weight)
         return [*outputs, *placed.alerts]
 
     def _first_token(self, message: FirstToken, now_s: float) -> Sequence[Output]:
@@ -366,6 +369,8 @@ class RouterAgent:
         state = self._calls.get(subject)
         waits = state is not None and state.replica_id is None
         match kind:
+            case "put_off":
+                self._put_off.timer_fired()
             case "demand":
                 return self._demand.report(self._loads(now_s), now_s)
             case "hold" if subject in self._pools:
@@ -396,13 +401,7 @@ class RouterAgent:
         return [*waiting.remove(state), self._refuse(state, Refusal(reason="no_replica", detail=detail), now_s)]
 
     def _loads(self, now_s: float) -> dict[str, Load]:
-        loads: dict[str, Load] = {}
-        for model, pool in self._pools.items():
-            view = pool.view(np.arange(len(pool)), now_s)
-            waiting = self._room[model]
-            work_left = float(view.remaining_work.sum()) + waiting.work
-            loads[model] = Load(int(view.in_flight.sum()), len(waiting), work_left)
-        return loads
+        return {model: load_of(pool, self._room[model], now_s) for model, pool in self._pools.items()}
 
     def _current(self, call_id: str, attempt: int) -> CallState | None:
         state = self._calls.get(call_id)
@@ -421,9 +420,11 @@ class RouterAgent:
 
     def in_flight(self, replica_id: str) -> int:
         """How many calls this router has on the replica; none on one that it does not know."""
+        self._put_off.do()
         pool = self._pool_of.get(replica_id)
         return 0 if pool is None else pool.in_flight(replica_id)
 
     def validate(self) -> None:
         """Check the memory against itself; tests call it after every step. Raises AssertionError."""
+        self._put_off.do()
         check_memory(self._calls, self._room.lines, self._pools, self._pool_of, policy_waits=self.policy.waits)

@@ -31,7 +31,8 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
     Of the calls that wait, the first `hold_depth` are asked about whenever something changes, and none is held back
     for a busy replica for longer than `hold_limit_s`. Workflows of a kind in `targets` should end within so many
     seconds. With `shared` replicas, other routers send them calls, too. With `log_decisions` off, no decision is told
-    to the log: only simulations do without.
+    to the log: only simulations do without. What a decision leaves to be done, its record, its timers and the books, is
+    done with the next message, at most `put_off_s` after it: 0 for at once.
 
     Tenants that `tenants` does not name have the defaults of `TenantSettings`. Service is counted in uncached prompt
     tokens and output tokens with these weights. A call that waits counts as one priority higher for each
@@ -56,6 +57,7 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
     targets: dict[str, float] = {}
     shared: bool = False
     log_decisions: bool = True
+    put_off_s: float = 0.0
     tenants: dict[str, TenantSettings] = {}
     prompt_token_weight: float = 1.0
     output_token_weight: float = 2.0

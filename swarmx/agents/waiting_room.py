@@ -50,15 +50,15 @@ class WaitingRoom:
         return self._lines
 
     def enter(
-        self, state: CallState, pool: Pool, now_s: float
+        self, state: CallState, pool: Pool, now_s: float, *, queues: bool
     ) -> Placed | Refusal | Displaced | Sequence[StartTimer | StopTimer]:
         """What becomes of a call that has just come, or come back: it is placed, refused, or waits with these timers.
 
-        Where calls of other tenants or priorities wait already, it waits for its turn, which `call_in` knows. Where all
-        places are taken, it gets one only from a tenant that has more than its share of them, and then for its own.
+        Where calls of other tenants or priorities wait already, it `queues` for its turn, which `call_in` knows. Where
+        all places are taken, it gets one only from a tenant that has more than its share of them, and then for its own.
         """
         waiting = self._lines[pool.model]
-        if not waiting.must_queue(state):
+        if not queues:
             placed = self._placing.place(state, pool, len(waiting), now_s)
             if (found := placed or self._placing.hopeless(state, pool, len(waiting), now_s)) is not None:
                 return found

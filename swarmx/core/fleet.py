@@ -91,6 +91,7 @@ PROFILE = (
     "prefill_ctx_token_s",
 )
 """Numbers of a replica's profile, but for its whole ones."""
+_IN_FLIGHT, _MAX_BATCH = COUNTS.index("in_flight"), COUNTS.index("max_batch")
 NUMBERS = (*NAMED, *MOVING, *PROFILE)
 COLUMNS = (*COUNTS, *NUMBERS)
 
@@ -189,6 +190,10 @@ class FleetView:
     def __len__(self) -> int:
         replicas: int = self.counts.shape[1]
         return replicas
+
+    def is_full(self, position: int) -> bool:
+        """Whether the batch of this one is full."""
+        return bool(self.counts.item(_IN_FLIGHT, position) >= self.counts.item(_MAX_BATCH, position))
 
     @property
     def room(self) -> Ints:

@@ -30,23 +30,16 @@ def names_of(texts: Iterable[bytes], key: bytes = b"") -> tuple[int, ...]:
 
     With a secret `key` nobody can make up two prompts of the same name.
     """
-    digest = blake2b(digest_size=8, key=key)
-    found: list[int] = []
-    taken, boundary = 0, 0
-    for text in texts:
-        at = 0
-        while boundary < len(BOUNDARIES):
-            need = BOUNDARIES[boundary] * BLOCK_BYTES - taken
-            if len(text) - at < need:
-                break
-            digest.update(text[at : at + need])
-            at, taken, boundary = at + need, taken + need, boundary + 1
-            found.append(int.from_bytes(digest.digest()) >> 1)
-        rest = text[at:]
-        digest.update(rest)
-        taken += len(rest)
-        if boundary == len(BOUNDARIES):
+    whole = memoryview(b"".join(texts))
+    blocks = len(whole) // BLOCK_BYTES
+    if not blocks:
+        return ()
+    digest, found, at = blake2b(digest_size=8, key=key), list[int](), 0
+    for boundary in BOUNDARIES:
+        if boundary > blocks:
             break
+        digest.update(whole[at : (at := boundary * BLOCK_BYTES)])
+        found.append(int.from_bytes(digest.digest()) >> 1)
     return tuple(found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,8 +12,7 @@ HEAD_BYTES = 4096
 TAIL_BYTES = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptText:
+class PromptText(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The text of a conversation, its messages joined by line ends: at most `HEAD_BYTES` and `TAIL_BYTES` of it.
 
     `text` is UTF-8, cut between any two bytes; `total_bytes` is the size before cutting; `messages` and `tools` count

@@ -21,7 +21,7 @@ from swarmx.core.ports import Output, SchedulerAgent
 from swarmx.runtime.journal_files import make_room, part_of
 
 FORMAT = "swarmx-journal"
-VERSION = 3  # raise it when agents answer the same messages otherwise, or with other fields
+VERSION = 4  # raise it when agents answer the same messages otherwise, or with other fields
 _OUTPUTS = frozenset(get_args(Message) + get_args(Action))
 
 AgentFactory = Callable[[dict[str, Any]], SchedulerAgent]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -22,7 +24,7 @@ ENDPOINTS: dict[CallKind, str] = {
 DEFAULT_IMAGE_STEPS = 30
 _BYTES_PER_TOKEN = 4.0
 _DEFAULT_WORK_LIMIT_TOKENS = 131_072.0  # no limit was named: a long context's worth
-_MOST = 10_000_000
+MOST_WHOLE = 10_000_000
 _NAMES_KEY = secrets.token_bytes(16)  # of this process: nobody else needs to know its names
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
@@ -35,101 +37,121 @@ class BadRequest(Exception):
         self.param = param
 
 
+class Said(NamedTuple):
+    """What a request says, message by message, and of it the first words of the system and of a user."""
+
+    system: str
+    user: str
+    roles: Sequence[str]
+    texts: Sequence[str]
+
+
 def call_of(request: ModelRequest) -> tuple[Call, PromptText]:
-    """The call of a model, and its prompt for the predictor. Raises BadRequest for what no engine would take.
+    """The call of a model, and its prompt for the predictor. Raises BadRequest for what no engine would take."""
+    return call_saying(request, _said(request.kind, request.body))
+
+
+def call_saying(request: ModelRequest, said: Said) -> tuple[Call, PromptText]:
+    """The same for a request whose messages were read already: its body needs none.
 
     `prompt_bytes` counts the texts alone, without the line ends between them; `prompt_tokens` the tools, too.
     """
-    system, user, texts = _prompt(request.kind, request.body)
-    tools = request.body.get("tools")
+    kind, body = request.kind, request.body
+    tools = body.get("tools")
     told = msgspec.json.encode(tools) if tools else b""
-    sizes = [len(text) if text.isascii() else len(text.encode()) for text in texts]
-    size = sum(sizes)
+    texts = [text.encode() for text in said.texts]
+    size = sum(map(len, texts))
     call = Call(
         call_id=new_id("call"),
         tenant=request.tenant,
-        kind=request.kind,
+        kind=kind,
         model=request.model,
         role=request.role,
         workflow_id=request.workflow_id,
         workflow_kind=request.workflow_kind,
         node=request.node,
-        prompt_key=prompt_key(system, user),
+        prompt_key=prompt_key(said.system, said.user),
         prompt_bytes=size,
         prompt_tokens=max(1, int((size + len(told)) / _BYTES_PER_TOKEN)),
-        work_limit=_work_limit(request.kind, request.body),
-        stream=request.kind == "llm" and bool(request.body.get("stream", False)),
+        work_limit=_work_limit(kind, body),
+        stream=kind == "llm" and bool(body.get("stream", False)),
         deadline_at_s=request.deadline_at_s,
         priority=request.priority,
-        session=request.workflow_id if request.kind == "llm" else "",
-        prefix=_prefix(request.body, texts, told) if request.kind == "llm" else (),
+        session=request.workflow_id if kind == "llm" else "",
+        prefix=_prefix(said.roles, texts, told) if kind == "llm" else (),
     )
     offered = len(tools) if isinstance(tools, list) else 0
-    returns_tools = request.kind == "llm" and request.body["messages"][-1]["role"] == "tool"
+    returns_tools = kind == "llm" and said.roles[-1] == "tool"
     return call, _prompt_text(texts, size + len(texts) - 1, tools=offered, returns_tools=returns_tools)
 
 
 def new_id(kind: str) -> str:
     """A fresh opaque id such as "call_5f0c…"; 96 random bits."""
-    return f"{kind}_{secrets.token_hex(12)}"
+    return f"{kind}_{os.urandom(12).hex()}"
 
 
-def _prefix(body: dict[str, Any], texts: list[str], tools: bytes) -> tuple[int, ...]:
+def _prefix(roles: Sequence[str], texts: Sequence[bytes], tools: bytes) -> tuple[int, ...]:
     """Names of the beginnings of what the engine will see: the tools, then each message behind its role."""
-    roles = [str(message["role"]).encode() for message in body["messages"]]
-    parts = [part for role, text in zip(roles, texts, strict=True) for part in (b"\0" + role + b"\0", text.encode())]
-    return names_of([tools, *parts], _NAMES_KEY)
+    parts = [tools]
+    for role, text in zip(roles, texts, strict=True):
+        parts += (f"\0{role}\0".encode(), text)
+    return names_of(parts, _NAMES_KEY)
 
 
-def _prompt_text(texts: list[str], total_bytes: int, *, tools: int, returns_tools: bool) -> PromptText:
+def _prompt_text(texts: Sequence[bytes], total_bytes: int, *, tools: int, returns_tools: bool) -> PromptText:
     """The same as `core.prompts.cut` of the texts joined by line ends, without joining them where they are long."""
     if total_bytes <= HEAD_BYTES + TAIL_BYTES:
-        text = "\n".join(texts).encode()
+        text = b"\n".join(texts)
     else:
         text = _first(texts, HEAD_BYTES) + _last(texts, TAIL_BYTES)
     return PromptText(text=text, total_bytes=total_bytes, messages=len(texts), tools=tools, returns_tools=returns_tools)
 
 
-def _first(texts: list[str], count: int) -> bytes:
+def _first(texts: Sequence[bytes], count: int) -> bytes:
     found = b""
     for text in texts:
-        found += text[:count].encode() + b"\n"  # as many characters are as many bytes at least
+        found += text[:count] + b"\n"
         if len(found) > count:
             break
     return found[:count]
 
 
-def _last(texts: list[str], count: int) -> bytes:
+def _last(texts: Sequence[bytes], count: int) -> bytes:
     found = b""
     for text in reversed(texts):
-        found = b"\n" + text[-count:].encode() + found
+        found = b"\n" + text[-count:] + found
         if len(found) > count:
             break
     return found[-count:]
 
 
-def _prompt(kind: CallKind, body: dict[str, Any]) -> tuple[str, str, list[str]]:
-    """System text, first user text, and the texts of all messages."""
+def _said(kind: CallKind, body: dict[str, Any]) -> Said:
     if kind == "image":
         prompt = body.get("prompt")
         if not isinstance(prompt, str) or not prompt:
             raise BadRequest("`prompt` must be a text that is not empty.", param="prompt")
-        return "", prompt, [prompt]
+        return Said("", prompt, [], [prompt])
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadRequest("`messages` must be a list with at least one message.", param="messages")
-    system = user = ""
-    texts: list[str] = []
+    roles, texts = list[str](), list[str]()
     for position, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        if not isinstance(message, dict) or not isinstance(role := message.get("role"), str):
             raise BadRequest(f"`messages[{position}]` must be an object with a `role`.", param="messages")
-        text = _text(message.get("content"))
-        texts.append(text)
-        if message["role"] == "system" and not system:
-            system = text
-        elif message["role"] == "user" and not user:
-            user = text
-    return system, user, texts
+        roles.append(role)
+        texts.append(_text(message.get("content")))
+    return said_by(roles, texts)
+
+
+def said_by(roles: Sequence[str], texts: Sequence[str]) -> Said:
+    """What these messages say, of which there is one at least."""
+    system = user = ""
+    for role, text in zip(roles, texts, strict=True):
+        if role == "system":
+            system = system or text
+        elif role == "user":
+            user = user or text
+    return Said(system, user, roles, texts)
 
 
 def _text(content: object) -> str:
@@ -154,6 +176,6 @@ def _work_limit(kind: CallKind, body: dict[str, Any]) -> float:
 
 
 def _whole(param: str, value: object) -> int:
-    if type(value) is int and 1 <= value <= _MOST:
+    if type(value) is int and 1 <= value <= MOST_WHOLE:
         return value
-    raise BadRequest(f"`{param}` must be a whole number from 1 to {_MOST}, not {value!r}.", param=param)
+    raise BadRequest(f"`{param}` must be a whole number from 1 to {MOST_WHOLE}, not {value!r}.", param=param)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import cast, get_args
+from typing import get_args
+
+import msgspec
 
 from swarmx.core.actions import Action
 from swarmx.core.messages import Envelope, Message
@@ -16,15 +17,14 @@ from swarmx.runtime.journal import Entry, Journal, step
 log = logging.getLogger(__name__)
 
 # Types are looked up: `isinstance` of a union asks each of its members, 0.1 ms a decision when the caches are cold.
-_ACTIONS, _MESSAGES = frozenset(get_args(Action)), frozenset(get_args(Message))
+_MESSAGES = frozenset(get_args(Message))
 # Losing a replica re-dispatches all its calls in one delivery; agents that only talk to each other never end.
 _MOST_AT_ONCE = 100_000
 
 Observer = Callable[[Message, float], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
+class Command(msgspec.Struct, frozen=True, kw_only=True):
     """An action and the agent that wants it done."""
 
     agent: str
@@ -39,7 +39,7 @@ class Switchboard:
     it is logged and counted in `faults`: nothing of it may take the others down.
     """
 
-    def __init__(self, agents: Sequence[SchedulerAgent], *, epoch: int, journal: Journal) -> None:
+    def __init__(self, agents: Sequence[SchedulerAgent], *, epoch: int, journal: Journal | None) -> None:
         names = [agent.name for agent in agents]
         if len(set(names)) != len(names):
             raise ValueError(f"agents need different names, got {names}")
@@ -47,7 +47,7 @@ class Switchboard:
         self.epoch = epoch
         self.faults = 0
         self.observers: list[Observer] = []
-        self._journal: Journal | None = journal
+        self._journal = journal
         self._seq: dict[str, int] = {}
 
     def deliver(
@@ -70,10 +70,14 @@ class Switchboard:
                 if agent.name != only if only is not None else type(envelope.message) not in agent.listens:
                     continue
                 for output in self._step(agent, envelope, now_s):
-                    if type(output) in _ACTIONS:
-                        commands.append(Command(agent=agent.name, action=cast("Action", output)))
+                    kind = type(output)
+                    if kind in agent.actions:
+                        commands.append(Command(agent=agent.name, action=output))  # type: ignore[arg-type]
+                    elif kind in _MESSAGES:
+                        queue.append((self._envelope(agent.name, output, envelope.ref), None))  # type: ignore[arg-type]
                     else:
-                        queue.append((self._envelope(agent.name, cast("Message", output), envelope.ref), None))
+                        self.faults += 1
+                        log.error("agent %s asked for an action outside its set; dropped", agent.name)
         return commands
 
     def _step(self, agent: SchedulerAgent, envelope: Envelope, now_s: float) -> Sequence[Message | Action]:
@@ -81,20 +85,12 @@ class Switchboard:
         if error is not None:
             self.faults += 1
             log.error("agent %s failed on %s", agent.name, type(envelope.message).__name__, exc_info=error)
-        self._write(
-            Entry(
-                at_s=now_s,
-                agent=agent.name,
-                heard=envelope,
-                answered=answered,
-                raised=type(error).__name__ if error else None,
+        if self._journal is not None:
+            raised = type(error).__name__ if error else None
+            self._write(
+                self._journal, Entry(at_s=now_s, agent=agent.name, heard=envelope, answered=answered, raised=raised)
             )
-        )
-        allowed = [o for o in answered if type(o) in agent.actions or type(o) in _MESSAGES]
-        if len(allowed) < len(answered):
-            self.faults += len(answered) - len(allowed)
-            log.error("agent %s asked for an action outside its set; dropped", agent.name)
-        return allowed
+        return answered
 
     def _show(self, observer: Observer, message: Message, now_s: float) -> None:
         try:
@@ -103,11 +99,9 @@ class Switchboard:
             self.faults += 1
             log.exception("an observer failed on %s", type(message).__name__)
 
-    def _write(self, entry: Entry) -> None:
-        if self._journal is None:
-            return
+    def _write(self, journal: Journal, entry: Entry) -> None:
         try:
-            self._journal.write(entry)
+            journal.write(entry)
         except Exception as error:
             self.faults += 1
             self._journal = None  # a journal with a gap would not replay

@@ -162,7 +162,7 @@ async def running(settings: Settings) -> AsyncIterator[tuple[FastAPI, Context]]:
             return list({proposal.proposal_id: proposal for proposal in (*waiting, *newest)}.values())
 
         def routing() -> PolicyStatus:
-            return PolicyStatus(policy=router.policy.name, parameters=router.parameters)
+            return PolicyStatus(policy=router.policy.name, parameters=router.objective.parameters)
 
         def workflow_took(seconds: float) -> None:
             figures.workflow_ended(seconds, clock.now_s())

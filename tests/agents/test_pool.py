@@ -305,6 +305,32 @@ def test_calls_of_other_routers_weigh_what_our_own_usually_do() -> None:
     assert pool.view(pool.eligible(NOBODY), 1.0).weight.tolist() == pytest.approx([60.0], rel=1e-3)
 
 
+def drawn(seed: int, count: int) -> list[float]:
+    """The first numbers of SplitMix64 with this seed, as the paper has it, in [0, 1)."""
+    mask, found = 2**64 - 1, list[float]()
+    for number in range(1, count + 1):
+        bits = (seed + number * 0x9E3779B97F4A7C15) & mask
+        bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 & mask
+        bits = (bits ^ bits >> 27) * 0x94D049BB133111EB & mask
+        found.append((bits ^ bits >> 31) / 2**64)
+    return found
+
+
+def test_draws_are_even_and_differ_by_router() -> None:
+    """Between two whole numbers of calls elsewhere, the upper one is counted as often as it should be."""
+    counted = []
+    for seed in range(200):
+        pool = Pool("m", shared=True, seed=seed)
+        pool.set_state(a_replica("a"), "ready", 0.0)
+        pool.dispatched("a", a_call("c"), point(10.0, unit="tokens"), 1, 0.0, 0.0)
+        pool.ended("a", 10.0, 0.0, 100.0, 0.0)
+        pool.set_signal("a", 0, 0, 0.0, 1.0)
+        pool.set_signal("a", 1, 0, 0.0, 1.0 + 20.0 * math.log(4.0 / 3.0))  # which makes a quarter of a call usual
+        counted.append([int(pool.view(pool.eligible(NOBODY), 1e6).in_flight[0]) for _ in range(50)])
+    assert np.mean(counted) == pytest.approx(0.25, abs=0.02)
+    assert len({tuple(of_one) for of_one in counted}) > 190
+
+
 def test_calls_of_other_routers_are_counted_in_as_the_formula_has_it() -> None:
     shared, alone = Pool("m", shared=True, seed=7), Pool("m")
     for number in range(6):
@@ -332,7 +358,7 @@ def test_calls_of_other_routers_are_counted_in_as_the_formula_has_it() -> None:
     step_s = own.step_base_s + own.decode_seq_s * batch + own.decode_ctx_token_s * (own.context_tokens + told * prompt)
     stay_s = own.call_base_s + own.prefill_token_s * prompt + work * step_s
     fresh = np.exp(-np.append(2.7 - at_s, 0.0) / (0.2 * stay_s))
-    others = np.floor(usual + fresh * (told - usual) + np.random.default_rng(7).random(6))
+    others = np.floor(usual + fresh * (told - usual) + drawn(7, 6))
     assert len(set(others)) > 3
     assert seen.in_flight.tolist() == (own.in_flight + others).tolist()
     assert seen.remaining_work.tolist() == pytest.approx((own.remaining_work + others * work / 2.0).tolist())

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from swarmx.agents.policies.marginal_cost import DECODE_S, EQUAL, FIRST, OWN_S, SLOWDOWN, TERMS, weigh
+from swarmx.agents.policies.marginal_cost import DECODE_S, EQUAL, FIRST, OWN_S, SLOWDOWN, TERMS, TOLD, weigh
 from swarmx.core.fleet import CallView, Choice, FleetView, Order, Terms
 from swarmx.core.forecast import masses_of
 
@@ -80,7 +80,8 @@ class Marginal:
 
     def choose(self, call: CallView, fleet: FleetView, rng: np.random.Generator) -> Choice:
         forecast, workflow, work = call.forecast, call.workflow, max(call.forecast.mean, 1e-9)
-        told, index, equal, weight = weigh()(
+        told = np.empty((TOLD, len(fleet)))
+        index, equal, weight = weigh()(
             fleet.counts,
             fleet.numbers,
             np.array(forecast.quantiles if self.risk else (forecast.mean,)),
@@ -103,6 +104,7 @@ class Marginal:
             self.siblings,
             self.share,
             self.learn,
+            told,
         )
         cost_s = told[0]
         if equal > 1:

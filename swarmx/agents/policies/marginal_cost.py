@@ -15,7 +15,8 @@ TERMS = ("wait_s", "prefill_s", "decode_s", "others_s", "spared_s")
 """What costs are made of."""
 
 COST_S, WAIT_S, PREFILL_S, DECODE_S, OTHERS_S, SPARED_S, OWN_S, SLOWDOWN, FIRST = range(9)
-"""The rows of what `weigh` gives: the cost, `TERMS`, own time, slowdown, and the calls that must end first."""
+TOLD = 9
+"""The rows of what `weigh` fills: the cost, `TERMS`, own time, slowdown, and the calls that must end first."""
 
 _IN_FLIGHT, _MAX_BATCH = map(COUNTS.index, ("in_flight", "max_batch"))
 _REMAINING, _CONTEXT, _WEIGHT = map(NUMBERS.index, ("remaining_work", "context_tokens", "weight"))
@@ -57,14 +58,15 @@ def _weigh(
     siblings: float,
     share: float,
     learn: float,
-) -> tuple[Floats, int, int, float]:
+    told: Floats,
+) -> tuple[int, int, float]:
     """The formula of `policies.marginal`, in its words.
 
     First come the two tables of the fleet view; what the work may come to, with its probability, [levels], or one
     value that is sure; then its mean, the prompt's tokens, the calls ahead, the workflow, and the ingredients.
 
-    Returns for each candidate, [9, replicas], the cost, `TERMS`, own time, slowdown, and the calls that must end first;
-    where the cost is least, how many cost as much, and the weight of the call.
+    Fills `told`, [TOLD, replicas], with the cost, `TERMS`, own time, slowdown, and the calls that must end first, and
+    returns where the cost is least, how many cost as much, and the weight of the call.
     """
     in_flight, max_batch = counts[_IN_FLIGHT], counts[_MAX_BATCH]
     remaining_work, context_tokens, weight = numbers[_REMAINING], numbers[_CONTEXT], numbers[_WEIGHT]
@@ -77,7 +79,6 @@ def _weigh(
     power = 1.0 + min(_MOST_TAIL, max(0.0, tail))
     spared_s = siblings * others_end_s
     replicas = counts.shape[1]
-    told = np.empty((9, replicas))
     work = max(mean, 1e-9)
     least_s = np.inf
     for i in range(replicas):
@@ -148,19 +149,19 @@ def _weigh(
     equal = 0
     for i in range(replicas):
         equal += told[COST_S, i] <= told[COST_S, best] * EQUAL
-    return told, best, equal, own_weight
+    return best, equal, own_weight
 
 
 @lru_cache(maxsize=1)
-def weigh() -> Callable[..., tuple[Floats, int, int, float]]:
+def weigh() -> Callable[..., tuple[int, int, float]]:
     """`_weigh` as machine code."""
     counts, numbers = np.ones((len(COUNTS), 1), dtype=np.int64), np.ones((len(NUMBERS), 1))
     masses = masses_of(LEVELS)
-    # Whole numbers (of tokens, and of calls) come as such.
-    return compiled(_weigh, _SIGNATURE, counts, numbers, np.ones(len(masses)), masses, 1.0, 1, *[1.0] * 16)
+    told = np.empty((TOLD, 1))
+    return compiled(_weigh, _SIGNATURE, counts, numbers, np.ones(len(masses)), masses, *[1.0] * 18, told)
 
 
 _TABLE = "Array({}, 2, 'A', readonly=True)"
 _LEVELS = "Array(float64, 1, 'A', readonly=True)"
-_ARGUMENTS = [_TABLE.format("int64"), _TABLE.format("float64"), _LEVELS, _LEVELS, *["float64"] * 18]
-_SIGNATURE = f"Tuple((float64[:, ::1], int64, int64, float64))({', '.join(_ARGUMENTS)})"
+_ARGUMENTS = [_TABLE.format("int64"), _TABLE.format("float64"), _LEVELS, _LEVELS, *["float64"] * 18, "float64[:, ::1]"]
+_SIGNATURE = f"Tuple((int64, int64, float64))({', '.join(_ARGUMENTS)})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from swarmx.core.nouns import Call
 from swarmx.core.prompts import PromptText
 from swarmx.core.records import ModelRequest
-from swarmx.runtime.requests import BadRequest, call_of
+from swarmx.runtime.requests import MOST_WHOLE, Said, call_saying, said_by
 
 _TEXTS = ("prompt", "input", "inputs", "text", "query", "question", "message", "content", "body")
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_new_tokens")
@@ -37,14 +37,16 @@ def call_from(
     these are read; of other mappings, the texts in them.
     """
     asked = [*args, *kwargs.values()]
-    body = next((found for value in asked if (found := _openai(value)) is not None), None)
-    if body is None:
+    for value in asked:
+        if (found := _openai(value)) is not None:
+            said, body = found
+            break
+    else:
         text = "\n".join(part for value in asked if (part := _text(value, 0)))
-        body = {"messages": [{"role": "user", "content": text[:_MOST_TEXT]}], **_limit(asked)}
+        said, body = Said("", text[:_MOST_TEXT], ("user",), (text[:_MOST_TEXT],)), _limit(map(_fields, asked))
     role = method
-    system = next((m["content"] for m in body["messages"] if m["role"] == "system"), "")
-    if system:
-        role = f"{method}-{blake2b(system.encode(), digest_size=4).hexdigest()}"
+    if said.system:
+        role = f"{method}-{blake2b(said.system.encode(), digest_size=4).hexdigest()}"
     request = ModelRequest(
         tenant="ray",
         workflow_id=workflow_id,
@@ -55,10 +57,7 @@ def call_from(
         model=deployment,
         body=body,
     )
-    try:
-        call, prompt = call_of(request)
-    except BadRequest:  # a limit that no engine would take: the deployment will say so itself
-        call, prompt = call_of(replace(request, body={"messages": body["messages"]}))
+    call, prompt = call_saying(request, said)
     return (replace(call, session=session) if session not in ("", call.session) else call), prompt
 
 
@@ -74,36 +73,37 @@ def size_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     return size
 
 
-def _openai(value: Any) -> dict[str, Any] | None:
-    """The fields of an OpenAI body that matter here, from a mapping or an object that has messages."""
+def _openai(value: Any) -> tuple[Said, dict[str, Any]] | None:
+    """What a mapping or an object with messages says, and those fields of an OpenAI body besides that matter here."""
     fields = _fields(value)
     messages = fields.get("messages")
     if not (_is_sequence(messages) and messages):
         return None
-    read = []
+    roles, texts = list[str](), list[str]()
     for message in messages:
         said = _fields(message)
-        read.append({"role": str(said.get("role") or "user"), "content": _text(said.get("content"), 0)})
-    body: dict[str, Any] = {"messages": read, **_limit([value])}
+        roles.append(str(said.get("role") or "user"))
+        texts.append(_text(said.get("content"), 0))
+    body = _limit((fields,))
     tools = fields.get("tools")
     if isinstance(tools, list) and tools and all(isinstance(tool, dict) for tool in tools):
         body["tools"] = tools
     if fields.get("stream") is True:
         body["stream"] = True
-    return body
+    return said_by(roles, texts), body
 
 
 def _is_sequence(value: Any) -> bool:
     return isinstance(value, _SEQUENCES) and not isinstance(value, str | bytes)
 
 
-def _limit(values: Sequence[Any]) -> dict[str, int]:
-    for value in values:
-        fields = _fields(value)
+def _limit(asked: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The first limit that is named, but for one that no engine would take: the deployment will say so itself."""
+    for fields in asked:
         for name in _LIMITS:
             limit = fields.get(name)
             if type(limit) is int:
-                return {"max_tokens": limit}
+                return {"max_tokens": limit} if 1 <= limit <= MOST_WHOLE else {}
     return {}
 
 

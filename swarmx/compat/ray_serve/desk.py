@@ -30,13 +30,14 @@ from swarmx.core.messages import (
     Message,
     ReplicaChanged,
     SignalReported,
+    TimerFired,
     WorkflowEnded,
 )
 from swarmx.core.nouns import Call, FailureReason, Replica
 from swarmx.core.ports import Forecaster
 from swarmx.core.prompts import PromptText
 from swarmx.runtime.clock import Clock
-from swarmx.runtime.journal import Journal, MemoryJournal
+from swarmx.runtime.journal import Journal
 from swarmx.runtime.live import LiveShell
 from swarmx.runtime.requests import new_id
 from swarmx.runtime.switchboard import Switchboard
@@ -47,6 +48,7 @@ _CLAIM_S = 10.0  # within which a request that was given a replica is on its way
 _ENOUGH = 3  # calls that tell how fast a replica is
 _READ_S = 0.005  # after a replica has taken a request, its prompt is read: until then it would be in the way
 _LEARN_S = 0.005  # after which an answer is learnt from: whoever gets its place is on the way by then
+_LATER_S = 0.5  # after which a decision is put on record, if its replica has not answered by then
 
 
 class Desk:
@@ -75,7 +77,7 @@ class Desk:
         self._decisions = decisions
         self._on_report = on_report
         self._agent = RouterAgent(self.settings(deployment, options))
-        switchboard = Switchboard([self._agent], epoch=int(clock.now_s()), journal=journal or MemoryJournal(limit=0))
+        switchboard = Switchboard([self._agent], epoch=int(clock.now_s()), journal=journal)
         switchboard.observers.append(self._observe)
         self._switchboard = switchboard
         self._shell = LiveShell(
@@ -83,6 +85,7 @@ class Desk:
         )
         self._alike, self._reader = forecasters(self._shell.post)
         self._heard_at_s = 0.0  # when what is being handled began to be
+        self._claims: asyncio.TimerHandle | None = None  # for the place that will have been unclaimed for too long next
         self._known: dict[str, KnownReplica] = {}
         self._tickets: dict[str, Ticket] = {}
         self._workflows = SilentWorkflows(idle_s=options.workflow_idle_s, clock=clock, post=self._tell_workflow)
@@ -103,6 +106,7 @@ class Desk:
             targets=options.targets,
             shared=True,
             log_decisions=bool(options.log_dir or options.log_url),
+            put_off_s=_LATER_S,
         )
 
     @property
@@ -266,10 +270,18 @@ class Desk:
             self._workflows.leave(ticket.call)
             self._shell.post(CallCancelled(call_id=ticket.call.call_id))
 
-    def unclaimed(self, ticket: Ticket, attempt: int) -> None:
-        """Give the place back if the request never went to the replica that it was given."""
-        if ticket.attempt == attempt and not ticket.accepted and ticket.chosen is None:
-            self.cancelled(ticket)
+    def give_back(self, now_s: float) -> None:
+        """Take the places back that requests were given long ago and never went to."""
+        self._claims = None
+        given = [t for t in self._tickets.values() if t.replica_id and not t.accepted and t.chosen is None]
+        for ticket in given:
+            if now_s >= ticket.sent_at_s + _CLAIM_S:
+                self.cancelled(ticket)
+        if next_s := min((t.sent_at_s + _CLAIM_S for t in given if not t.over), default=0.0):
+            self._claim(next_s - now_s)
+
+    def _claim(self, within_s: float) -> None:
+        self._claims = asyncio.get_running_loop().call_later(within_s, lambda: self.give_back(self._clock.now_s()))
 
     def counted(self, replica_id: str, running: int) -> None:
         """The replica itself has just said how many calls it has, of all routers."""
@@ -288,7 +300,10 @@ class Desk:
 
     def close(self) -> None:
         """Drop all timers, and write what is not written."""
+        self._switchboard.deliver(TimerFired(key="put_off"), self._clock.now_s())
         self._shell.close()
+        if self._claims is not None:
+            self._claims.cancel()
         self._workflows.close()
         if self._decisions is not None:
             self._decisions.close()
@@ -331,7 +346,8 @@ class Desk:
         ticket.area = known.changed(+1, now_s)
         ticket.chosen.set_result(action.replica_id)
         ticket.chosen = None
-        asyncio.get_running_loop().call_later(_CLAIM_S, self.unclaimed, ticket, action.attempt)
+        if self._claims is None:
+            self._claim(_CLAIM_S)
 
     def _cancel(self, action: Cancel) -> None:
         """Serve stops what it has sent by itself."""
@@ -397,8 +413,8 @@ class Desk:
 
     def _observe(self, message: Message, now_s: float) -> None:
         self._heard_at_s = now_s
-        if isinstance(message, DecisionMade) and self._decisions is not None:
+        if type(message) is DecisionMade and self._decisions is not None:
             self._decisions.write(message.decision)
-        elif isinstance(message, DemandReported):
+        elif type(message) is DemandReported:
             with suppress(Exception):
                 self._on_report(message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from swarmx.core.forecast import Forecast
@@ -26,8 +27,7 @@ class Seen:
     max_ongoing: int
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Ticket:
+class Ticket(msgspec.Struct, kw_only=True, eq=False):
     """One request on its way through a router: its call, and where it is."""
 
     call: Call

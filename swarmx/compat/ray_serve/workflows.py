@@ -46,9 +46,6 @@ class SilentWorkflows:
             if len(self._open) > _MOST:
                 self._end(next(iter(self._open)))
         workflow.calls += 1
-        if workflow.timer is not None:
-            workflow.timer.cancel()
-            workflow.timer = None
 
     def leave(self, call: Call) -> None:
         """One of its calls is over."""
@@ -57,7 +54,7 @@ class SilentWorkflows:
             return
         workflow.calls, workflow.last_at_s = workflow.calls - 1, self._clock.now_s()
         if workflow.calls <= 0 and workflow.timer is None:
-            workflow.timer = asyncio.get_running_loop().call_later(self._idle_s, self._end, call.workflow_id)
+            self._wake(call.workflow_id, workflow, self._idle_s)
 
     def close(self) -> None:
         """Drop all timers."""
@@ -65,6 +62,20 @@ class SilentWorkflows:
             if workflow.timer is not None:
                 workflow.timer.cancel()
         self._open.clear()
+
+    def _wake(self, workflow_id: str, workflow: _Open, within_s: float) -> None:
+        workflow.timer = asyncio.get_running_loop().call_later(within_s, self._looked_at, workflow_id, workflow)
+
+    def _looked_at(self, workflow_id: str, workflow: _Open) -> None:
+        """It is over if nothing has happened since the timer was set; calls that came and went let it run on."""
+        workflow.timer = None
+        left_s = workflow.last_at_s + self._idle_s - self._clock.now_s()
+        if workflow.calls > 0:
+            return
+        if left_s > 0.0:
+            self._wake(workflow_id, workflow, left_s)
+        else:
+            self._end(workflow_id)
 
     def _end(self, workflow_id: str) -> None:
         workflow = self._open.pop(workflow_id, None)

@@ -170,8 +170,18 @@ async def test_a_place_that_nobody_claimed_is_given_back() -> None:
     at = desk(most=1, replicas=1)
     one = ticket(at)
     await at.place(one)
-    at.unclaimed(one, one.attempt)
+    at.give_back(one.sent_at_s + 9.0)
+    assert at.in_flight("r0") == 1
+    at.give_back(one.sent_at_s + 11.0)
     assert at.in_flight("r0") == 0
+    at.close()
+
+
+async def test_a_place_that_was_claimed_is_kept() -> None:
+    at = desk(most=1, replicas=1)
+    await serve(at, one := ticket(at))
+    at.give_back(one.sent_at_s + 1000.0)
+    assert at.in_flight("r0") == 1
     at.close()
 
 
