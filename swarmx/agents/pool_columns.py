@@ -127,10 +127,11 @@ _DICE = "uint64[::1], float64, float64, float64"
 def as_of() -> Callable[[Ints, Floats, Ints, float, NDArray[np.uint64], float, float, float, Ints, Floats], None]:
     """From a pool's integers and floats, fill the two tables of a `FleetView` of some columns at a time.
 
-    With `dice`, the state of a random generator, calls of other routers are counted in, each with the work, the context and the weight of a typical call: as many whole ones as there should be by now. What was told of
-    them fades towards the usual within a part of the time that a typical call takes. What is between two whole numbers
-    is one of them by the dice, so that routers that heard the same do not all choose the same (cf. Dahlin 2000,
-    Interpreting stale load information).
+    With `dice`, the state of a random generator, calls of other routers are counted in, each with the work, the context
+    and the weight of a typical call: as many whole ones as there should be by now. What was told of them fades towards
+    the usual within a part of the time that a typical call takes. What is between two whole numbers is one of them by
+    the dice, so that routers that heard the same do not all choose the same (cf. Dahlin 2000, Interpreting stale load
+    information).
     """
     signature = f"void({_TABLES}, Array(int64, 1, 'A', readonly=True), float64, {_DICE}, {_TABLES})"
     first, dice = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.uint64)

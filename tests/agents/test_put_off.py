@@ -1,4 +1,4 @@
-"""A router that puts off what its decisions leave to be done decides as one that does it at once, and does all of it."""
+"""A router that puts off what its decisions leave to be done decides as one that does not, and does all of it."""
 
 from __future__ import annotations
 
@@ -106,13 +106,13 @@ def test_a_step_that_raises_is_not_done_again_and_the_rest_is() -> None:
 
     def step(number: int) -> Sequence[Output]:
         if number == 1:
-            raise ValueError
+            raise LookupError
         done.append(number)
         return ()
 
     for number in range(3):
         put_off.add(step, number)
-    with pytest.raises(ValueError):
+    with pytest.raises(LookupError):
         put_off.do()
     put_off.do()
     assert done == [0, 2]

@@ -48,6 +48,7 @@ class Router(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc
         self._options: Any = None
         self._decided = self._stood_in = self._faults = self._faults_in_row = 0
         self._rests_until = 0.0
+        self._by_id: dict[str, RunningReplica] = {}
         self._replies: dict[str, int] = {}
         self._routing: weakref.WeakKeyDictionary[Any, PendingRequest] = weakref.WeakKeyDictionary()  # by task
         self._looking: asyncio.Task[None] | None = None
@@ -86,8 +87,7 @@ class Router(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc
             self._failed(error)
             return await self._fall_back(candidate_replicas, pending_request)
         self._faults_in_row = 0
-        replica = next((r for r in candidate_replicas if r.replica_id.unique_id == replica_id), None)
-        replica = replica or next((r for r in self._replicas_list if r.replica_id.unique_id == replica_id), None)
+        replica = self._by_id.get(replica_id)
         if replica is None:  # it left while the agent chose; we are asked again
             return []
         # The replica says itself whether it is full: no need to ask before.
@@ -100,12 +100,14 @@ class Router(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Serve's news of which replicas there are."""
         super().update_replicas(replicas)
+        self._by_id = {replica.replica_id.unique_id: replica for replica in self._replicas_list}
         if self._in_charge():
             self._guarded(self._open_desk)  # before the first request: it reads the predictor's weights
             self._guarded(self._tell_replicas)
 
     def on_replica_actor_died(self, replica_id: Any) -> None:
         super().on_replica_actor_died(replica_id)
+        self._by_id.pop(replica_id.unique_id, None)
         if self._desk is not None:
             self._guarded(self._desk.lost, replica_id.unique_id)
 
@@ -178,10 +180,8 @@ class Router(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc
         return replica_id
 
     def _ticket(self, desk: Desk, pending_request: PendingRequest) -> Ticket:
-        from swarmx.compat.ray_serve.asked import call_from
-
         metadata = pending_request.metadata
-        call, prompt = call_from(
+        call, prompt = self._call_from(
             pending_request.args,
             pending_request.kwargs,
             deployment=desk.deployment,
@@ -195,9 +195,11 @@ class Router(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc
     def _open_desk(self) -> Desk:
         """On the loop that routes: Serve makes routers on other threads."""
         if self._desk is None:
-            from swarmx.compat.ray_serve import answered, asked  # noqa: F401  # not when the first request comes, or ends
+            from swarmx.compat.ray_serve.answered import outcomes
+            from swarmx.compat.ray_serve.asked import call_from
             from swarmx.compat.ray_serve.link import open_desk
 
+            self._call_from, self._outcomes = call_from, outcomes  # an import costs each request, though it is done
             self._desk = open_desk(self._deployment_id, self._options)
             self._tell_replicas()
         return self._desk
@@ -225,10 +227,8 @@ class Router(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc
             result.watch(lambda work: loop.call_soon_threadsafe(self._guarded, desk.worked, ticket, work))
 
     def _over(self, ticket: Ticket, value: Any) -> None:
-        from swarmx.compat.ray_serve.answered import outcomes
-
         desk = self._open_desk()
-        failed = outcomes(value)
+        failed = self._outcomes(value)
         desk.ended(ticket, failed=failed)
         if failed is None:
             self._event_loop.call_later(_WORK_KNOWN_S, self._guarded, desk.worked, ticket, None)

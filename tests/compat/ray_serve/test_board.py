@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from eval.ray_serve_virtual import VirtualLoop
 from swarmx.compat.ray_serve.board import Board
 from swarmx.compat.ray_serve.options import RouterOptions, read_options
 from swarmx.compat.ray_serve.signals import ReplicaSignal, RouterReport, packed, report_in, signal_in
@@ -82,3 +83,28 @@ async def test_a_workflow_ends_once_it_has_been_silent_and_its_end_is_its_last_a
     assert told[-1][1] <= over_s
     workflows.close()
     at.close()
+
+
+def test_a_workflow_whose_calls_come_and_go_ends_when_it_has_been_silent_for_long_enough() -> None:
+    told: list[tuple[Message, float]] = []
+    loop = VirtualLoop()
+
+    async def story() -> None:
+        at = desk()
+        call = ticket(at).call
+        at.close()
+        workflows = SilentWorkflows(idle_s=4.0, clock=loop, post=lambda message, at_s: told.append((message, at_s)))
+        for _ in range(6):
+            workflows.enter(call)
+            await asyncio.sleep(3.0)
+            workflows.leave(call)
+            await asyncio.sleep(3.0)
+            assert len(workflows) == 1
+        await asyncio.sleep(0.9)
+        assert len(workflows) == 1
+        await asyncio.sleep(0.2)
+        assert len(workflows) == 0
+
+    loop.run_until_complete(story())
+    loop.close()
+    assert [(type(message), at_s) for message, at_s in told] == [(WorkflowSubmitted, 0.0), (WorkflowEnded, 33.0)]
