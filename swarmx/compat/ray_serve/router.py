@@ -10,12 +10,18 @@ import asyncio
 import logging
 import os
 import time
-import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
-from ray.serve.request_router import LocalityMixin, MultiplexMixin, PendingRequest, RequestRouter, RunningReplica
+from ray.serve.request_router import (
+    FIFOMixin,
+    LocalityMixin,
+    MultiplexMixin,
+    PendingRequest,
+    RequestRouter,
+    RunningReplica,
+)
 
 if TYPE_CHECKING:
     from swarmx.compat.ray_serve.desk import Desk
@@ -28,18 +34,16 @@ _REST_S = 30.0
 _WORK_KNOWN_S = 1.0  # after the end of a request, within which its answer should have been read
 _MOST_TIMES = 4096  # of the last decisions that are kept
 _FIRST_BACKOFF_S, _MOST_BACKOFF_S = 0.005, 0.1
-_TICKET = "_swarmx_ticket"
+_TICKET, _STANDS_IN = "_swarmx_ticket", "_swarmx_stands_in"  # on requests
 
 
-class Router(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc]  # Ray has no types
+class Router(FIFOMixin, LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc]  # Ray has no types
     """Chooses by SwarmX's router agent; by `PowerOfTwoChoicesRequestRouter` wherever SwarmX cannot.
 
     That is: SwarmX is not installed in this process, the options cannot be read, the agent raised (five times in a row
     rest it for half a minute), the request asks for a multiplexed model, or Serve does not ask replicas whether they
     accept (Ray Client). `swarmx_status` tells which, and how often.
     """
-
-    max_num_routing_tasks_cap = 10_000  # a request that waits for its replica is a task, and asks nobody meanwhile
 
     def initialize_state(self, **kwargs: Any) -> None:
         """Called by Serve with the `request_router_kwargs` of the config file."""
@@ -50,7 +54,6 @@ class Router(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc
         self._rests_until = 0.0
         self._by_id: dict[str, RunningReplica] = {}
         self._replies: dict[str, int] = {}
-        self._routing: weakref.WeakKeyDictionary[Any, PendingRequest] = weakref.WeakKeyDictionary()  # by task
         self._looking: asyncio.Task[None] | None = None
         self._asked_s: deque[tuple[float, float]] = deque(maxlen=_MOST_TIMES)
         self._added_s: deque[float] = deque(maxlen=_MOST_TIMES)
@@ -63,39 +66,34 @@ class Router(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc
         except Exception as error:  # noqa: BLE001  # a router that raises here takes the deployment down
             self._give_up(f"the options cannot be read ({error})")
 
-    @property
-    def max_num_routing_tasks(self) -> int:
-        """Every waiting request has its own task while SwarmX decides; Serve's bound otherwise."""
-        if self._in_charge():
-            return self.max_num_routing_tasks_cap
-        return min(50, 2 * len(self._replicas))
+    async def _choose_replica_for_request(
+        self, pending_request: PendingRequest, *, is_retry: bool = False
+    ) -> RunningReplica:
+        """The agent's choice, made where Serve asks for it, as Serve's own `CapacityQueueRouter` does it.
+
+        A routing task would have to wait for its turns, and those of others come in between.
+        """
+        while self._decides(pending_request):
+            if not self._replicas:
+                self._replicas_updated_event.clear()
+                await self._replicas_updated_event.wait()
+            elif (replica := await self._choice(pending_request)) is not None:
+                return replica
+        setattr(pending_request, _STANDS_IN, True)
+        self._stood_in += 1
+        return await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """One replica, the agent's choice; or two that Serve's own router chooses from."""
-        if pending_request is None or not self._in_charge() or pending_request.metadata.multiplexed_model_id:
-            return await self._fall_back(candidate_replicas, pending_request)
-        self._routing[asyncio.current_task()] = pending_request
-        pending_request.routing_context.should_backoff = True
-        try:
-            replica_id = await self._chosen(pending_request)
-        except asyncio.CancelledError:
-            self._routing.pop(asyncio.current_task(), None)
-            raise
-        except Exception as error:  # noqa: BLE001  # whatever goes wrong here, the request is served
-            self._failed(error)
-            return await self._fall_back(candidate_replicas, pending_request)
-        self._faults_in_row = 0
-        replica = self._by_id.get(replica_id)
-        if replica is None:  # it left while the agent chose; we are asked again
-            return []
-        # The replica says itself whether it is full: no need to ask before.
-        known = self.replica_queue_len_cache.get(replica.replica_id)
-        if known is None or known >= replica.max_ongoing_requests:
-            self.replica_queue_len_cache.update(replica.replica_id, replica.max_ongoing_requests - 1)
-        self._decided += 1
-        return [[replica]]
+        """For those who only pick: the agent's choice. For those whom Serve's own router serves: the two from which it
+        chooses."""
+        if pending_request is not None and self._decides(pending_request):
+            pending_request.routing_context.should_backoff = True
+            replica = await self._choice(pending_request)
+            return [] if replica is None else [[replica]]
+        chosen: list[list[RunningReplica]] = await _FALLBACK.choose_replicas(self, candidate_replicas, pending_request)
+        return chosen
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Serve's news of which replicas there are."""
@@ -151,6 +149,27 @@ class Router(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc
     def _in_charge(self) -> bool:
         return self._options is not None and self._use_replica_queue_len_cache and time.monotonic() >= self._rests_until
 
+    def _decides(self, pending_request: PendingRequest) -> bool:
+        """Whether the agent chooses for this request; once Serve's own router has it, it keeps it."""
+        return (
+            self._in_charge()
+            and not pending_request.metadata.multiplexed_model_id
+            and not hasattr(pending_request, _STANDS_IN)
+        )
+
+    async def _choice(self, pending_request: PendingRequest) -> RunningReplica | None:
+        """The replica that the agent has found; None if it left meanwhile, or the agent failed."""
+        try:
+            replica_id = await self._chosen(pending_request)
+        except Exception as error:  # noqa: BLE001  # whatever goes wrong here, the request is served
+            self._failed(error)
+            setattr(pending_request, _STANDS_IN, True)
+            return None
+        self._faults_in_row = 0
+        replica = self._by_id.get(replica_id)
+        self._decided += replica is not None
+        return replica
+
     async def _chosen(self, pending_request: PendingRequest) -> str:
         desk = self._open_desk()
         ticket: Ticket | None = getattr(pending_request, _TICKET, None)
@@ -164,7 +183,6 @@ class Router(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc
             if ticket.attempt >= 3:  # nobody takes it, though they should have room: not as fast as we can
                 await asyncio.sleep(min(_MOST_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(10, ticket.attempt - 3)))
                 begun = time.perf_counter(), time.thread_time()
-        pending_request.future.add_done_callback(lambda future: self._withdrawn(future, ticket))
         chosen = desk.ask(ticket, running=running)
         asked_s = time.perf_counter() - begun[0]
         self._asked_s.append((asked_s, time.thread_time() - begun[1]))
@@ -177,6 +195,7 @@ class Router(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc
             desk.cancelled(ticket)
             raise
         self._added_s.append(asked_s if at_once else asked_s + desk.since_placed_s(ticket))
+        ticket.queued_s = time.time() - pending_request.created_at
         return replica_id
 
     def _ticket(self, desk: Desk, pending_request: PendingRequest) -> Ticket:
@@ -216,6 +235,7 @@ class Router(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc
     def _accepted(self, ticket: Ticket, replica_id: Any, result: Any) -> None:
         desk, loop = self._open_desk(), self._event_loop
         desk.accepted(ticket)
+        self.queue_wait_time_ms_histogram.observe(1e3 * ticket.queued_s)  # which routing tasks do, and none was needed
         if (running := self._replies.get(replica_id.unique_id)) is not None:
             desk.counted(replica_id.unique_id, running)
 
@@ -233,10 +253,6 @@ class Router(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc
         if failed is None:
             self._event_loop.call_later(_WORK_KNOWN_S, self._guarded, desk.worked, ticket, None)
 
-    def _withdrawn(self, future: asyncio.Future[Any], ticket: Ticket) -> None:
-        if future.cancelled() and self._desk is not None:
-            self._guarded(self._desk.cancelled, ticket)
-
     async def _look_again(self, desk: Desk) -> None:
         """While requests wait: ask the replicas what they have, since nobody may have told that one has room."""
         while desk.waiting:
@@ -245,30 +261,6 @@ class Router(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignore[misc
                 for replica, count in await self._probe_queue_lens(list(self._replicas_list), 0):
                     if count is not None:
                         desk.counted(replica.replica_id.unique_id, count)
-
-    def _fulfill_next_pending_request(self, replica: RunningReplica, request_metadata: Any = None) -> None:
-        """Give the replica to the very request that it was chosen for.
-
-        Serve's own matching is by an id that all calls of one ingress request share: with several of them at a time it
-        would find none.
-        """
-        pending = self._routing.pop(asyncio.current_task(), None)
-        if pending is None:
-            super()._fulfill_next_pending_request(replica, request_metadata)
-        elif not pending.future.done():
-            self._record_queue_wait_time(pending)
-            pending.future.set_result(replica)
-            self._remove_pending_request_from_indices(pending)
-
-    async def _fall_back(
-        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None
-    ) -> list[list[RunningReplica]]:
-        """Serve's own choice, for this very request."""
-        self._stood_in += 1
-        if pending_request is not None:
-            self._routing[asyncio.current_task()] = pending_request
-        chosen: list[list[RunningReplica]] = await _FALLBACK.choose_replicas(self, candidate_replicas, pending_request)
-        return chosen
 
     def _guarded(self, step: Any, *args: Any) -> None:
         """A step of SwarmX's that must not fail the request behind it."""

@@ -41,6 +41,7 @@ class Ticket(msgspec.Struct, kw_only=True, eq=False):
     placed_at_s: float = 0.0  # when that began to be handled which led to the place
     area: float = 0.0  # of the replica's calls in flight over time, when it was sent
     accepted: bool = False
+    queued_s: float = 0.0  # from when Serve had its arguments until it had a replica
     took_s: float | None = None
     batch: float = 1.0
     said: float | None = None  # the work that its answer told
