@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 Stats = tuple[str, int, dict[str, Any]]
 _AGAIN_S = 2.0
 _FLUSH_S = 1.0
+_NEWS_APART_S = 0.05  # what replicas push meanwhile comes at once
 _BESIDE: set[asyncio.Future[None]] = set()
 
 
@@ -107,6 +108,7 @@ async def _listen(desk: Desk, board: list[Any]) -> None:
                 after, news = await found.news.remote(desk.deployment, after)
                 for data in news:
                     desk.heard(signal_in(data))
+                await asyncio.sleep(_NEWS_APART_S)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001  # signals are a help: routing goes on by own counts

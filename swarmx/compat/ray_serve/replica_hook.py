@@ -21,7 +21,8 @@ from swarmx.compat.ray_serve.signals import packed
 
 log = logging.getLogger("ray.serve")
 
-_PUSH_S = 0.01  # news within it go together
+_PUSH_S = 0.01  # after which news go out: what follows within it goes along
+_APART_S = 0.1  # of one push from the next: on a busy replica they would cost more than they tell
 _AGAIN_S = 5.0
 _BYTES_PER_TOKEN = 4.0
 
@@ -69,13 +70,15 @@ def _wrap(serve_wrapper: Any) -> None:
 
 
 class Pusher:
-    """Counts the calls of this process's replica, and tells the board what has changed, at most every `_PUSH_S`."""
+    """Counts the calls of this process's replica, and tells the board what has changed: `_PUSH_S` after it has, and no
+    more often than every `_APART_S`."""
 
     def __init__(self) -> None:
         self._beside: Beside | None = None
         self._board: Any = None
         self._looks_again_s = 0.0
         self._due = False
+        self._pushed_s = -_APART_S
 
     def begin(self, args: Any, kwargs: Any) -> Any:
         """A call begins; returns what `end` wants. None where this is no replica."""
@@ -102,10 +105,11 @@ class Pusher:
     def _tell(self) -> None:
         if not self._due:
             self._due = True
-            asyncio.get_running_loop().call_later(_PUSH_S, self._push)
+            within_s = max(_PUSH_S, self._pushed_s + _APART_S - time.monotonic())
+            asyncio.get_running_loop().call_later(within_s, self._push)
 
     def _push(self) -> None:
-        self._due = False
+        self._due, self._pushed_s = False, time.monotonic()
         if self._board is None:
             if time.monotonic() >= self._looks_again_s:
                 self._looks_again_s = time.monotonic() + _AGAIN_S
