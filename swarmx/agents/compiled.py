@@ -17,9 +17,9 @@ def compiled(function: Callable[..., Any], signature: str, *example: Any) -> Cal
     It is kept beside its source, or where NUMBA_CACHE_DIR says, and made anew in each process where nothing can be
     kept. A division by zero gives what it gives an array; sums stay in the order in which they are written.
 
-    What is returned takes arguments of this signature only: an array that it calls contiguous has to be. Nothing is
-    looked up in a call, and an array should be filled rather than returned: each of both takes 15 us where the caches
-    are cold. It has been called with `example`.
+    What is returned takes arrays of this signature only, and does not look whether they are: whole numbers would be
+    read as if they were floats, and what is not contiguous as if it were. Such a look, and an array that is returned
+    rather than filled, take 15 us each where the caches are cold. It has been called with `example`.
     """
     [overload] = _made(function, signature).overloads.values()
     made: Callable[..., Any] = overload.entry_point

@@ -315,6 +315,8 @@ class Pool:
         return roomy
 
     def _refresh(self) -> None:
+        assert self._ints.flags.c_contiguous  # compiled loops do not look
+        assert self._floats.flags.c_contiguous
         self._roomy = self._roster = None
         self._eligible = np.array(
             [

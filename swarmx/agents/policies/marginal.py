@@ -84,7 +84,7 @@ class Marginal:
         index, equal, weight = weigh()(
             fleet.counts,
             fleet.numbers,
-            np.array(forecast.quantiles if self.risk else (forecast.mean,)),
+            np.array(forecast.quantiles if self.risk else (forecast.mean,), dtype=np.float64),
             masses_of(forecast.levels) if self.risk else _SURE,
             forecast.mean,
             call.call.prompt_tokens,

@@ -277,7 +277,8 @@ class Desk:
         for ticket in given:
             if now_s >= ticket.sent_at_s + _CLAIM_S:
                 self.cancelled(ticket)
-        if next_s := min((t.sent_at_s + _CLAIM_S for t in given if not t.over), default=0.0):
+        next_s = min((t.sent_at_s + _CLAIM_S for t in given if not t.over), default=None)
+        if next_s is not None:
             self._claim(next_s - now_s)
 
     def _claim(self, within_s: float) -> None:

@@ -289,3 +289,13 @@ def test_the_terms_of_an_explanation_add_up_to_the_cost(work: float, age_s: floa
     choice = choose(call, Marginal(externality=0.5), **columns)
     assert choice.cost_s is not None
     assert sum(choice.terms_s.values()) == pytest.approx(choice.cost_s)
+
+
+def test_a_forecast_in_whole_numbers_is_one_in_numbers() -> None:
+    whole = tuple(range(10, 90, 10))
+    costs = []
+    for quantiles in (whole, tuple(map(float, whole))):
+        call = replace(a_call(), forecast=Forecast(levels=LEVELS, quantiles=quantiles, unit="tokens", source="neural"))
+        costs.append(choose(call, in_flight=[1, 0], step_base_s=[0.01, 0.03]).cost_s)
+    assert costs[0] is not None
+    assert costs[0].tolist() == costs[1].tolist()
