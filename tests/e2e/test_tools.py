@@ -128,13 +128,23 @@ def in_the_sandbox(marker: str) -> Any:
     return look
 
 
+def sleeps(marker: str) -> Any:
+    async def look() -> list[int]:
+        return asleep(marker)
+
+    return look
+
+
+def asleep(marker: str) -> list[int]:
+    """What the scripts with the marker sleep in, once they have come that far."""
+    return [child for pid in running(marker) for child, line in children(pid).items() if line.startswith("sleep ")]
+
+
 def let_go(marker: str) -> None:
     """End what the scripts with the marker sleep in; they go on behind it."""
-    for pid in running(marker):
-        for child, line in children(pid).items():
-            if line.startswith("sleep "):
-                with suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
+    for child in asleep(marker):
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
 
 
 async def test_a_tool_that_hangs_floods_or_fails_fails_its_workflow_and_nothing_else(world: World) -> None:
@@ -253,7 +263,7 @@ async def test_a_call_that_was_out_when_the_server_was_killed_is_made_again_only
         await until(in_the_sandbox(marker), lambda found: not found)
         with serving(settings, tmp_path) as server:
             async with server.http() as http:
-                await until(in_the_sandbox(marker), bool)
+                await until(sleeps(marker), bool)
                 let_go(marker)
                 again, shell = [await http.ended(workflow_id) for workflow_id in ids]
     assert again["outputs"] == {"use": f"{ids[0]}/use"}, "the key is the same in every life"
