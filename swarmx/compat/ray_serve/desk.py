@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import msgspec
 
+from swarmx.agents.put_off import TIMER as PUT_OFF
 from swarmx.agents.router import RouterAgent
 from swarmx.agents.router_settings import RouterSettings
 from swarmx.compat.ray_serve.decision_log import DecisionLog
@@ -301,7 +302,7 @@ class Desk:
 
     def close(self) -> None:
         """Drop all timers, and write what is not written."""
-        self._switchboard.deliver(TimerFired(key="put_off"), self._clock.now_s())
+        self._switchboard.deliver(TimerFired(key=PUT_OFF), self._clock.now_s())
         self._shell.close()
         if self._claims is not None:
             self._claims.cancel()

@@ -235,7 +235,8 @@ class Router(FIFOMixin, LocalityMixin, MultiplexMixin, RequestRouter):  # type: 
     def _accepted(self, ticket: Ticket, replica_id: Any, result: Any) -> None:
         desk, loop = self._open_desk(), self._event_loop
         desk.accepted(ticket)
-        self.queue_wait_time_ms_histogram.observe(1e3 * ticket.queued_s)  # which routing tasks do, and none was needed
+        if ticket.queued_s > 0.0:  # of one that Serve's own router served, its routing task has told
+            self.queue_wait_time_ms_histogram.observe(1e3 * ticket.queued_s)
         if (running := self._replies.get(replica_id.unique_id)) is not None:
             desk.counted(replica_id.unique_id, running)
 
