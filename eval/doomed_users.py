@@ -81,6 +81,7 @@ class Users:
             clients = (AsyncClient(url, self.token, patience_s=_PATIENCE_S) for url in self.urls)
             self._clients = [await stack.enter_async_context(client) for client in clients]
             await asyncio.gather(*(self._user(number) for number in range(count)))
+            await self._end_forgotten()
 
     def _any(self) -> AsyncClient:
         """The client of some gateway."""
@@ -116,6 +117,13 @@ class Users:
         with suppress(Conflict, Unprocessable):  # it may share the signal with the first one
             await self._any().signal(workflow_id, "go", {"by": "a user"})
         await self._ended(workflow_id)
+
+    async def _end_forgotten(self) -> None:
+        """Signal what still runs: a key that was forgotten and sent again brought two, and the first has no user."""
+        for summary in [summary async for summary in self._any().list(state="running")]:
+            with suppress(Conflict, Unprocessable):  # it has its signal, and is about to end
+                await self._any().signal(summary.workflow_id, "go", {"by": "a user"}, key=summary.workflow_id)
+            await self._ended(summary.workflow_id)
 
     async def _submitted(self, key: str) -> str:
         spec = f"{SPEC}deadline_s: 7200\n" if self.rng.random() < _DEADLINE else SPEC
