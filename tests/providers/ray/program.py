@@ -6,6 +6,7 @@ import sys
 import time
 
 import ray
+from ray._private.state import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from swarmx.compat.ray import routed
@@ -81,7 +82,9 @@ def main() -> None:
     said["error"] = error_of(pool.fail.remote())
     said["in_flight"] = settled(pool)
 
-    able = [row["NodeID"] for row in ray.nodes() if row["Alive"] and row["Resources"].get("slots")]
+    leaving = state.get_draining_nodes()  # tests before this one have drained some
+    here = [row for row in ray.nodes() if row["Alive"] and row["NodeID"] not in leaving]
+    able = [row["NodeID"] for row in here if row["Resources"].get("slots")]
     said["able"] = able
     said["nodes"] = ray.get([node.remote() for _ in range(8)])
     said["function_stood_in"] = node.desk.stood_in

@@ -22,6 +22,7 @@ pytestmark = [
     pytest.mark.skipif(not HAS_RAY, reason=NO_RAY),
     pytest.mark.process,
     pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore"),
 ]
 
 
