@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import ray
@@ -75,6 +77,8 @@ class WatchedResult(ReplicaResult):  # type: ignore[misc]
         self._left = left
         self._stream = StreamedWork()
         self._tell: Callable[[float | None], None] | None = None
+        self._is_cancelled = False
+        self._sending: Future[tuple[ReplicaResult, Any]] | None = None  # while the request is sent again
 
     def watch(self, tell: Callable[[float | None], None]) -> None:
         """Have the work of the answer told, once it is known."""
@@ -84,14 +88,15 @@ class WatchedResult(ReplicaResult):  # type: ignore[misc]
         return await self._result.get_rejection_response()
 
     def get(self, timeout_s: float | None) -> Any:
+        ends_s = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
+            left_s = None if ends_s is None else max(0.0, ends_s - time.monotonic())
             try:
-                return self._seen(self._result.get(timeout_s))
+                return self._seen(self._result.get(left_s))
             except LOST as error:
                 if not self._may_repeat(error):
                     raise
-                again = asyncio.run_coroutine_threadsafe(self._again(), self._router._event_loop)
-                self._result, self._replica = again.result(timeout_s)
+                self._repeat_within(ends_s)
 
     async def get_async(self) -> Any:
         while True:
@@ -112,8 +117,7 @@ class WatchedResult(ReplicaResult):  # type: ignore[misc]
             except LOST as error:
                 if self._stream.parts or not self._may_repeat(error):
                     raise
-                again = asyncio.run_coroutine_threadsafe(self._again(), self._router._event_loop)
-                self._result, self._replica = again.result()
+                self._repeat_within(None)
 
     async def __anext__(self) -> Any:
         while True:
@@ -134,7 +138,9 @@ class WatchedResult(ReplicaResult):  # type: ignore[misc]
         self._result.add_done_callback(callback)
 
     def cancel(self) -> None:
-        self._left = 0
+        self._left, self._is_cancelled = 0, True
+        if (sending := self._sending) is not None:
+            sending.cancel()
         self._result.cancel()
 
     def to_object_ref(self) -> Any:
@@ -176,10 +182,30 @@ class WatchedResult(ReplicaResult):  # type: ignore[misc]
         self._tell = None
         return True
 
+    def _repeat_within(self, ends_s: float | None) -> None:
+        """Send again, on the loop of the router. Raises TimeoutError once it is `ends_s`: nobody waits for it then."""
+        sending = self._begin_again()
+        try:
+            self._take(sending.result(None if ends_s is None else max(0.0, ends_s - time.monotonic())))
+        except TimeoutError:
+            sending.cancel()
+            raise TimeoutError("Timed out while the request was sent again.") from None
+
     async def _repeat(self) -> None:
-        """On the loop of the router, whichever loop the caller is on."""
-        again = asyncio.run_coroutine_threadsafe(self._again(), self._router._event_loop)
-        self._result, self._replica = await asyncio.wrap_future(again)
+        """The same, whichever loop the caller is on."""
+        self._take(await asyncio.wrap_future(self._begin_again()))
+
+    def _begin_again(self) -> Future[tuple[ReplicaResult, Any]]:
+        self._sending = asyncio.run_coroutine_threadsafe(self._again(), self._router._event_loop)
+        if self._is_cancelled:
+            self._sending.cancel()
+        return self._sending
+
+    def _take(self, again: tuple[ReplicaResult, Any]) -> None:
+        """From now on this is the answer that is waited for, unless nobody wants it any more."""
+        (self._result, self._replica), self._sending = again, None
+        if self._is_cancelled:
+            self._result.cancel()
 
     async def _again(self) -> tuple[ReplicaResult, Any]:
         """The same request, with the same ids, at whichever replica the router chooses now."""

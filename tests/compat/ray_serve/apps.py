@@ -34,10 +34,11 @@ class Model:
         raise ValueError(f"no answer to {asked}")
 
     async def dies(self, marker: str) -> str:
-        """The first call ends its process without a word; the next one, anywhere, is answered."""
+        """The first call ends its process without a word; the next one, anywhere, is answered and leaves its name."""
         from swarmx.compat.ray_serve import idempotency_key
 
         if os.path.exists(marker):
+            open(f"{marker}-again", "w").close()
             with open(marker) as file:
                 return f"{file.read()} {idempotency_key()}"
         with open(marker, "w") as file:

@@ -154,6 +154,36 @@ async def test_the_request_of_a_replica_that_died_is_answered_by_another_under_t
     assert first == second != ""
 
 
+async def test_who_cancels_while_a_request_is_being_sent_again_has_it_sent_to_nobody(
+    apps: Path, tmp_path: Path
+) -> None:
+    from tests.compat.ray_serve.deploy import router_of
+
+    handle = handle_of("plain")
+    marker = tmp_path / "marker"
+    await handle.remote("first")
+    assert await until(lambda: len(router_of(handle)._replicas) == 2), "one may have been lost in another test"
+    before = status_of(handle)["decided"]
+    asked = [handle.remote({"seconds": 6.0}) for _ in range(7)]  # of the eight places there is one left
+    assert await until(lambda: status_of(handle)["decided"] == before + 7)
+    lost = handle.dies.remote(str(marker))
+    ends = [asyncio.ensure_future(end_of(response)) for response in (lost, *asked)]
+    assert await until(lambda: status_of(handle)["waiting"] == 4, 20.0), "what a replica had waits for the other one"
+    lost.cancel()
+    assert await asyncio.gather(*ends) == ["RequestCancelledError"] + [""] * 7
+    assert (await handle.remote("and goes on"))["text"]
+    assert not (tmp_path / "marker-again").exists()
+
+
+async def end_of(response: Any) -> str:
+    """The name of the error, if it was one."""
+    try:
+        await response
+    except BaseException as error:
+        return type(error).__name__
+    return ""
+
+
 async def test_a_method_that_may_not_be_repeated_is_not(apps: Path, tmp_path: Path) -> None:
     from ray.exceptions import RayActorError
 
