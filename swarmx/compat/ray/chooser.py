@@ -31,7 +31,7 @@ from swarmx.core.nouns import Call, FailureReason, Replica
 from swarmx.core.prompts import Encoding, PromptText
 from swarmx.neural.empirical import EmpiricalForecaster
 from swarmx.runtime.clock import Clock
-from swarmx.runtime.journal import Journal, MemoryJournal
+from swarmx.runtime.journal import Journal
 from swarmx.runtime.requests import new_id
 from swarmx.runtime.switchboard import Switchboard
 
@@ -78,7 +78,7 @@ class Chooser:
         self._switchboard = Switchboard(
             [RouterAgent(self.settings(model, options))],
             epoch=int(clock.now_s()),
-            journal=journal or MemoryJournal(limit=0),
+            journal=journal,
         )
         self._switchboard.observers.append(self._observe)
         self._forecaster = EmpiricalForecaster()
