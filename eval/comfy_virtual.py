@@ -209,7 +209,7 @@ class Ours:
         seq = len(self._jobs) + 1
         made = Job(
             prompt_id=f"job{seq}", tenant="t", client_id=None, number=float(seq), seq=seq, priority=0, graph=job.graph,
-            extra={}, targets=None, outputs=job.outputs, files=frozenset(), created_s=job.at_s,
+            extra={}, outputs=job.outputs, files=frozenset(), created_s=job.at_s,
         )  # fmt: skip
         self._jobs[made.prompt_id] = job
         able = frozenset(self._world.speeds)

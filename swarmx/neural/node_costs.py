@@ -111,7 +111,7 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeCosts:
-    """Learns seconds of nodes by (class, weights) over all servers, and how each server differs.
+    """Learns seconds of nodes by (class, weights, how many amounts) over all servers, and how each server differs.
 
     A class of node costs a constant and so much for each of its amounts (see NodeWork); servers multiply that. So a
     graph of any size is known on all servers once its classes ran on one of them in a few sizes. A class that never ran
@@ -122,15 +122,15 @@ class NodeCosts:
     def __init__(self, *, fade: float = 0.98, learning: float = 2.0) -> None:
         self._fade = fade
         self._learning = learning
-        self._lines: OrderedDict[tuple[str, str], _Line] = OrderedDict()
+        self._lines: OrderedDict[tuple[str, str, int], _Line] = OrderedDict()
         self._servers: OrderedDict[str, _Server] = OrderedDict()
 
     def observe(self, server: str, work: NodeWork, seconds: float) -> None:
         """A node took so many seconds on a server. What is below zero, or above a day, is no observation."""
         if not 0.0 <= seconds <= _MOST_S:
             return
-        known, key = self._server(server), (work.class_type, work.model)
-        before = self._lines.get(key)
+        known, key, line_key = self._server(server), (work.class_type, work.model), _line_key(work)
+        before = self._lines.get(line_key)
         if before is not None and before.count >= 2 and seconds >= _LEAST_S:
             off = _bounded(math.log(seconds / max(self._common_s(work), _LEAST_S)) - known.factor)
             own, count = known.own.get(key, (0.0, 0))
@@ -138,8 +138,8 @@ class NodeCosts:
                 known.own[key] = (own + max(_RATE, 1.0 / (count + 1)) * (off - own), count + 1)
             known.factor += max(_RATE / 4, 1.0 / (known.seen + 4)) * off
             known.seen += 1
-        line = self._lines.pop(key, None) or _new_line(work)
-        self._lines[key] = line
+        line = self._lines.pop(line_key, None) or _new_line(work)
+        self._lines[line_key] = line
         if len(self._lines) > MOST_KEYS:
             self._lines.popitem(last=False)
         line.add(np.array((1.0, *work.amounts)), seconds * math.exp(-known.factor))
@@ -202,13 +202,13 @@ class NodeCosts:
             raise PredictorError(f"costs of nodes have the format {kept.format}, this version knows {_FORMAT}")
         costs = cls()
         for line in kept.lines[-MOST_KEYS:]:
-            costs._lines[line.class_type, line.model] = line.read()
+            costs._lines[line.class_type, line.model, len(line.right) - 1] = line.read()
         for server in kept.servers[-MOST_SERVERS:]:
             costs._servers[server.name] = server.read()
         return costs
 
     def _common_s(self, work: NodeWork) -> float:
-        line = self._lines.get((work.class_type, work.model))
+        line = self._lines.get(_line_key(work))
         return _seconds(_guess(work), work.amounts) if line is None else line.seconds(work.amounts)
 
     def _quantiles(self, known: _Server) -> Sequence[float]:
@@ -227,6 +227,11 @@ class NodeCosts:
         if len(self._servers) > MOST_SERVERS:
             self._servers.popitem(last=False)
         return known
+
+
+def _line_key(work: NodeWork) -> tuple[str, str, int]:
+    """Nodes of a class may differ in their amounts: one may sample only where it gets a latent."""
+    return work.class_type, work.model, len(work.amounts)
 
 
 def _bounded(off: float) -> float:

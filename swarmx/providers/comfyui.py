@@ -30,7 +30,9 @@ from swarmx.core.errors import ConfigError
 TOKEN = "SWARMX_COMFYUI_TOKEN"  # noqa: S105  # the name of the variable that holds it
 PLACES = ("$prompt", "$width", "$height", "$steps", "$seed", "$n")
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
-_POLL_S = 0.2
+# How soon a job is asked for again: the least and the most seconds, and the share of what it has taken by then.
+_POLL = (0.2, 2.0, 0.05)
+_QUEUE = (1.0, 15.0, 0.25)  # for the whole queue, which may be long
 _MOST_IMAGES, _MOST_STEPS = 16, 10_000
 _GIVEN_UP_AFTER = 25  # polls in a row without an answer
 _LOOKS = 3  # at which a job has to be nowhere: it moves between two of them
@@ -45,8 +47,13 @@ class Template:
             graph = msgspec.json.decode(self._raw, type=dict[str, dict[str, Any]])
         except (OSError, msgspec.MsgspecError) as error:
             raise ConfigError(f"{path} is not a graph in API format: {error}.") from None
-        self.places = {v for node in graph.values() for v in node.get("inputs", {}).values() if v in PLACES}
-        if "$prompt" not in self.places:
+        self._places = {
+            (node_id, name): value
+            for node_id, node in graph.items()
+            for name, value in node.get("inputs", {}).items()
+            if value in PLACES
+        }
+        if "$prompt" not in self._places.values():
             raise ConfigError(f'{path} has no input "$prompt": put it where the text of the request belongs.')
 
     def filled(self, values: dict[str, object]) -> dict[str, Any]:
@@ -58,6 +65,10 @@ class Template:
                 if isinstance(value, str) and value in values:
                     inputs[name] = values[value]
         return graph
+
+    def place(self, node_id: str, name: str | None) -> str | None:
+        """What of a request stands in an input of a node; None for what is the graph's own."""
+        return self._places.get((node_id, name or ""))
 
 
 class ImageReplica:
@@ -95,7 +106,7 @@ class ImageReplica:
             )
             if status != 200:
                 ended = True
-                return _error(429 if status == 429 else 502, _reason(answer))
+                return self._refused(status, answer)
             prompt_id = answer["prompt_id"]
             entry = await self._end(prompt_id)
             ended = True
@@ -112,6 +123,23 @@ class ImageReplica:
                 await asyncio.shield(self._stop(prompt_id))
         data = [{"b64_json": base64.b64encode(picture).decode()} for picture in pictures]
         return web.json_response({"created": int(time.time()), "data": data})
+
+    def _refused(self, status: int, answer: Any) -> web.Response:
+        """The server takes no such graph. That is the request's fault where all that is wrong came from it: another
+        replica would say the same."""
+        problem = answer.get("error") if isinstance(answer, dict) else None
+        reason = f"ComfyUI refused the graph: {problem.get('message') if isinstance(problem, dict) else problem}"
+        if status != 400:
+            return _error(429 if status == 429 else 502, reason)
+        found = [
+            (self._template.place(node_id, (row.get("extra_info") or {}).get("input_name")), row["message"])
+            for node_id, node in (answer.get("node_errors") or {}).items()
+            for row in node["errors"]
+        ]
+        wrong = sorted({f"{place[1:]}: {message}" for place, message in found if place is not None})
+        if not wrong or any(place is None for place, _ in found):
+            return _error(502, reason)
+        return _error(400, f"ComfyUI does not take what the request asks for: {'; '.join(wrong)}")
 
     async def metrics(self, request: web.Request) -> web.Response:
         """What runs through this replica, under the names that the watch reads."""
@@ -149,14 +177,19 @@ class ImageReplica:
         }
 
     async def _end(self, prompt_id: str) -> dict[str, Any]:
-        """What became of the job. Raises KeyError for one that the server has forgotten."""
+        """What became of the job. The longer it takes, the less often the server is asked, least for its whole queue.
+        Raises KeyError for one that the server has forgotten."""
+        began_s, queue_s = time.monotonic(), _QUEUE[0]
         failures = nowhere = 0
         while True:
+            taken_s = time.monotonic() - began_s
             try:
                 _, found = await self._ask("GET", f"/history/{prompt_id}")
                 if prompt_id in (found or {}):
                     return found[prompt_id]  # type: ignore[no-any-return]
-                nowhere = 0 if await self._is_queued(prompt_id) else nowhere + 1
+                if nowhere or taken_s >= queue_s:
+                    nowhere = 0 if await self._is_queued(prompt_id) else nowhere + 1
+                    queue_s = taken_s + _pause_s(_QUEUE, taken_s)
                 if nowhere >= _LOOKS:
                     raise KeyError(f"the job {prompt_id} is not there any more")
                 failures = 0
@@ -164,7 +197,7 @@ class ImageReplica:
                 failures += 1
                 if failures >= _GIVEN_UP_AFTER:
                     raise
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(_POLL[0] if failures or nowhere else _pause_s(_POLL, taken_s))
 
     async def _picture(self, file: dict[str, Any]) -> bytes:
         query = {"filename": file["filename"], "subfolder": file.get("subfolder", ""), "type": file["type"]}
@@ -180,7 +213,10 @@ class ImageReplica:
                 await self._ask("POST", "/interrupt", {"prompt_id": prompt_id})
 
     async def _is_queued(self, prompt_id: str) -> bool:
-        """Whether the job runs or waits."""
+        """Whether the job runs or waits. Newer servers and fronts are asked for it alone, not for their whole queue."""
+        status, found = await self._ask("GET", f"/api/jobs/{prompt_id}")
+        if status == 200 and isinstance(found, dict) and found.get("status") in ("pending", "in_progress"):
+            return True
         status, found = await self._ask("GET", "/queue")
         if status != 200 or not isinstance(found, dict):
             raise OSError(f"the queue was answered with status {status}")
@@ -205,9 +241,9 @@ class ImageReplica:
             yield
 
 
-def _reason(answer: Any) -> str:
-    problem = answer.get("error") if isinstance(answer, dict) else None
-    return f"ComfyUI refused the graph: {problem.get('message') if isinstance(problem, dict) else problem}"
+def _pause_s(bounds: tuple[float, float, float], taken_s: float) -> float:
+    least_s, most_s, share = bounds
+    return min(max(least_s, share * taken_s), most_s)
 
 
 def _error(status: int, message: str) -> web.Response:

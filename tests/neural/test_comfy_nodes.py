@@ -46,6 +46,14 @@ def test_a_sampler_of_second_order_evaluates_it_twice_a_step_but_for_the_last() 
     assert sampler(sampler_name="a sampler of tomorrow", cfg=1.0).amounts[0] == 20.0
 
 
+def test_a_name_that_comes_from_a_selector_is_the_selectors() -> None:
+    graph = a_graph(KSampler={"sampler_name": ["7", 0], "cfg": 1.0})
+    graph["7"] = {"class_type": "Sampler Selector", "inputs": {"sampler_name": "heun"}}
+    assert node_works(graph)["4"].amounts[0] == 39.0
+    graph["7"]["inputs"] = {}
+    assert node_works(graph)["4"].amounts[0] == 20.0
+
+
 def test_less_denoise_makes_steps_smaller_and_not_fewer() -> None:
     assert sampler(denoise=0.3).amounts == sampler().amounts
 
@@ -99,6 +107,31 @@ def test_a_graph_that_goes_round_in_a_circle_ends() -> None:
     assert node_works(graph)["4"].amounts[0] == 40.0
 
 
+def test_a_picture_that_is_upscaled_again_and_again_stays_finite() -> None:
+    graph = a_graph()
+    for number in range(7, 307):
+        source = "4" if number == 7 else str(number - 1)
+        graph[str(number)] = {"class_type": "LatentUpscaleBy", "inputs": {"samples": [source, 0], "scale_by": 64.0}}
+    graph["5"]["inputs"]["samples"] = ["306", 0]
+    assert 4000.0 < node_works(graph)["5"].amounts[0] < 5000.0
+
+
+def test_the_inputs_of_a_node_are_gone_through_no_oftener_for_all_that_it_feeds() -> None:
+    class Counted(dict[str, Any]):
+        times = 0
+
+        def values(self) -> Any:
+            self.times += 1
+            return super().values()
+
+    loader = Counted({f"more {number}": ["x", 0] for number in range(10)})
+    graph: dict[str, Any] = {"0": {"class_type": "CheckpointLoaderSimple", "inputs": loader}}
+    for number in range(1, 100):
+        graph[str(number)] = {"class_type": "KSampler", "inputs": {"latent_image": ["0", 0]}}
+    node_works(graph)
+    assert 1 <= loader.times <= 2
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -106,7 +139,11 @@ json_values = st.recursive(
 )
 
 
-@given(inputs=st.dictionaries(st.sampled_from(["steps", "cfg", "width", "height", "latent_image"]), json_values))
+links = st.tuples(st.sampled_from("1234567"), st.integers(0, 2)).map(list)
+names = ["steps", "cfg", "width", "height", "batch_size", "latent_image", "sampler_name", "guider", "start_at_step"]
+
+
+@given(inputs=st.dictionaries(st.sampled_from(names), json_values | links | st.just(10**400)))
 def test_whatever_the_inputs_amounts_are_finite_and_not_negative(inputs: dict[str, Any]) -> None:
     for work in node_works(a_graph(KSampler=inputs, EmptyLatentImage=inputs)).values():
         assert all(0.0 <= amount < float("inf") for amount in work.amounts)

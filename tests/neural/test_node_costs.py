@@ -63,6 +63,19 @@ def test_other_weights_are_other_nodes() -> None:
     assert costs.seconds("a", a_sampler(10.0, 1.0, "large")) > 30.0
 
 
+def test_nodes_of_a_class_that_differ_in_their_amounts_are_learnt_apart() -> None:
+    costs = taught(("a", 1.0))
+    plain, one = (NodeWork(node="s", class_type="ksampler", model="m", amounts=a) for a in ((), (2.0,)))
+    for _ in range(20):
+        costs.observe("a", plain, 5.0)
+        costs.observe("a", one, 0.5)
+    kept = NodeCosts.loaded(costs.dumped())
+    for known in (costs, kept):
+        assert known._common_s(plain) == pytest.approx(5.0, rel=0.3)
+        assert known._common_s(one) == pytest.approx(0.5, rel=0.3)
+        assert known._common_s(a_sampler(40.0, 1.0)) == pytest.approx(true_s(a_sampler(40.0, 1.0)), rel=0.1)
+
+
 def test_the_spread_of_a_forecast_is_how_far_graphs_were_off() -> None:
     work = a_sampler(20.0, 1.0)
     unsure, sure, noisy = NodeCosts(), taught(("a", 1.0), runs=200), taught(("a", 1.0), runs=200, noise=0.4)

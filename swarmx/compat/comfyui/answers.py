@@ -10,6 +10,8 @@ from aiohttp import web
 
 from swarmx.compat.comfyui.validation import Error, error
 
+_MOST = 2**63 - 1
+
 
 class BadRequest(Exception):
     """The request cannot be understood; `problem` says why, as clients are told."""
@@ -41,17 +43,23 @@ async def read_json(request: web.Request, limit: int, *, lenient: bool = False) 
         if len(body) > limit:
             raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=len(body))
     try:
-        return msgspec.json.decode(body)
+        return _decoded(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
         if lenient:
             return None
         raise BadRequest(error("invalid_json", "the body is not JSON", str(problem))) from None
 
 
+def _decoded(body: bytearray, spare: int = 200) -> Any:
+    """The value. It is read this many calls deeper than here: what is nested so deep that the stack just holds it could
+    not be written again from elsewhere, to the store, to a server, into history."""
+    return _decoded(body, spare - 1) if spare else msgspec.json.decode(body)
+
+
 def whole_number(request: web.Request, name: str) -> int | None:
-    """A parameter of the query; None where it is not there. Raises BadRequest."""
+    """A parameter of the query, as 63 bits hold it; None where it is not there. Raises BadRequest."""
     raw = request.query.get(name)
     try:
-        return None if raw is None else int(raw)
+        return None if raw is None else max(-_MOST, min(_MOST, int(raw)))
     except ValueError:
         raise BadRequest(error("invalid_query", f"{name} is a whole number", raw[:100] if raw else "")) from None

@@ -12,13 +12,14 @@ import aiohttp
 from aiohttp import web
 
 from swarmx.compat.comfyui.answers import BadRequest, refusal
-from swarmx.compat.comfyui.auth import KEY, guard, require
+from swarmx.compat.comfyui.auth import KEY, guard, hung_up_on, require
 from swarmx.compat.comfyui.files import PREFIX, Files
 from swarmx.compat.comfyui.files_api import FileRoutes
 from swarmx.compat.comfyui.forecasts import JobForecaster, NodeForecaster
 from swarmx.compat.comfyui.front import JobRoutes
 from swarmx.compat.comfyui.info_api import InfoRoutes
 from swarmx.compat.comfyui.kept_costs import KeptCosts
+from swarmx.compat.comfyui.kept_info import KeptInfo
 from swarmx.compat.comfyui.nodes import NodeBook
 from swarmx.compat.comfyui.quotas import Quotas
 from swarmx.compat.comfyui.relay import Relay
@@ -66,6 +67,9 @@ async def running(
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=True)
         )
         book = NodeBook(settings.allow, hidden=PREFIX)
+        known = KeptInfo(folder)
+        await known.read(book, [server.name for server in settings.servers])
+        stack.push_async_callback(known.write, book)
         servers = Servers(settings, session, book)
         trail = Trail(folder if settings.audit else None)
         await trail.open()
@@ -124,7 +128,8 @@ async def running(
 
         async def events(request: web.Request) -> web.StreamResponse:
             require(request, "read")
-            return await relay.serve(request, request[KEY].tenant)
+            async with hung_up_on(request, keys):
+                return await relay.serve(request, request[KEY].tenant)
 
         async def healthy(request: web.Request) -> web.Response:
             return web.json_response({"status": "ok", "servers_up": sum(map(servers.is_up, servers))})
@@ -138,8 +143,9 @@ async def running(
         app.router.add_get("/healthz", healthy)
         app.router.add_get("/readyz", ready)
         for route in routes:
-            for prefix in ("", "/api"):
-                app.router.add_route(route.method, prefix + route.path, route.handler)
+            for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
+                for prefix in ("", "/api"):
+                    app.router.add_route(method, prefix + route.path, route.handler)
         for name in BLOCKED:
             for prefix in ("", "/api"):
                 app.router.add_route("*", f"{prefix}/{name}{{rest:(/.*)?}}", _blocked)
@@ -149,6 +155,7 @@ async def running(
             ("servers", servers.run()),
             ("jobs", runner.run()),
             ("costs", kept.run(costs)),
+            ("object info", known.run(book)),
             ("quotas", quotas.run()),
             ("audit", trail.run()),
         ):

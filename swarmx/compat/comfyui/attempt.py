@@ -12,7 +12,7 @@ from swarmx.compat.comfyui.scheduling import Placement, Waiting
 from swarmx.compat.comfyui.server import ComfyServer, ServerAway
 from swarmx.compat.comfyui.settings import FrontSettings
 
-LossReason = Literal["unreachable", "refused", "forgotten", "stalled", "files", "cancelled"]
+LossReason = Literal["unreachable", "refused", "forgotten", "stalled", "files", "gone", "cancelled"]
 _SOON_S = 0.02
 _LOOKS = 2  # how often a job has to be nowhere before it is taken to be lost: it moves between two looks
 
@@ -26,11 +26,17 @@ class Done:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
-    """The job will not end there. With `may_run`, nobody knows whether the server is still at it."""
+    """The job will not end there. With `may_run`, nobody knows whether the server is still at it.
+
+    One that never came there has not `begun`. `owner` is another server, whose file could not be had; where that file
+    is `gone` for good, so is the job.
+    """
 
     reason: LossReason
     detail: str
     may_run: bool
+    begun: bool = True
+    owner: str | None = None
 
 
 @dataclass(slots=True)
@@ -132,8 +138,10 @@ class Run:
         self.placement: Placement | None = None
         self.held: list[Event] = []
         self.cancelled = False
+        self.stops = 0  # how often its server is still to be told to stop it
         self.awaited = False  # a client waits for the server's word on its graph
         self.verdict: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
+        """What the server said against the graph, None where it said nothing."""
 
     @property
     def job(self) -> Job:

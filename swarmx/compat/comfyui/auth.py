@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from swarmx.compat.comfyui.settings import is_loopback
-from swarmx.core.errors import Forbidden, Unauthorized
+from swarmx.config import is_loopback
+from swarmx.core.errors import Forbidden, Unauthorized, Unavailable
 from swarmx.gateway.keys import Key, Keyring
 
 KEY = web.RequestKey("key", Key)
 OPEN = Key(name="anybody", role="operator", tenant="default", sha256="")
 """Who asks where no key is needed."""
 
+_LOOK_EVERY_S = 1.0
 _FOR_PROBES = frozenset({"/healthz", "/readyz"})
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -64,6 +67,32 @@ def guard(keys: Keyring | None) -> Middleware:
         return await handler(request)
 
     return checked
+
+
+@asynccontextmanager
+async def hung_up_on(request: web.Request, keys: Keyring | None) -> AsyncIterator[None]:
+    """Inside the block, which may last, the connection breaks off once the key of the request is none any more."""
+    task = None if keys is None else asyncio.create_task(_watch(request, keys), name="comfyui key")
+    try:
+        yield
+    finally:
+        if task is not None:
+            task.cancel()
+
+
+async def _watch(request: web.Request, keys: Keyring) -> None:
+    token = token_of(request)
+    while request.transport is not None:
+        try:
+            valid = keys.check(token) == request[KEY]  # it may have another role by now
+        except Unauthorized:
+            valid = False
+        except Unavailable:  # who may ask is not known now; those who are in stay in
+            valid = True
+        if not valid:
+            request.transport.abort()
+            return
+        await asyncio.sleep(_LOOK_EVERY_S)
 
 
 def require(request: web.Request, right: str) -> Key:

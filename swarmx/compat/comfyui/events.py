@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import struct
 import uuid
@@ -12,7 +13,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from swarmx.compat.comfyui.server import ComfyServer
+from swarmx.compat.comfyui.server import ComfyServer, repaired
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +31,13 @@ class Listener:
     good, so that each connection has an id of its own; what was missed in between, polling finds.
     """
 
-    def __init__(self, server: ComfyServer, *, on_event: OnEvent, on_binary: OnBinary) -> None:
+    def __init__(
+        self, server: ComfyServer, *, on_event: OnEvent, on_binary: OnBinary, on_drop: Callable[[], None]
+    ) -> None:
         self._server = server
         self._on_event = on_event
         self._on_binary = on_binary
+        self._on_drop = on_drop
         self.client_id = uuid.uuid4().hex
         self.connected = False
 
@@ -53,16 +57,22 @@ class Listener:
             except Exception:  # what a server says must not end the listening to all of them
                 log.exception("an event of %s could not be told", self._server.name)
             finally:
-                self.connected = False
+                dropped, self.connected = self.connected, False
+            if dropped:
+                self._on_drop()
             await asyncio.sleep(_RETRY_S)
 
     def _hear(self, message: aiohttp.WSMessage) -> None:
         if message.type is aiohttp.WSMsgType.BINARY:
             self._on_binary(message.data)
         elif message.type is aiohttp.WSMsgType.TEXT:
-            heading = heading_of(message.data)
+            heading, text = heading_of(message.data), message.data
+            if heading is None:
+                with contextlib.suppress(ValueError, RecursionError):
+                    text = repaired(text)
+                    heading = heading_of(text)
             if heading is not None:
-                self._on_event(*heading, message.data)
+                self._on_event(*heading, text)
 
 
 class _About(msgspec.Struct):

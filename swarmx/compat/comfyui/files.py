@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from swarmx.compat.comfyui.graph import Graph, file_name, with_inputs
-from swarmx.compat.comfyui.jobs import Job
-from swarmx.compat.comfyui.server import ComfyServer, ServerAway
+from swarmx.compat.comfyui.graph import Graph, file_name, names_file, with_inputs
+from swarmx.compat.comfyui.jobs import File, Job
+from swarmx.compat.comfyui.server import ComfyServer, FileAway, ServerAway
 from swarmx.compat.comfyui.settings import TenantSettings
 from swarmx.compat.comfyui.store import JobStore, Upload, digest_of
 
@@ -56,7 +56,7 @@ class Files:
         self._uploads: dict[tuple[str, str, str], Upload] = {}  # by tenant, folder and path
         self._keeping = asyncio.Lock()  # two uploads of one name at a time: the second gets a number
         self._copied: dict[str, set[str]] = {}
-        self._fresh: dict[tuple[str, str, str, str], None] = {}  # outputs of jobs that still run, by tenant
+        self._fresh: dict[File, str] = {}  # outputs of jobs that still run: whose they are
 
     async def open(self) -> None:
         """Read what was uploaded before."""
@@ -75,8 +75,10 @@ class Files:
         if folder not in FOLDERS:
             raise BadName(f"the type of a file is one of {', '.join(FOLDERS)}, not {folder!r}")
         subfolder = _subfolder(subfolder)
-        if not _NAME.fullmatch(name) or name in (".", "..") or MARK in name:
+        if not _NAME.fullmatch(name) or name in (".", ".."):
             raise BadName(f"a file cannot be called {name[:200]!r}")
+        if self.owner_of(name) is not None:
+            raise BadName(f"{name[:200]!r} is what a file is called that a server made; upload it under another name")
         digest = await asyncio.to_thread(digest_of, data)
         stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix
         count, wanted = 0, name
@@ -157,13 +159,13 @@ class Files:
     def made(self, tenant: str, outputs: Iterable[tuple[str, str, str]]) -> None:
         """A job that still runs has made these files (folder, subfolder, name): its client may fetch them at once."""
         for output in outputs:
-            self._fresh[tenant, *output] = None
+            self._fresh[output] = tenant
         while len(self._fresh) > _FRESH:
             del self._fresh[next(iter(self._fresh))]
 
     async def may_see(self, tenant: str | None, folder: str, subfolder: str, name: str) -> bool:
         """Whether an output is the tenant's (None: whether anybody may ask)."""
-        if tenant is None or (tenant, folder, subfolder, name) in self._fresh:
+        if tenant is None or self._fresh.get((folder, subfolder, name)) == tenant:
             return True
         return await self._store.made(tenant, folder, subfolder, name)
 
@@ -231,10 +233,16 @@ class Files:
     async def _fetch(self, server: ComfyServer, path: str, folder: str) -> bytes:
         subfolder, _, name = path.rpartition("/")
         query = {"filename": name, "subfolder": subfolder, "type": folder}
-        async with server.view(query, {}) as response:
-            if response.status != 200:
-                raise ServerAway(f"{server.name} has no file {path!r} any more")
-            return await response.read()
+        try:
+            async with server.view(query, {}) as response:
+                if response.status == 200:
+                    return await response.read()
+        except ServerAway as away:
+            detail = f"{server.name} cannot be asked for its file {path!r}: {away}"
+            raise FileAway(detail, owner=server.name, refused=away.refused) from None
+        gone = response.status == 404
+        detail = "has it no more" if gone else f"answers with status {response.status}"
+        raise FileAway(f"{server.name}, which made the file {path!r}, {detail}", owner=server.name, gone=gone)
 
 
 class NamesOf:
@@ -261,7 +269,7 @@ def tagged(server: str, output: Any) -> Any:
     """An output of a node with every file in it named as the server's."""
     if isinstance(output, dict):
         row = {key: tagged(server, value) for key, value in output.items()}
-        if isinstance(row.get("filename"), str) and "type" in row:
+        if names_file(row):
             row["filename"] = f"{server}{MARK}{row['filename']}"
         return row
     return [tagged(server, value) for value in output] if isinstance(output, list) else output
@@ -270,7 +278,7 @@ def tagged(server: str, output: Any) -> Any:
 def files_in(output: Any) -> Iterator[tuple[str, str, str]]:
     """Folder, subfolder and name of every file in an output."""
     if isinstance(output, dict):
-        if isinstance(output.get("filename"), str) and "type" in output:
+        if names_file(output):
             yield str(output["type"]), str(output.get("subfolder", "")), output["filename"]
         for value in output.values():
             yield from files_in(value)

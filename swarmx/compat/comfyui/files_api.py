@@ -51,9 +51,7 @@ class FileRoutes:
         """A server's own code paints the mask into the picture `original_ref`; the outcome is kept as an upload."""
         key = require(request, "submit")
         fields, name, data = await self._form(request)
-        up = next((server for server in self._servers if self._servers.is_up(server)), None)
-        if up is None:
-            raise web.HTTPServiceUnavailable(text="no server is up to paint the mask")
+        up = self._some_server()
         try:
             folder, path = _reference(fields.get("original_ref", ""))
             painted = await self._files.masked(key.tenant, folder, path, data, self._servers[up])
@@ -62,6 +60,14 @@ class FileRoutes:
         except ServerAway as away:
             raise web.HTTPBadGateway(text=f"the mask could not be painted: {away}") from None
         return await self._kept(key.tenant, fields, name, painted)
+
+    def _some_server(self) -> str:
+        """One that is up. Raises HTTPServiceUnavailable."""
+        up = next((server for server in self._servers if self._servers.is_up(server)), None)
+        if up is None:
+            text = "this takes a server, and none is up; try again later"
+            raise web.HTTPServiceUnavailable(text=text, headers={"Retry-After": "5"})
+        return up
 
     async def _kept(self, tenant: str, fields: dict[str, str], name: str, data: bytes) -> web.Response:
         try:
@@ -90,17 +96,29 @@ class FileRoutes:
         path = f"{subfolder}/{name}" if subfolder else name
         owner = self._files.owner_of(path)
         if owner is None:
-            return await self._uploaded(request, folder, path)
+            return await self._uploaded(request, folder, path, query)
         *folders, _ = path.split("/")
         if not await self._files.may_see(request[KEY].sees, folder, "/".join(folders), path.rpartition("/")[2]):
             raise web.HTTPNotFound
         query |= {"filename": owner[1].rpartition("/")[2], "subfolder": owner[1].rpartition("/")[0], "type": folder}
         return await self._relay(request, owner[0], query)
 
-    async def _uploaded(self, request: web.Request, folder: str, path: str) -> web.StreamResponse:
+    async def _uploaded(
+        self, request: web.Request, folder: str, path: str, query: dict[str, str]
+    ) -> web.StreamResponse:
+        """An upload as it is; in another format, or some of its channels, as a server makes that of a copy."""
         upload = self._files.find(request[KEY].tenant, folder, path)
         if upload is None:
             raise web.HTTPNotFound
+        if "preview" in query or query.get("channel") in ("a", "rgb"):
+            up, data = self._some_server(), await self._files.content(request[KEY].tenant, folder, path)
+            if data is None:
+                raise web.HTTPNotFound
+            try:
+                copy = await self._files.copy(self._servers[up], path, data)
+            except ServerAway as away:
+                raise web.HTTPBadGateway(text=f"{path[:200]!r} could not be converted: {away}") from None
+            return await self._relay(request, up, query | {"filename": copy, "subfolder": "", "type": "input"})
         kind = mimetypes.guess_type(upload.name)[0] or "application/octet-stream"
         headers = {"Content-Type": _harmless(kind), **_GUARDS}
         return web.FileResponse(self._store.content(upload.sha256), headers=headers)
@@ -117,8 +135,9 @@ class FileRoutes:
                 response.headers["Content-Type"] = _harmless(found.headers.get("Content-Type", ""))
                 response.headers.update(_GUARDS)
                 await response.prepare(request)
-                async for chunk in found.content.iter_chunked(1 << 16):
-                    await response.write(chunk)
+                if request.method != "HEAD":
+                    async for chunk in found.content.iter_chunked(1 << 16):
+                        await response.write(chunk)
                 await response.write_eof()
                 return response
         except ServerAway as away:

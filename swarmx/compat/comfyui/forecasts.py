@@ -63,6 +63,8 @@ class JobFacts:
 
     def only(self, wanted: AbstractSet[str]) -> JobFacts:
         """Of these nodes alone."""
+        if self is UNREAD:
+            return self
         nodes = {node_id: node for node_id, node in self.nodes.items() if node_id in wanted}
         return JobFacts(
             key=self.key,
@@ -70,6 +72,10 @@ class JobFacts:
             models=frozenset[str]().union(*(node.loads for node in nodes.values())),
             signatures=frozenset(node.signature for node in nodes.values()),
         )
+
+
+UNREAD = JobFacts(key="", nodes={}, models=frozenset(), signatures=frozenset())
+"""Of a job whose graph cannot be read."""
 
 
 @dataclass(slots=True, kw_only=True)

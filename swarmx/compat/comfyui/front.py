@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from aiohttp import web
 from swarmx.compat.comfyui.answers import answer, read_json, refusal, whole_number
 from swarmx.compat.comfyui.auth import require
 from swarmx.compat.comfyui.files import Files
+from swarmx.compat.comfyui.graph import above
 from swarmx.compat.comfyui.jobs import ENDED, Job, State, is_canonical
 from swarmx.compat.comfyui.jobs_api import brief, detailed, page_of
 from swarmx.compat.comfyui.nodes import NodeBook
@@ -27,6 +29,7 @@ from swarmx.compat.comfyui.validation import Accepted, Rejected, error, validate
 from swarmx.gateway.keys import Key
 
 _PAGE = 10_000
+_HIGHEST = sys.float_info.max
 _TOLD = 100  # ids that one note of the audit log names
 
 
@@ -58,6 +61,7 @@ class JobRoutes:
         self._clock = clock
         self._seq = seq
         self._accepting: Counter[str] = Counter()  # jobs on their way into the store, by tenant
+        self._accepting_bytes: Counter[str] = Counter()
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -103,7 +107,7 @@ class JobRoutes:
         if isinstance(verdict, Rejected):
             return answer(verdict.body, status=400)
         job = self._job(key, body, verdict)
-        able = self._book.able(job.graph, job.graph, job.files)
+        able = self._book.able(job.graph, above(job.graph, job.outputs), job.files)
         if not able:
             return refusal(400, self._nobody(job))
         if not await self._may_load(key, job):
@@ -115,16 +119,20 @@ class JobRoutes:
         if full is not None:
             return full
         self._accepting[key.tenant] += 1
+        self._accepting_bytes[key.tenant] += job.size_bytes
         try:
             known = await self._store.accept(job)
         finally:
             self._accepting[key.tenant] -= 1
+            self._accepting_bytes[key.tenant] -= job.size_bytes
         if known is not None:
             return self._again(key, job, known)
-        refused = await self._runner.accept(job, able, doubtful=verdict.doubtful)
-        if refused is not None:
-            return answer({"error": refused.get("error"), "node_errors": refused.get("node_errors", {})}, status=400)
-        return answer({"prompt_id": job.prompt_id, "number": job.number, "node_errors": verdict.node_errors})
+        refused = await self._runner.accept(job, able, doubtful=verdict.doubtful) or {}
+        node_errors = refused.get("node_errors") or {}
+        if refused.get("error") is not None:
+            return answer({"error": refused["error"], "node_errors": node_errors}, status=400)
+        node_errors = verdict.node_errors | node_errors
+        return answer({"prompt_id": job.prompt_id, "number": job.number, "node_errors": node_errors})
 
     def _envelope(self, body: dict[str, Any]) -> dict[str, Any] | None:
         """What is wrong with a request but for its graph."""
@@ -132,8 +140,10 @@ class JobRoutes:
         if prompt_id is not None and not is_canonical(prompt_id):
             details = f"got {str(prompt_id)[:100]!r}"
             return error("invalid_prompt_id", "prompt_id is a UUID in its canonical form, in lower case", details)
-        if not isinstance(number, int | float) or not math.isfinite(number):
-            return error("invalid_prompt", "number is a finite number", f"got {str(number)[:100]!r}")
+        if not isinstance(number, int | float):
+            return error("invalid_prompt", "number is a number", f"got {type(number).__name__}")
+        if not abs(number) <= _HIGHEST:  # NaN is not, either
+            return error("invalid_prompt", "number is a finite number", f"it may be up to {_HIGHEST:.1e}")
         for name, kind in (("extra_data", dict), ("client_id", str)):
             if body.get(name) is not None and not isinstance(body[name], kind):
                 return error("invalid_prompt", f"{name} has another type than it should", type(body[name]).__name__)
@@ -141,9 +151,10 @@ class JobRoutes:
 
     def _job(self, key: Key, body: dict[str, Any], verdict: Accepted) -> Job:
         self._seq += 1
-        extra, client_id = dict(body.get("extra_data") or {}), body.get("client_id")
-        if client_id is not None:
-            extra["client_id"] = client_id
+        extra = dict(body.get("extra_data") or {})
+        if body.get("client_id") is not None:
+            extra["client_id"] = body["client_id"]
+        client_id = extra["client_id"] if isinstance(extra.get("client_id"), str) else None
         now_s = self._clock()
         extra["create_time"] = int(now_s * 1000)
         number = float(body["number"]) if "number" in body else -self._seq if body.get("front") else self._seq
@@ -156,10 +167,10 @@ class JobRoutes:
             priority=self._priority(key, extra),
             graph=body["prompt"],
             extra=extra,
-            targets=body.get("partial_execution_targets"),
             outputs=verdict.outputs,
             files=verdict.files,
             created_s=now_s,
+            size_bytes=len(msgspec.json.encode((body["prompt"], extra))),
         )
 
     def _priority(self, key: Key, extra: dict[str, Any]) -> int:
@@ -169,7 +180,7 @@ class JobRoutes:
         return max(-10, min(wanted if type(wanted) is int else 0, self._settings.tenant(key.tenant).priority))
 
     def _nobody(self, job: Job) -> dict[str, Any]:
-        missing = self._book.missing(job.graph, job.graph, job.files)
+        missing = self._book.missing(job.graph, above(job.graph, job.outputs), job.files)
         details = "; ".join(f"{name} lacks {', '.join(lacks[:5])}" for name, lacks in sorted(missing.items()))
         return error("no_server_has_all", "no single server has all that the graph needs", details)
 
@@ -182,12 +193,21 @@ class JobRoutes:
 
     def _full(self, key: Key) -> web.Response | None:
         """429 where too many jobs wait, with the time in which some of them should be done."""
+        ours, owed = self._settings, self._settings.tenant(key.tenant)
         own = self._scheduler.waits(key.tenant) + self._accepting[key.tenant]
-        most, total = self._settings.tenant(key.tenant).max_waiting, len(self._scheduler) + self._accepting.total()
-        if total < self._settings.max_waiting and own < most:
+        own_bytes = self._scheduler.waiting_bytes(key.tenant) + self._accepting_bytes[key.tenant]
+        total = len(self._scheduler) + self._accepting.total()
+        total_bytes = self._scheduler.waiting_bytes() + self._accepting_bytes.total()
+        if own >= owed.max_waiting or total >= ours.max_waiting:
+            details = f"{own} jobs of the tenant wait, {owed.max_waiting} may; {total} in all, {ours.max_waiting} may"
+        elif own_bytes >= owed.max_waiting_bytes or total_bytes >= ours.max_waiting_bytes:
+            details = (
+                f"the jobs of the tenant that wait have {own_bytes} bytes, {owed.max_waiting_bytes} are allowed; "
+                f"{total_bytes} in all, {ours.max_waiting_bytes} are allowed"
+            )
+        else:
             return None
         wait_s = self._scheduler.expected_wait_s(self._clock()) / max(1, len(self._scheduler))
-        details = f"{own} jobs of the tenant wait, {most} may; {total} in all"
         return refusal(
             429,
             error("queue_full", "too many jobs wait; try again later", details),
@@ -255,11 +275,14 @@ class JobRoutes:
 
     async def jobs(self, request: web.Request) -> web.Response:
         """A page of all jobs. Only those that it shows are read."""
-        tenant = require(request, "read").sees
-        running, pending = self._runner.running(tenant), list(self._scheduler.waiting(tenant))
+        tenant, workflow = require(request, "read").sees, request.query.get("workflow_id")
+        running, pending = (
+            [job for job in jobs if not workflow or job.workflow_id == workflow]
+            for jobs in (self._runner.running(tenant), self._scheduler.waiting(tenant))
+        )
         lines = {job.prompt_id: JobLine(job.prompt_id, "in_progress", job.created_s, None, None) for job in running}
         lines |= {job.prompt_id: JobLine(job.prompt_id, "pending", job.created_s, None, None) for job in pending}
-        lines |= {line.prompt_id: line for line in await self._store.ended_lines(tenant)}  # some may have ended by now
+        lines |= {line.prompt_id: line for line in await self._store.ended_lines(tenant, workflow)}  # some ended by now
         try:
             page = page_of(list(lines.values()), request.query)
         except ValueError as wrong:

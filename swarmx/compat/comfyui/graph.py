@@ -23,6 +23,21 @@ def link_of(value: object) -> tuple[str, int] | None:
     return None
 
 
+def names_file(value: object) -> bool:
+    """Whether it is a file as outputs name theirs: an object with `filename` and `type`."""
+    return isinstance(value, dict) and isinstance(value.get("filename"), str) and "type" in value
+
+
+def values_in(value: object) -> Iterator[object]:
+    """A value and all that is in it."""
+    rest = [value]
+    while rest:
+        one = rest.pop()
+        yield one
+        if isinstance(one, dict | list):
+            rest += one.values() if isinstance(one, dict) else one
+
+
 def links(graph: Graph, node_id: str) -> Iterator[tuple[str, int]]:
     """The outputs of nodes that feed a node, as often as they do."""
     for value in graph[node_id]["inputs"].values():
@@ -55,6 +70,12 @@ def upstream_first(graph: Graph, targets: Iterable[str]) -> list[str]:
                 order.append(node_id)
                 stack.pop()
     return order
+
+
+def above(graph: Graph, targets: Iterable[str]) -> Graph:
+    """The targets and all that they need, in the order that the graph has them."""
+    needed = set(upstream_first(graph, targets))
+    return {node_id: node for node_id, node in graph.items() if node_id in needed}
 
 
 def cycle_in(graph: Graph, targets: Iterable[str]) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from swarmx.compat.comfyui.jobs import Event, Job, Outcome, State
+from swarmx.compat.comfyui.files import files_in
+from swarmx.compat.comfyui.jobs import Event, File, Job, Outcome, State
 
 
 def shown(job: Job, outcome: Outcome) -> bytes:
@@ -29,12 +31,29 @@ def outcome_of(
     """What became of a job that its server kept so. It is cancelled where we wanted that and the server stopped."""
     kept = entry.get("status")
     status: dict[str, Any] = kept if isinstance(kept, dict) else {}
-    messages = status.get("messages")
-    rows = messages if isinstance(messages, list) else []
-    stopped = any(isinstance(row, list) and row and row[0] == "execution_interrupted" for row in rows)
+    stopped = any(kind == "execution_interrupted" for kind, _ in messages_of(status))
     state: State = "completed" if succeeded(entry) else "cancelled" if stopped and cancelled else "failed"
     meta = entry.get("meta") or {}
     return Outcome(state=state, outputs=outputs, status=status, meta=meta, facts=facts, told=told)
+
+
+def files_of(outcome: Outcome) -> tuple[list[File], list[File]]:
+    """The files that the outputs of a job name: those that it made, and those of nodes whose results its server had."""
+    told = [data.get("nodes") for kind, data in messages_of(outcome.status) if kind == "execution_cached"]
+    had = {node for nodes in told if isinstance(nodes, list) for node in nodes if isinstance(node, str)}
+    made, found = list[File](), list[File]()
+    for node, output in outcome.outputs.items():
+        about = outcome.meta.get(node)
+        shown = about.get("display_node") if isinstance(about, dict) else None  # what it was expanded from
+        (found if node in had or shown in had else made).extend(files_in(output))
+    return made, found
+
+
+def messages_of(status: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The type and the data of what the server said of a job, as its status keeps that."""
+    found = status.get("messages")
+    rows = found if isinstance(found, list) else []
+    return [(row[0], row[1]) for row in rows if isinstance(row, list) and len(row) == 2 and isinstance(row[1], dict)]
 
 
 def succeeded(entry: dict[str, Any]) -> bool:

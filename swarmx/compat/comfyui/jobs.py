@@ -14,6 +14,8 @@ State = Literal["pending", "in_progress", "completed", "failed", "cancelled"]
 """In the words of ComfyUI's jobs API."""
 Event = tuple[str, dict[str, Any]]
 """The type and the data of what a server or this front says over a websocket."""
+File = tuple[str, str, str]
+"""Folder, subfolder and name of an output."""
 ENDED: frozenset[State] = frozenset({"completed", "failed", "cancelled"})
 
 _CANONICAL = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -39,7 +41,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     `order` is (number, how-manieth): lower ones of the same tenant and priority go first. `able` is not kept: which
     servers can run it is asked anew after a restart. Times are Unix seconds. With `part`, it is a piece of a job that
-    runs on several servers, and no client knows of it.
+    runs on several servers, and no client knows of it. `size_bytes` is what its graph and `extra` come to as JSON.
     """
 
     prompt_id: str
@@ -50,11 +52,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     priority: int
     graph: Graph
     extra: dict[str, Any]
-    targets: list[str] | None
     outputs: tuple[str, ...]
     files: frozenset[tuple[str, str]]
     created_s: float
     part: PartOf | None = None
+    size_bytes: int = 0
 
     @property
     def shown_id(self) -> str:
@@ -64,6 +66,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def order(self) -> tuple[float, int]:
         return self.number, self.seq
+
+    @property
+    def workflow_id(self) -> str | None:
+        """The workflow that the graph was made of, where its client says so."""
+        return workflow_in(self.extra)
 
     def row(self) -> list[Any]:
         """As `/queue` and `/history` show it: without secrets."""
@@ -102,3 +109,10 @@ class Ended:
 def is_canonical(prompt_id: object) -> bool:
     """Whether a client may name its job so: a UUID in lower case, as newer servers want it."""
     return isinstance(prompt_id, str) and _CANONICAL.fullmatch(prompt_id) is not None
+
+
+def workflow_in(extra: object) -> str | None:
+    """The id of the workflow in what a client sent beside a graph, as ComfyUI's web page does."""
+    for key in ("extra_pnginfo", "workflow", "id"):
+        extra = extra.get(key) if isinstance(extra, dict) else None
+    return extra if isinstance(extra, str) else None

@@ -14,6 +14,7 @@ from swarmx.compat.comfyui.store import JobLine, StoredJob
 
 _STATES = ("pending", "in_progress", "completed", "failed", "cancelled")
 _MOST = 1000
+_SHOWN = frozenset({"images", "video", "audio", "3d", "text"})  # kinds of outputs that the web page can show
 _SORTS = ("created_at", "execution_duration")
 
 
@@ -50,7 +51,7 @@ def page_of(lines: list[JobLine], query: Mapping[str, str]) -> Page:
 def brief(row: StoredJob) -> dict[str, Any]:
     """A job as a list shows it. Times are Unix milliseconds."""
     history = _history(row)
-    files = [file for output in history.get("outputs", {}).values() for file in files_in(output)]
+    outputs = history.get("outputs", {})
     shown: dict[str, Any] = {
         "id": row.job.prompt_id,
         "status": row.state,
@@ -58,9 +59,9 @@ def brief(row: StoredJob) -> dict[str, Any]:
         "create_time": _ms(row.job.created_s),
         "execution_start_time": _ms(row.started_s),
         "execution_end_time": _ms(row.ended_s) if row.state in ENDED else None,
-        "outputs_count": len(files),
-        "preview_output": _preview(files[0]) if files else None,
-        "workflow_id": None,
+        "outputs_count": sum(1 for output in outputs.values() for _ in files_in(output)),
+        "preview_output": _preview(outputs),
+        "workflow_id": row.job.workflow_id,
     }
     failure = _failure(history)
     if row.state == "failed" and failure is not None:
@@ -92,9 +93,20 @@ def _failure(history: dict[str, Any]) -> Any:
     return found[0] if found else None
 
 
-def _preview(file: tuple[str, str, str]) -> dict[str, Any]:
-    folder, subfolder, name = file
-    return {"filename": name, "subfolder": subfolder, "type": folder, "mediaType": "images"}
+def _preview(outputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The file that stands for a job: the first that was saved, or else the first that was only shown."""
+    first = None
+    for node_id, output in outputs.items():
+        for kind, items in output.items() if isinstance(output, dict) else ():
+            for item in items if isinstance(items, list) else ():
+                if not isinstance(item, dict) or not isinstance(item.get("filename"), str):
+                    continue
+                if kind in _SHOWN or str(item.get("format")).startswith(("video/", "audio/")):
+                    shown = {"mediaType": kind} | item | {"nodeId": node_id}
+                    if item.get("type") == "output":
+                        return shown
+                    first = first or shown
+    return first
 
 
 def _created(line: JobLine) -> float:

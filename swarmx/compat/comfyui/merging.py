@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swarmx.compat.comfyui.drafts import is_ours
+from swarmx.compat.comfyui.history import messages_of
 from swarmx.compat.comfyui.jobs import Event, Job, Outcome, State
 
 _FURTHER = {"pending": 0, "running": 1, "error": 2, "finished": 3}
@@ -79,22 +80,18 @@ def merged(job: Job, ends: Sequence[Outcome], *, cancelled: bool, facts: dict[st
 
 def _messages(ends: Sequence[Outcome]) -> list[Any]:
     """The messages of parts that came to their end as those of one job: begun first, cached together, ended last."""
-    rows = [row for end in ends for row in _listed(end.status)]
+    rows = [row for end in ends for row in messages_of(end.status)]
     begun = sorted((row for row in rows if row[0] == "execution_start"), key=_time)[:1]
-    nodes = dict.fromkeys(node for row in rows if row[0] == "execution_cached" for node in row[1].get("nodes") or ())
-    cached = [[row[0], row[1] | {"nodes": list(nodes)}] for row in rows if row[0] == "execution_cached"][:1]
+    nodes = dict.fromkeys(node for kind, data in rows if kind == "execution_cached" for node in data.get("nodes") or ())
+    cached = [(kind, data | {"nodes": list(nodes)}) for kind, data in rows if kind == "execution_cached"][:1]
     ended = sorted((row for row in rows if row[0] == "execution_success"), key=_time)[-1:]
-    return [*begun, *cached, *ended]
-
-
-def _listed(status: Mapping[str, Any]) -> list[Any]:
-    found = status.get("messages")
-    rows = found if isinstance(found, list) else []
-    return [row for row in rows if isinstance(row, list) and len(row) == 2 and isinstance(row[1], dict)]
+    return [list(row) for row in (*begun, *cached, *ended)]
 
 
 def _renamed(status: dict[str, Any], prompt_id: str) -> dict[str, Any]:
-    return status and status | {"messages": [[row[0], row[1] | {"prompt_id": prompt_id}] for row in _listed(status)]}
+    return status and status | {
+        "messages": [[kind, data | {"prompt_id": prompt_id}] for kind, data in messages_of(status)]
+    }
 
 
 def _time(row: Any) -> float:

@@ -122,6 +122,11 @@ class NodeBook:
         return {name: sorted(set(_lacks(specs, wanted, files))) for name, specs in self._specs.items()}
 
     @property
+    def infos(self) -> dict[str, dict[str, NodeInfo]]:
+        """What is known of each server."""
+        return dict(self._infos)
+
+    @property
     def servers(self) -> frozenset[str]:
         """Those that told what they have."""
         return frozenset(self._specs)
@@ -184,7 +189,10 @@ def _merged_row(one: Any, two: Any) -> Any:
 
 
 def _all_of(one: list[Any], two: list[Any]) -> list[Any]:
-    return [*one, *(value for value in two if value not in one)]
+    try:
+        return list(dict.fromkeys([*one, *two]))  # there may be thousands
+    except TypeError:  # options that are lists or objects
+        return [*one, *(value for value in two if value not in one)]
 
 
 def _can(specs: Mapping[str, NodeSpec], wanted: list[tuple[str, Any]], files: frozenset[tuple[str, str]]) -> bool:

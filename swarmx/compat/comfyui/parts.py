@@ -158,7 +158,11 @@ class Parts:
         waiting = placement.waiting
         if not self._settings.split or waiting.attempt or waiting.job.part is not None:
             return False
-        plan = self._plan(placement, now_s)
+        try:
+            plan = self._plan(placement, now_s)
+        except Exception:
+            log.exception("the job %s stays whole: no parts could be planned", waiting.job.prompt_id)
+            return False
         if plan is None:
             return False
         log.info("the job %s is %s", waiting.job.prompt_id, plan.explanation)

@@ -10,16 +10,17 @@ from typing import Any, assert_never
 
 import msgspec
 
-from swarmx.compat.comfyui.attempt import Attempt, Done, Lost, Run
-from swarmx.compat.comfyui.events import event_of, prompt_of
-from swarmx.compat.comfyui.files import Files, files_in, tagged
-from swarmx.compat.comfyui.history import given_up, outcome_of, refused_by_server, shown, succeeded
+from swarmx.compat.comfyui.attempt import Attempt, Done, LossReason, Lost, Run
+from swarmx.compat.comfyui.files import Files, tagged
+from swarmx.compat.comfyui.graph import above
+from swarmx.compat.comfyui.hearing import Hearing
+from swarmx.compat.comfyui.history import files_of, given_up, outcome_of, refused_by_server, shown, succeeded
 from swarmx.compat.comfyui.jobs import Ended, Job, Outcome
 from swarmx.compat.comfyui.nodes import NodeBook
 from swarmx.compat.comfyui.parts import Parts
 from swarmx.compat.comfyui.relay import Relay
 from swarmx.compat.comfyui.scheduling import Placement, Scheduler, Waiting
-from swarmx.compat.comfyui.server import ServerAway
+from swarmx.compat.comfyui.server import FileAway, ServerAway
 from swarmx.compat.comfyui.servers import Servers
 from swarmx.compat.comfyui.settings import FrontSettings
 from swarmx.compat.comfyui.store import JobStore, StoredJob
@@ -29,9 +30,6 @@ log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
 _VERDICT_S = 10.0
-# Held back until the job's end is stored: a client that asks for its history then finds it.
-_ENDS = frozenset({"execution_success", "execution_error", "execution_interrupted"})
-_PASSED_ON = frozenset({"progress", "progress_state"})  # unread: most of what servers say
 
 
 class JobRunner:
@@ -57,6 +55,7 @@ class JobRunner:
         self._clock = clock
         self._runs: dict[str, Run] = {}  # by server
         self._server_of: dict[str, str] = {}  # by prompt id
+        self._awaited: set[str] = set()  # servers of whose files there are jobs that wait
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self._parts = Parts(
@@ -70,7 +69,8 @@ class JobRunner:
             clock=clock,
         )
         self.relay: Relay
-        servers.on_event, servers.on_binary = self._event, self._binary
+        hearing = Hearing(runs=self._runs, files=files, parts=self._parts, relay=lambda: self.relay)
+        servers.on_event, servers.on_binary = hearing.event, hearing.binary
         servers.on_change = self._servers_changed
 
     # What others see
@@ -97,7 +97,8 @@ class JobRunner:
 
     async def accept(self, job: Job, able: frozenset[str], *, doubtful: bool) -> dict[str, Any] | None:
         """Take a job on; returns once it is stored. With `doubtful`, and a server that is free at once, that server's
-        word is waited for: its body where it refuses the graph, which is then forgotten; None otherwise.
+        word is waited for: its body where it refuses the graph, which is then forgotten, or without an `error` where it
+        refuses some of its outputs; None otherwise.
         """
         self._scheduler.add(Waiting(job=job, able=able, since_s=job.created_s))
         self._kick()
@@ -136,7 +137,7 @@ class JobRunner:
         """
         stopped: list[str] = []
         waited: list[Job] = []
-        for prompt_id in prompt_ids:
+        for prompt_id in dict.fromkeys(prompt_ids):
             if running and (parts := self._parts.cancelled(prompt_id, tenant)):
                 await self.cancel(parts, tenant=tenant)
                 stopped.append(prompt_id)
@@ -177,11 +178,13 @@ class JobRunner:
     # Placing
 
     def _able(self, job: Job) -> frozenset[str]:
-        return self._book.able(job.graph, job.graph, job.files)
+        nodes = above(job.graph, job.outputs) if job.part is None else job.graph
+        return self._book.able(job.graph, nodes, job.files)
 
     def _servers_changed(self, server: str, *, told: bool) -> None:
         self._scheduler.server(server, up=self._servers.is_up(server))
-        if told:
+        if told or (server in self._awaited and self._servers.is_up(server)):
+            self._awaited.discard(server)
             self._scheduler.able_again(lambda waiting: self._able(waiting.job))
         if (run := self._runs.get(server)) is not None:
             run.attempt.stir()
@@ -256,24 +259,30 @@ class JobRunner:
         job, comfy = run.job, self._servers[server]
         try:
             graph = await self._parts.localised(job, await self._files.localised(job, comfy), comfy)
+        except FileAway as away:
+            reason: LossReason = "gone" if away.gone else "files"
+            return Lost(reason=reason, detail=str(away), may_run=False, begun=not away.refused, owner=away.owner)
         except ServerAway as away:
-            return Lost(reason="files", detail=str(away), may_run=False)
+            return Lost(reason="files", detail=str(away), may_run=False, begun=not away.refused)
         if run.cancelled:
             return Lost(reason="cancelled", detail="it was cancelled before the server had it", may_run=False)
         client_id = self._servers.client_id(server)
+        if job.part is None:  # no node goes there that was not judged; parts have the others' nodes for their pictures
+            graph = above(graph, job.outputs)
         try:
             status, body = await comfy.submit(
-                job.prompt_id, graph, client_id=client_id, extra=job.extra, targets=job.targets
+                job.prompt_id, graph, client_id=client_id, extra=job.extra, targets=job.outputs
             )
         except ServerAway as away:  # it may have taken the job and lost its answer
             log.warning("%s did not answer a job: %s", server, away)
             if away.refused:
-                return Lost(reason="refused", detail=str(away), may_run=False)
+                return Lost(reason="refused", detail=str(away), may_run=False, begun=False)
             return await run.attempt.follow()
-        if status == 400:
+        partly = bool(body.get("node_errors"))  # it runs what is left of the outputs
+        if status == 400 or (partly and not run.awaited):
             return body
         if not run.verdict.done():
-            run.verdict.set_result(None)
+            run.verdict.set_result(body if partly else None)
         if run.cancelled:  # meanwhile: the server did not know the job when it was told to stop it
             self.spawn(self._interrupt(run, server))
         return await run.attempt.follow()
@@ -303,47 +312,69 @@ class JobRunner:
         log.warning("the job %s is lost at %s (%s): %s", job.prompt_id, server, lost.reason, lost.detail)
         if lost.may_run:
             self._servers.abandon(server, job.prompt_id)
-        self._leave(run, server, seconds=None, lost=lost.reason != "cancelled")
+        self._leave(run, server, seconds=None, lost=lost.reason != "cancelled" and lost.owner is None)
+        if lost.owner is not None and lost.reason != "gone":
+            self._servers.doubt(lost.owner)
+        if not lost.begun:
+            waiting.attempt -= 1
         if run.cancelled:
             await self.finish(job, Outcome(state="cancelled"))
+        elif lost.reason == "gone":
+            await self.finish(job, given_up(job, "FileGone", f"it loads a file that is gone: {lost.detail}"))
         elif waiting.attempt >= self._settings.attempts:
             detail = f"it was lost {waiting.attempt} times, last at {server}: {lost.detail}"
             await self.finish(job, given_up(job, "ServerLost", detail))
+        elif lost.owner is not None and not lost.begun:
+            await self._again(waiting, once_up=lost.owner)
         else:
             waiting.tried |= {server}
             await self._again(waiting)
 
     async def _refused(self, run: Run, server: str, body: dict[str, Any]) -> None:
-        """The server does not take the graph: a client that still waits hears so, else other servers are tried."""
+        """The server does not take the graph, or some of its outputs: a client that still waits hears so, else others
+        are tried, and all once more where the graph has files, of which the servers may have lost their copies."""
         job, waiting = run.job, run.waiting
         self._leave(run, server, seconds=None)
+        self._files.restarted(server)
+        if body.get("error") is None:  # it is at the outputs that it takes
+            self._servers.abandon(server, job.prompt_id)
+            self._servers.doubt(server)
+        self._servers.ask_again(server)
         if run.awaited and not run.verdict.done():
             run.verdict.set_result(body)
             await self.kept(lambda: self._store.forget(job.prompt_id))
             self.relay.queue_changed()
             return
+        once_more = bool(job.files) and server not in waiting.tried
         waiting.tried |= {server}
-        self._files.restarted(server)  # it may miss a file
-        self._servers.ask_again(server)
-        if waiting.able - waiting.tried and not run.cancelled:
+        if run.cancelled:
+            await self.finish(job, Outcome(state="cancelled"))
+        elif once_more or waiting.able - waiting.tried:
             await self._again(waiting)
         else:
             await self.finish(job, refused_by_server(job, body))
 
-    async def _again(self, waiting: Waiting) -> None:
-        waiting.able = self._able(waiting.job)
+    async def _again(self, waiting: Waiting, *, once_up: str | None = None) -> None:
+        """Let it wait for a server; with `once_up` for none before that one, whose file it loads, is up."""
+        waiting.able = self._able(waiting.job) if once_up is None else frozenset()
+        if once_up is not None:
+            self._awaited.add(once_up)
         self._scheduler.add(waiting)  # before anything is waited for, so that it can be cancelled at any time
         with contextlib.suppress(StoreError):  # then a next life of the front looks for it at that server first
-            await self._store.back(waiting.job.prompt_id)
+            await self._store.back(waiting.job.prompt_id, attempts=waiting.attempt)
         self._kick()
         self.relay.queue_changed()
 
     async def _interrupt(self, run: Run, server: str) -> None:
-        """Have the server stop the job, once it listens."""
-        while self._runs.get(server) is run:
+        """Have the server stop the job, once it listens. What is asked while it is told makes one more time."""
+        run.stops += 1
+        if run.stops > 1:
+            return
+        while run.stops and self._runs.get(server) is run:
+            asked = run.stops
             try:
                 await run.attempt.server.stop(run.job.prompt_id)
-                break
+                run.stops -= asked
             except ServerAway as away:
                 log.warning("%s could not be told to stop a job: %s", server, away)
                 await asyncio.sleep(self._settings.poll_s)
@@ -364,8 +395,8 @@ class JobRunner:
         self._kick()  # the next job need not wait for the disk
         history = shown(job, outcome) if job.part is None else msgspec.json.encode(outcome)
         end = Ended(state=outcome.state, ended_s=self._clock(), history=history)
-        made = list(files_in(outcome.outputs))
-        await self.kept(lambda: self._store.ended(job.prompt_id, end, made))
+        made, found = files_of(outcome)
+        await self.kept(lambda: self._store.ended(job.prompt_id, end, made, found))
         if job.part is not None:
             await self._parts.ended(job, outcome)
             return
@@ -383,38 +414,3 @@ class JobRunner:
             except StoreError as problem:
                 log.error("a job could not be written, which is tried again: %s", problem)
                 await asyncio.sleep(_TICK_S)
-
-    # What servers say
-
-    def _event(self, server: str, kind: str, prompt_id: str | None, text: bytes) -> None:
-        run = self._runs.get(server)
-        if run is None or prompt_id != run.job.prompt_id:
-            return
-        job = run.job
-        if kind in _PASSED_ON and job.part is None:
-            run.attempt.progressed()
-            self.relay.forward(job.tenant, job.client_id, text, progress=f"{kind} {prompt_id}")
-        elif (event := event_of(text)) is not None:
-            self._said(run, server, *event, text)
-
-    def _said(self, run: Run, server: str, kind: str, data: dict[str, Any], text: bytes) -> None:
-        job = run.job
-        run.attempt.heard(kind, data)
-        if kind == "executed":
-            data = data | {"output": tagged(server, data.get("output"))}
-            self._files.made(job.tenant, files_in(data["output"]))
-        if kind in _ENDS:
-            run.held.append((kind, data))
-        elif kind == "executing" and data.get("node") is None:
-            return
-        elif job.part is not None:
-            self._parts.heard(job, kind, data)
-        elif kind == "executed":
-            self.relay.send(job.tenant, job.client_id, kind, data)
-        else:
-            self.relay.forward(job.tenant, job.client_id, text)
-
-    def _binary(self, server: str, frame: bytes) -> None:
-        run = self._runs.get(server)
-        if run is not None and prompt_of(frame) in (None, run.job.prompt_id):
-            self.relay.preview(run.job.tenant, run.job.client_id, self._parts.preview(run.job, frame))

@@ -1,43 +1,44 @@
-"""Which job goes to which server next: one line for all servers, asked when a server is free. Pure.
+"""Which job goes to which server next: one line for all servers, asked when a server is free. Pure, but for the log.
 
-The policies are those of the router. They see a server as a serial replica whose unit of work is a second: what the
-job at hand would take where it takes least is its work, and what another server would need beyond that (a model to
-load, nodes whose results it does not hold, a slower device) is the prompt that it has to read first.
+The policies are those of the router (see `views`). One job whose graph, forecast or placement fails never stops others.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from heapq import merge, nsmallest
 from itertools import islice
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 
 from swarmx.agents.choice import second_of
-from swarmx.agents.kept_view import fixed_columns, fixed_row, keep
 from swarmx.agents.objective import Objective, parameters_in
 from swarmx.agents.shares import Shares
 from swarmx.compat.comfyui.drafts import facts_of
-from swarmx.compat.comfyui.forecasts import JobFacts, JobForecaster, ServerState
+from swarmx.compat.comfyui.forecasts import UNREAD, JobFacts, JobForecaster, ServerState
 from swarmx.compat.comfyui.jobs import Job
-from swarmx.core.engine import EngineProfile
-from swarmx.core.fleet import CallView, FleetView, WorkflowView
-from swarmx.core.forecast import Forecast
-from swarmx.core.nouns import Call, Candidates, Decision, SeenWorkflow
+from swarmx.compat.comfyui.views import kept_fleet, seen_call, seen_fleet, seen_workflow
+from swarmx.core.forecast import LEVELS, Forecast
+from swarmx.core.nouns import Candidates, Decision
+
+log = logging.getLogger(__name__)
 
 DEPTH = 8  # jobs that are asked about before the rest of a line waits for them
 WINDOW = 64  # jobs at the head of all lines that may go in another order than they came
 _NEWS = 1.2
 _LEAST_S = 1e-3
 
-_PROFILE = EngineProfile(model="comfyui", device="server", step_base_s=1.0, max_batch=1)
-_FIXED = fixed_row(_PROFILE)
+_GUESS = Forecast(
+    levels=LEVELS, quantiles=(1.0, 2.0, 5.0, 15.0, 45.0, 120.0, 240.0, 600.0), unit="s", source="prior", version="guess"
+)
+"""For a job of which nothing can be said: neither so short that it passes the others, nor so long that it waits."""
 
 
 class _Known(NamedTuple):
@@ -57,6 +58,7 @@ class Waiting:
     since_s: float
     attempt: int = 0
     tried: frozenset[str] = frozenset()
+    failed: bool = False  # to be placed, which is told once
     _facts: JobFacts | None = None
     _forecasts: dict[str, _Known] = field(default_factory=dict)
 
@@ -64,7 +66,11 @@ class Waiting:
     def facts(self) -> JobFacts:
         """Read from the graph when it is first asked for: most jobs wait a while before they are."""
         if self._facts is None:
-            self._facts = facts_of(self.job)
+            try:
+                self._facts = facts_of(self.job)
+            except Exception:
+                log.exception("the graph of the job %s cannot be read; its seconds are guessed", self.job.prompt_id)
+                self._facts = UNREAD
         return self._facts
 
 
@@ -126,6 +132,7 @@ class Scheduler:
         self._waiting: dict[str, Waiting] = {}
         self._lines: dict[tuple[frozenset[str], str], _Line] = {}
         self._of_tenant: dict[str, int] = {}
+        self._bytes: Counter[str] = Counter()
         self._shares = Shares(weights)
         self._by_ratio = by_ratio
         self._last_chosen: dict[str, int] = {}
@@ -153,6 +160,10 @@ class Scheduler:
         """How many jobs of the tenant wait."""
         return self._of_tenant.get(tenant, 0)
 
+    def waiting_bytes(self, tenant: str | None = None) -> int:
+        """What the jobs that wait come to."""
+        return self._bytes.total() if tenant is None else self._bytes[tenant]
+
     def server(self, name: str, *, up: bool) -> None:
         """A server can be given jobs from now on, or no longer. What it runs is for the shell to end."""
         self.states.setdefault(name, ServerState(name=name))
@@ -169,6 +180,7 @@ class Scheduler:
         if not self.waits(job.tenant):
             self._shares.joins(job.tenant, list(self._of_tenant))
         self._of_tenant[job.tenant] = self.waits(job.tenant) + 1
+        self._bytes[job.tenant] += job.size_bytes
         self._waiting[job.prompt_id] = waiting
         insort(self._lines.setdefault((waiting.able, job.tenant), _Line()).jobs, _place(job))
 
@@ -183,8 +195,9 @@ class Scheduler:
         if not jobs:
             del self._lines[key]
         self._of_tenant[tenant] -= 1
+        self._bytes[tenant] -= waiting.job.size_bytes
         if not self._of_tenant[tenant]:
-            del self._of_tenant[tenant]
+            del self._of_tenant[tenant], self._bytes[tenant]
         return waiting
 
     def able_again(self, able: Callable[[Waiting], frozenset[str]]) -> None:
@@ -208,16 +221,27 @@ class Scheduler:
         if running is None:
             return
         facts, heard = running.waiting.facts, nodes or {}
-        self._lessons += seconds is not None
         if seconds is not None:
-            self._forecaster.ended(facts, running.before, seconds, heard)
             self.states[server].ran(facts)
+            if facts is not UNREAD:
+                self._lessons += 1
+                self._learn(running, seconds, heard)
         elif heard:
             self.states[server].ran(facts, heard.keys())
 
-    def forecast(self, facts: JobFacts, state: ServerState) -> Forecast:
-        """How long a job takes on a server in this state."""
-        return self._forecaster.forecast(facts, state)
+    def _learn(self, running: Running, seconds: float, nodes: Mapping[str, float]) -> None:
+        try:
+            self._forecaster.ended(running.waiting.facts, running.before, seconds, nodes)
+        except Exception:
+            log.exception("the job %s taught nothing", running.waiting.job.prompt_id)
+
+    def forecast(self, facts: JobFacts, state: ServerState, job: str = "") -> Forecast:
+        """How long a job takes on a server in this state; a guess where that cannot be said. Never raises."""
+        try:
+            return _GUESS if facts is UNREAD else self._forecaster.forecast(facts, state)
+        except Exception:
+            log.exception("the seconds of the job %s on %s are guessed: its forecast failed", job, state.name)
+            return _GUESS
 
     def expected_wait_s(self, now_s: float) -> float:
         """When a job that came now, behind all others, would be begun, roughly."""
@@ -284,11 +308,20 @@ class Scheduler:
         state = self.states[server]
         known = waiting._forecasts.get(server)
         if known is None or known.changes != state.changes or self._lessons > _NEWS * known.lessons:
-            forecast = self._forecaster.forecast(waiting.facts, state)
+            forecast = self.forecast(waiting.facts, state, waiting.job.prompt_id)
             known = waiting._forecasts[server] = _Known(state.changes, self._lessons, forecast)
         return known.forecast
 
     def _place(self, waiting: Waiting, ahead: int, now_s: float) -> Placement | None:
+        try:
+            return self._chosen(waiting, ahead, now_s)
+        except Exception:
+            if not waiting.failed:
+                log.exception("the job %s cannot be placed; it waits while others go on", waiting.job.prompt_id)
+            waiting.failed = True
+            return None
+
+    def _chosen(self, waiting: Waiting, ahead: int, now_s: float) -> Placement | None:
         up = sorted(waiting.able & self._up)
         names = [name for name in up if name not in waiting.tried] or up
         if not self.objective.policy.waits:
@@ -297,16 +330,12 @@ class Scheduler:
             return None
         forecasts = [self._on(waiting, name) for name in names]
         least = min(forecasts, key=lambda forecast: forecast.mean)
-        view = self._view(names, [forecast.mean - least.mean for forecast in forecasts], now_s)
-        call = _call(waiting)
-        about = CallView(
-            call=call,
-            forecast=least,
-            workflow=_alone(waiting, least.mean, now_s),
-            now_s=now_s,
-            waited_s=now_s - waiting.since_s,
-            ahead=ahead,
+        view = seen_fleet(
+            left_s=[self.running[name].left_s(now_s) if name in self.running else None for name in names],
+            last_chosen=[self._last_chosen.get(name, 0) for name in names],
+            extra_s=[forecast.mean - least.mean for forecast in forecasts],
         )
+        about = seen_call(waiting.job, waiting.facts.key, least, now_s, waited_s=now_s - waiting.since_s, ahead=ahead)
         choice, policy, _ = self.objective.choose(about, view, self._rng)
         server = names[choice.index]
         if choice.hold or server in self.running:
@@ -315,7 +344,7 @@ class Scheduler:
         self._last_chosen[server] = self._decisions
         second = second_of(choice)
         decision = Decision(
-            call=call,
+            call=about.call,
             attempt=waiting.attempt + 1,
             at_s=now_s,
             policy=policy.name,
@@ -332,12 +361,10 @@ class Scheduler:
                 signal_age_s=(None,) * len(names),
                 cost_s=None if choice.cost_s is None else tuple(choice.cost_s.tolist()),
                 terms_s={name: tuple(values.tolist()) for name, values in choice.terms_s.items()},
-                view=keep(
-                    view, slice(None), fixed_columns([_fixed_of(extra) for extra in view.prefill_token_s.tolist()])
-                ),
+                view=kept_fleet(view),
             ),
             note="retry" if waiting.attempt else "",
-            workflow=_seen(about.workflow),
+            workflow=seen_workflow(about),
             waited_s=about.waited_s,
             ahead=ahead,
         )
@@ -346,83 +373,8 @@ class Scheduler:
     def _least(self, waiting: Waiting) -> Forecast:
         names = waiting.able or self.states.keys()
         found = [self._on(waiting, name) for name in names if name in self.states]
-        return min(found or [self._forecaster.forecast(waiting.facts, ServerState(name=""))], key=lambda f: f.mean)
-
-    def _view(self, names: list[str], extra_s: Iterable[float], now_s: float) -> FleetView:
-        count = len(names)
-        busy = np.array([name in self.running for name in names], dtype=np.int64)
-        left = np.array([self.running[n].left_s(now_s) if n in self.running else 0.0 for n in names])
-        zero, one = np.zeros(count), np.ones(count)
-        return FleetView(
-            in_flight=busy,
-            last_chosen=np.array([self._last_chosen.get(name, 0) for name in names], dtype=np.int64),
-            max_batch=np.ones(count, dtype=np.int64),
-            remaining_work=left,
-            work_variance=zero,
-            weight=busy.astype(np.float64),
-            context_tokens=zero,
-            prefill_tokens=zero,
-            unread_tokens=zero,
-            shared_tokens=zero,
-            cached_tokens=zero,
-            prefill_share=zero,
-            slowdown=one,
-            kv_capacity_tokens=one * _PROFILE.kv_capacity_tokens,
-            max_step_tokens=one * _PROFILE.max_step_tokens,
-            cost_weight=one,
-            call_base_s=zero,
-            step_base_s=one,
-            decode_seq_s=zero,
-            decode_ctx_token_s=zero,
-            prefill_token_s=np.array(list(extra_s)),
-            prefill_ctx_token_s=zero,
-            running=busy.astype(np.float64),
-            waiting=zero,
-            kv_usage=zero,
-            signal_age_s=zero,
-        )
+        return min(found or [self.forecast(waiting.facts, ServerState(name=""))], key=lambda f: f.mean)
 
 
 def _place(job: Job) -> tuple[int, tuple[float, int], str]:
     return -job.priority, job.order, job.prompt_id
-
-
-def _fixed_of(extra_s: float) -> bytes:
-    return fixed_row(msgspec.structs.replace(_PROFILE, prefill_token_s=extra_s)) if extra_s else _FIXED
-
-
-def _call(waiting: Waiting) -> Call:
-    job = waiting.job
-    return Call(
-        call_id=job.prompt_id,
-        tenant=job.tenant,
-        kind="image",
-        model="comfyui",
-        role="graph",
-        workflow_id=job.prompt_id,
-        workflow_kind="comfyui",
-        node="" if job.part is None else f"part {job.part.number + 1}",
-        prompt_key=waiting.facts.key,
-        prompt_bytes=0,
-        prompt_tokens=1,
-        work_limit=0.0,
-        priority=job.priority,
-    )
-
-
-def _seen(alone: WorkflowView) -> SeenWorkflow:
-    return SeenWorkflow(**{name: getattr(alone, name) for name in SeenWorkflow.__struct_fields__})
-
-
-def _alone(waiting: Waiting, least_s: float, now_s: float) -> WorkflowView:
-    """A job is a workflow of one call."""
-    return WorkflowView(
-        kind="comfyui",
-        age_s=now_s - waiting.job.created_s,
-        target_s=0.0,
-        remaining_s=least_s,
-        attained_s=0.0,
-        attained_work=0.0,
-        calls=0,
-        past_s=np.zeros(0),
-    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,6 +22,15 @@ class ServerAway(Exception):
     def __init__(self, detail: str, *, refused: bool = False) -> None:
         super().__init__(detail)
         self.refused = refused
+
+
+class FileAway(ServerAway):
+    """A file that the server `owner` made cannot be had; with `gone`, that server has it no more."""
+
+    def __init__(self, detail: str, *, owner: str, gone: bool = False, refused: bool = False) -> None:
+        super().__init__(detail, refused=refused)
+        self.owner = owner
+        self.gone = gone
 
 
 class ComfyServer:
@@ -45,12 +55,17 @@ class ComfyServer:
         return answer if status == 200 else None
 
     async def submit(
-        self, prompt_id: str, graph: Graph, *, client_id: str, extra: Mapping[str, Any], targets: list[str] | None
+        self, prompt_id: str, graph: Graph, *, client_id: str, extra: Mapping[str, Any], targets: Sequence[str]
     ) -> tuple[int, dict[str, Any]]:
-        """Hand it a job; 200, or 400 with its own word on the graph. Raises ServerAway for any other answer."""
-        body: dict[str, Any] = {"prompt": graph, "prompt_id": prompt_id, "client_id": client_id, "extra_data": extra}
-        if targets is not None:
-            body["partial_execution_targets"] = targets
+        """Hand it a job, to make these outputs; 200, or 400 with its own word on the graph. Raises ServerAway for any
+        other answer."""
+        body = {
+            "prompt": graph,
+            "prompt_id": prompt_id,
+            "client_id": client_id,
+            "extra_data": extra,
+            "partial_execution_targets": targets,
+        }
         status, answer = await self._ask("POST", "/prompt", body)
         if status not in (200, 400) or not isinstance(answer, dict):
             raise ServerAway(f"it answered a graph with status {status}")
@@ -107,6 +122,8 @@ class ComfyServer:
                 f"{self.url}/view", params=query, headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
                 yield response
+        except aiohttp.ClientConnectorError as error:
+            raise ServerAway(f"nothing listens at {self.url}: {error}", refused=True) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise ServerAway(f"no file from it: {error!r}") from None
 
@@ -153,13 +170,28 @@ class ComfyServer:
                     if len(raw) > _MAX_ANSWER_BYTES:
                         raise ServerAway(f"{path} answered with more than {_MAX_ANSWER_BYTES} bytes")
                 told = raw and response.status in (200, 400)  # other answers may be any text
-                return response.status, msgspec.json.decode(raw) if told else None
+                return response.status, decoded(raw) if told else None
         except aiohttp.ClientConnectorError as error:
             raise ServerAway(f"nothing listens at {self.url}: {error}", refused=True) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise ServerAway(f"{path} was not answered: {error!r}") from None
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ServerAway(f"{path} was answered with what is not JSON: {error}") from None
+
+
+def decoded(raw: bytes | bytearray) -> Any:
+    """What a server says as JSON. Raises msgspec.MsgspecError, ValueError, RecursionError."""
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return msgspec.json.decode(repaired(raw))
+
+
+def repaired(raw: bytes | bytearray) -> bytes:
+    """What Python writes as JSON as the standard has it: NaN and the infinities become null, and what a file name holds
+    that is no text a question mark. Raises ValueError, RecursionError."""
+    found = json.loads(raw.decode(errors="replace"), parse_constant=lambda _: None)
+    return json.dumps(found, ensure_ascii=False).encode(errors="replace")
 
 
 def _form(name: str, data: bytes) -> aiohttp.FormData:

@@ -41,6 +41,7 @@ class Servers(Mapping[str, ComfyServer]):
                 server,
                 on_event=lambda *event, name=name: self.on_event(name, *event),
                 on_binary=lambda frame, name=name: self.on_binary(name, frame),  # type: ignore[misc]
+                on_drop=lambda name=name: self.ask_again(name),  # type: ignore[misc]
             )
             for name, server in self._servers.items()
         }

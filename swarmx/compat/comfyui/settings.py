@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from swarmx.config import is_loopback
 from swarmx.core.errors import ConfigError
 
 Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -32,6 +33,9 @@ class TenantSettings(_Section):
     weight: float = Field(1.0, gt=0.0, le=1000.0, description="Its share of the servers, next to others that wait.")
     priority: int = Field(0, ge=-10, le=10, description="The highest priority that its jobs may have.")
     max_waiting: int = Field(1000, ge=1, description="Jobs of it that may wait; further ones are answered 429.")
+    max_waiting_bytes: int = Field(
+        256 << 20, ge=1024, description="What the requests of those may come to; further ones are answered 429."
+    )
     max_uploads: int = Field(10_000, ge=1, description="Files that it may have uploaded; more are answered 429.")
     max_uploaded_bytes: int = Field(
         10 << 30, ge=1024, description="What they may come to; a file that alone is larger is answered 413."
@@ -59,6 +63,9 @@ class FrontSettings(_Section):
     tenants: dict[str, TenantSettings] = Field(default_factory=dict, description="Tenants that are not as the default.")
     default_tenant: TenantSettings = Field(TenantSettings(), description="What tenants have that are not named.")
     max_waiting: int = Field(10_000, ge=1, description="Jobs that may wait in all; further ones are answered 429.")
+    max_waiting_bytes: int = Field(
+        1 << 30, ge=1024, description="What the requests of all jobs that wait may come to; more are answered 429."
+    )
     keep: int = Field(10_000, ge=1, description="Ended jobs that are kept.")
     keep_files_s: Seconds = Field(
         30 * 86_400.0, description="Outputs are forgotten so long after they were made, uploads after their last use."
@@ -107,8 +114,3 @@ def load(path: Path | None, **changes: object) -> FrontSettings:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "settings"
         raise ConfigError(f"{where}: {first['msg']}.") from None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    return host in ("localhost", "::1") or host.startswith("127.")

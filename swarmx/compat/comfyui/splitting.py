@@ -28,7 +28,7 @@ from swarmx.compat.comfyui.drafts import (
     saving,
 )
 from swarmx.compat.comfyui.forecasts import JobFacts, ServerState
-from swarmx.compat.comfyui.graph import Graph, links, upstream_first
+from swarmx.compat.comfyui.graph import Graph, above, links, upstream_first
 from swarmx.compat.comfyui.jobs import Job, PartOf
 from swarmx.compat.comfyui.nodes import NodeSpec
 from swarmx.core.forecast import Forecast
@@ -220,25 +220,25 @@ class Splitter:
 
 
 def part_jobs(job: Job, plan: Plan) -> list[Job]:
-    """The jobs of the parts, with ids that follow from the job's.
+    """The jobs of the parts, with ids that no client can guess, and take for a job of its own.
 
-    Each has the whole graph and runs what its own outputs need: pictures carry the graph that made them, and that is
-    the one that was sent, but for the nodes at a cut.
+    Each has all that the job needs and runs what its own outputs need: pictures carry the graph that made them, and
+    that is the whole one, but for the nodes at a cut.
     """
-    found = []
+    found, whole = [], above(job.graph, job.outputs)
     for number, part in enumerate(plan.parts):
         needed = {latent: plan.cuts[latent] for latent in part.needs}
-        graph = loading(job.graph, needed) if needed else job.graph
+        graph = loading(whole, needed) if needed else whole
         graph = saving(graph, {latent: plan.cuts[latent] for latent in part.makes})
         outputs = (*part.outputs, *map(save_id, part.makes))
         found.append(
             msgspec.structs.replace(
                 job,
-                prompt_id=str(uuid.uuid5(uuid.UUID(job.prompt_id), str(number))),
+                prompt_id=str(uuid.uuid4()),
                 graph=graph,
                 outputs=outputs,
-                targets=list(outputs),
-                files=job.files | {(load_id(latent), "latent") for latent in needed},
+                files=frozenset(file for file in job.files if file[0] in whole)
+                | {(load_id(latent), "latent") for latent in needed},
                 part=PartOf(of=job.prompt_id, number=number, makes=part.makes, needs=part.needs, cuts=needed),
             )
         )

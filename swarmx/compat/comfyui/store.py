@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -13,7 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from swarmx.compat.comfyui.jobs import Ended, Job, State
+from swarmx.compat.comfyui.jobs import Ended, File, Job, State, workflow_in
+from swarmx.compat.comfyui.schema import connected
 from swarmx.core.errors import StoreError
 from swarmx.core.nouns import Decision
 from swarmx.gateway.keys import write_private
@@ -21,40 +21,8 @@ from swarmx.memory.lane import Lane, explained
 
 T = TypeVar("T")
 
-_VERSION = 2
 _PRUNE_EVERY = 250  # ends
 _NEWEST = 64  # ended jobs whose history is in memory
-_SCHEMA = """
-CREATE TABLE job (
-  prompt_id TEXT PRIMARY KEY, tenant TEXT NOT NULL, seq INTEGER NOT NULL UNIQUE, state TEXT NOT NULL,
-  body BLOB NOT NULL, server TEXT, attempts INTEGER NOT NULL DEFAULT 0,
-  created_s REAL NOT NULL, started_s REAL, ended_s REAL, history BLOB, parent TEXT
-) STRICT;
-CREATE INDEX job_part ON job (parent) WHERE parent IS NOT NULL;
-CREATE INDEX job_open ON job (seq) WHERE state IN ('pending', 'in_progress');
-CREATE INDEX job_done ON job (seq) WHERE ended_s IS NOT NULL;
-CREATE INDEX job_ended ON job (tenant, ended_s) WHERE ended_s IS NOT NULL;
-CREATE TABLE decision (prompt_id TEXT NOT NULL, attempt INTEGER NOT NULL, body BLOB NOT NULL,
-  PRIMARY KEY (prompt_id, attempt)) STRICT;
-CREATE TABLE output (
-  tenant TEXT NOT NULL, folder TEXT NOT NULL, subfolder TEXT NOT NULL, name TEXT NOT NULL,
-  prompt_id TEXT NOT NULL DEFAULT '', made_s REAL NOT NULL DEFAULT 0, size INTEGER,
-  PRIMARY KEY (tenant, folder, subfolder, name)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE upload (
-  tenant TEXT NOT NULL, folder TEXT NOT NULL, subfolder TEXT NOT NULL, name TEXT NOT NULL, sha256 TEXT NOT NULL,
-  PRIMARY KEY (tenant, folder, subfolder, name)
-) STRICT;
-"""
-
-_FROM_1 = """
-ALTER TABLE job ADD COLUMN parent TEXT;
-CREATE INDEX job_part ON job (parent) WHERE parent IS NOT NULL;
-ALTER TABLE output ADD COLUMN prompt_id TEXT NOT NULL DEFAULT '';
-ALTER TABLE output ADD COLUMN made_s REAL NOT NULL DEFAULT 0;
-ALTER TABLE output ADD COLUMN size INTEGER;
-UPDATE output SET made_s = strftime('%s', 'now');
-"""
 _MOST_PARTS = 64  # of a job: parts are numbered below 0, as many for each job
 
 
@@ -68,6 +36,12 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
     started_s: float | None
     ended_s: float | None
     history: bytes | None
+
+
+class _Sent(msgspec.Struct, frozen=True):
+    """Of a job that was kept, what its client sent beside the graph."""
+
+    extra: dict[str, Any]
 
 
 class JobLine(NamedTuple):
@@ -141,7 +115,7 @@ class JobStore:
 
     async def forget(self, prompt_id: str) -> None:
         """The job was never accepted after all: a server said so before its client heard anything."""
-        await self.do(lambda db: db.execute("DELETE FROM job WHERE prompt_id = ?", (prompt_id,)) and None)
+        await self.do(lambda db: _forget(db, "prompt_id = ?", (prompt_id,)))
 
     async def started(self, prompt_id: str, server: str, at_s: float, decision: Decision | None) -> None:
         """One more attempt begins, on the server."""
@@ -188,39 +162,46 @@ class JobStore:
         query = f"{_SELECT} WHERE parent = ? ORDER BY seq DESC"
         return await self.do(lambda db: [_read(row) for row in db.execute(query, (prompt_id,))])
 
-    async def back(self, prompt_id: str) -> None:
-        """The attempt is over and the job waits again."""
+    async def back(self, prompt_id: str, *, attempts: int) -> None:
+        """The attempt is over and the job waits again; `attempts` of its attempts count."""
         await self.do(
             lambda db: (
                 db.execute(
-                    "UPDATE job SET state = 'pending', server = NULL WHERE prompt_id = ? AND ended_s IS NULL",
-                    (prompt_id,),
+                    "UPDATE job SET state = 'pending', server = NULL, attempts = ? "
+                    "WHERE prompt_id = ? AND ended_s IS NULL",
+                    (attempts, prompt_id),
                 )
                 and None
             )
         )
 
-    async def ended(self, prompt_id: str, end: Ended, outputs: Sequence[tuple[str, str, str]]) -> bool:
-        """Keep the one end of a job, and which files (folder, subfolder, name) are its tenant's by it. False when it
-        had ended before: then nothing changes."""
+    async def ended(self, prompt_id: str, end: Ended, made: Sequence[File], found: Sequence[File] = ()) -> bool:
+        """Keep the one end of a job, and which files are its tenant's by it. False when it had ended before: then
+        nothing changes.
+
+        Those that it `made` are nobody else's from now on: once the disk of a server was cleared, it gives names again.
+        Those that it `found`, made by nodes whose results its server still had, are also its tenant's.
+        """
 
         def work(db: sqlite3.Connection) -> tuple[str, str | None] | None:
-            found: tuple[str, str | None] | None = db.execute(
+            row: tuple[str, str | None] | None = db.execute(
                 "UPDATE job SET state = ?, ended_s = ?, history = ? WHERE prompt_id = ? AND ended_s IS NULL "
                 "RETURNING tenant, parent",
                 (end.state, end.ended_s, end.history, prompt_id),
             ).fetchone()
+            if row is None:
+                return None
             _without_secrets(db, prompt_id)
             db.execute("DELETE FROM job WHERE parent = ?", (prompt_id,))
-            owner = (
-                "INSERT OR IGNORE INTO output (tenant, folder, subfolder, name, prompt_id, made_s) "
-                "SELECT tenant, ?, ?, ?, coalesce(parent, prompt_id), ? FROM job WHERE prompt_id = ?"
-            )
-            db.executemany(owner, [(*output, end.ended_s, prompt_id) for output in outputs])
+            tenant, parent = row
+            db.executemany("DELETE FROM output WHERE folder = ? AND subfolder = ? AND name = ?", made)
+            query = "INSERT OR IGNORE INTO output (tenant, prompt_id, made_s, folder, subfolder, name) VALUES "
+            values = tenant, parent or prompt_id, end.ended_s
+            db.executemany(f"{query} (?, ?, ?, ?, ?, ?)", [(*values, *file) for file in (*made, *found)])
             self._ends += 1
             if self._ends % _PRUNE_EVERY == 0:
                 _prune(db, self._keep)
-            return found
+            return row
 
         changed = await self.do(work)
         if changed is not None and changed[1] is None:
@@ -268,19 +249,27 @@ class JobStore:
         row = await self.job(prompt_id, tenant)
         return b"" if row is None or row.history is None else row.history
 
-    async def history(self, tenant: str | None, *, limit: int | None, offset: int) -> list[tuple[str, bytes | None]]:
-        """Id and history of ended jobs, oldest end first; with a negative offset, the newest `limit`."""
+    async def history(self, tenant: str | None, *, limit: int | None, offset: int) -> list[tuple[str, bytes]]:
+        """Id and history of ended jobs that have one, oldest end first; with a negative offset, the newest `limit`."""
         newest = offset < 0 and limit is not None
-        query = "SELECT prompt_id, history FROM job WHERE ended_s IS NOT NULL AND parent IS NULL"
+        query = (
+            "SELECT prompt_id, history FROM job WHERE ended_s IS NOT NULL AND parent IS NULL AND length(history) > 0"
+        )
         order = f"AND ifnull(?, tenant) = tenant ORDER BY ended_s {'DESC' if newest else 'ASC'} LIMIT ? OFFSET ?"
         row = (tenant, -1 if limit is None else limit, 0 if newest else max(0, offset))
         return (await self.do(lambda db: db.execute(f"{query} {order}", row).fetchall()))[:: -1 if newest else 1]
 
-    async def ended_lines(self, tenant: str | None) -> list[JobLine]:
-        """All ended jobs, newest end first: no graph is read."""
-        query = "SELECT prompt_id, state, created_s, started_s, ended_s FROM job"
+    async def ended_lines(self, tenant: str | None, workflow_id: str | None = None) -> list[JobLine]:
+        """All ended jobs, or those of a workflow, newest end first: no graph is read."""
+        body = "body" if workflow_id else "NULL"
+        query = f"SELECT prompt_id, state, created_s, started_s, ended_s, {body} FROM job"  # noqa: S608
         where = "WHERE ended_s IS NOT NULL AND parent IS NULL AND ifnull(?, tenant) = tenant ORDER BY ended_s DESC"
-        return await self.do(lambda db: [JobLine(*row) for row in db.execute(f"{query} {where}", (tenant,))])
+
+        def work(db: sqlite3.Connection) -> list[JobLine]:
+            rows = db.execute(f"{query} {where}", (tenant,))
+            return [JobLine(*row) for *row, body in rows if not workflow_id or _workflow_of(body) == workflow_id]
+
+        return await self.do(work)
 
     async def some(self, prompt_ids: Sequence[str]) -> dict[str, StoredJob]:
         """These jobs, as far as they are there."""
@@ -297,10 +286,10 @@ class JobStore:
         def work(db: sqlite3.Connection) -> None:
             if prompt_ids is None:
                 db.execute("DELETE FROM output WHERE tenant = ?", (tenant,))
-                db.execute("DELETE FROM job WHERE ended_s IS NOT NULL AND parent IS NULL AND tenant = ?", (tenant,))
+                _forget(db, "ended_s IS NOT NULL AND parent IS NULL AND tenant = ?", (tenant,))
             for prompt_id in prompt_ids or ():
                 where = "prompt_id = ? AND tenant = ? AND parent IS NULL AND ended_s IS NOT NULL"
-                db.execute(f"DELETE FROM job WHERE {where}", (prompt_id, tenant))  # noqa: S608
+                _forget(db, where, (prompt_id, tenant))
                 db.execute("DELETE FROM output WHERE tenant = ? AND prompt_id = ?", (tenant, prompt_id))
 
         await self.do(work)
@@ -358,20 +347,7 @@ class JobStore:
         return await self._lane.do(work)
 
     def _connect(self) -> sqlite3.Connection:
-        path = self._folder / "jobs.db"
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA secure_delete = ON")  # what is gone is not in the file any more
-        version = int(db.execute("PRAGMA user_version").fetchone()[0])
-        if version > _VERSION:
-            raise StoreError(f"{path} has schema {version}, this version knows {_VERSION}; use a newer SwarmX")
-        if version == 0:
-            db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-        elif version == 1:
-            db.executescript(f"BEGIN; {_FROM_1} PRAGMA user_version = {_VERSION}; COMMIT;")
-        return db
+        return connected(self._folder / "jobs.db")
 
 
 _SELECT = "SELECT body, state, server, attempts, started_s, ended_s, history FROM job"
@@ -399,9 +375,17 @@ def _prune(db: sqlite3.Connection, keep: int) -> None:
     query = "SELECT seq FROM job WHERE ended_s IS NOT NULL AND seq > 0 ORDER BY seq DESC LIMIT 1 OFFSET ?"
     surplus = db.execute(query, (keep,)).fetchone()
     if surplus is not None:
-        gone = "SELECT prompt_id FROM job WHERE ended_s IS NOT NULL AND seq > 0 AND seq <= ?"
-        db.execute(f"DELETE FROM decision WHERE prompt_id IN ({gone})", surplus)  # noqa: S608
-        db.execute("DELETE FROM job WHERE ended_s IS NOT NULL AND seq > 0 AND seq <= ?", surplus)
+        _forget(db, "ended_s IS NOT NULL AND seq > 0 AND seq <= ?", surplus)
+
+
+def _forget(db: sqlite3.Connection, where: str, values: Sequence[object]) -> None:
+    """These jobs are no more, nor is why they went where they went."""
+    db.execute(f"DELETE FROM decision WHERE prompt_id IN (SELECT prompt_id FROM job WHERE {where})", values)  # noqa: S608
+    db.execute(f"DELETE FROM job WHERE {where}", values)  # noqa: S608
+
+
+def _workflow_of(body: bytes) -> str | None:
+    return workflow_in(msgspec.json.decode(body, type=_Sent).extra)
 
 
 def _read(row: tuple[Any, ...]) -> StoredJob:

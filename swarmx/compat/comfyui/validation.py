@@ -11,7 +11,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from swarmx.compat.comfyui.graph import Graph, cycle_in, file_name, link_of, sources, upstream_first
+from swarmx.compat.comfyui.graph import (
+    Graph,
+    cycle_in,
+    file_name,
+    link_of,
+    names_file,
+    sources,
+    upstream_first,
+    values_in,
+)
 from swarmx.compat.comfyui.nodes import InputSpec, NodeSpec
 
 MAX_NODES = 20_000
@@ -28,8 +37,8 @@ _ELSEWHERE = re.compile(r"\[(output|temp)\]\Z|^[/\\]|(^|[/\\])\.\.([/\\]|$)")
 class Accepted:
     """`outputs` are the output nodes that will run; `node_errors` tell why others will not.
 
-    `files` are the inputs, by node and name, that name an uploaded file. With `doubtful`, only a server can tell
-    whether it takes the graph.
+    `files` are the inputs of nodes that will run, by node and name, that name an uploaded file. With `doubtful`, only a
+    server can tell whether it takes the graph.
     """
 
     outputs: tuple[str, ...]
@@ -91,23 +100,29 @@ def _judge(
     graph: Graph, specs: Mapping[str, NodeSpec], outputs: Sequence[str], uploads: Collection[str]
 ) -> Accepted | Rejected:
     found: dict[str, list[Error]] = {}
-    files: set[tuple[str, str]] = set()
-    doubtful = False
+    files: dict[str, list[str]] = {}
+    doubtful: set[str] = set()
     bad: set[str] = set()  # nodes with errors of their own or above them
     order = upstream_first(graph, outputs)
     for node_id in order:
         judged = _node(graph, node_id, specs, uploads)
         if judged.errors:
             found[node_id] = judged.errors
-        files |= {(node_id, name) for name in judged.files}
-        doubtful = doubtful or judged.doubtful
+        files[node_id] = judged.files
+        if judged.doubtful:
+            doubtful.add(node_id)
         if judged.errors or any(link is not None and link[0] in bad for link in _links(graph[node_id])):
             bad.add(node_id)
     good = tuple(node_id for node_id in outputs if node_id not in bad)
     if not good:
         return _failed(graph, found, outputs)
-    node_errors = _by_node(graph, found, [node_id for node_id in outputs if node_id in bad])
-    return Accepted(outputs=good, node_errors=node_errors, files=frozenset(files), doubtful=doubtful)
+    runs = upstream_first(graph, good)
+    return Accepted(
+        outputs=good,
+        node_errors=_by_node(graph, found, [node_id for node_id in outputs if node_id in bad]),
+        files=frozenset((node_id, name) for node_id in runs for name in files[node_id]),
+        doubtful=not doubtful.isdisjoint(runs),
+    )
 
 
 @dataclass(slots=True)
@@ -121,6 +136,8 @@ def _node(graph: Graph, node_id: str, specs: Mapping[str, NodeSpec], uploads: Co
     node = graph[node_id]
     spec, inputs = specs[node["class_type"]], node["inputs"]
     judged = _Judged(doubtful=not spec.core)
+    for name in [name for name in inputs if name not in spec.inputs and _names_files(inputs[name])]:
+        del inputs[name]  # a note of a web page, of what was made before: some nodes show all that they are given
     for name, wanted in spec.inputs.items():
         if name not in inputs:
             if wanted.required:
@@ -135,7 +152,10 @@ def _node(graph: Graph, node_id: str, specs: Mapping[str, NodeSpec], uploads: Co
             value, problem = _converted(wanted, value)
             certain = True
             if problem is None:
-                inputs[name] = value
+                if not isinstance(value, dict | list):  # what is wrapped stays so: the server takes it out
+                    inputs[name] = value
+                problem = _not_a_value(wanted, value)
+            if problem is None:
                 if _is_file(wanted, value, uploads):
                     judged.files.append(name)
                 elif _is_elsewhere(wanted, value):
@@ -204,6 +224,24 @@ def _converted(wanted: InputSpec, value: Any) -> tuple[Any, Error | None]:
         )
 
 
+def _not_a_value(wanted: InputSpec, value: Any) -> Error | None:
+    """Why a value may go to no server, whatever its node says: it would make the server run a node that was not judged,
+    or a node that shows its inputs would seem to have made the file."""
+    about: dict[str, Any] = {"input_name": wanted.name, "input_config": None, "received_value": value}
+    details = f"{wanted.name}: {_short(value)}"
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int | float):
+        message = "a list in __value__ is what a server takes for a link; link the input itself, or send another list"
+        return error("bad_linked_input", message, details, **about)
+    if _names_files(value):
+        message = "a value names the file of an output; give an input that loads files the name alone"
+        return error("invalid_input_type", message, details, **about)
+    return None
+
+
+def _names_files(value: object) -> bool:
+    return any(map(names_file, values_in(value)))
+
+
 def _in_range(wanted: InputSpec, value: Any) -> Error | None:
     if not isinstance(value, int | float):
         return None
@@ -239,14 +277,10 @@ def _is_file(wanted: InputSpec, value: Any, uploads: Collection[str]) -> bool:
 
 def _is_elsewhere(wanted: InputSpec, value: Any) -> bool:
     """Whether the value, or one in it, leads a server to a file that it did not offer: maybe another tenant's."""
-    rest = [] if wanted.type == "STRING" else [value]
-    while rest:
-        one = rest.pop()
-        if isinstance(one, dict | list):
-            rest += one.values() if isinstance(one, dict) else one
-        elif isinstance(one, str) and _ELSEWHERE.search(one) and one not in (wanted.options or ()):
-            return True
-    return False
+    if wanted.type == "STRING":
+        return False
+    texts = (one for one in values_in(value) if isinstance(one, str))
+    return any(_ELSEWHERE.search(text) and text not in (wanted.options or ()) for text in texts)
 
 
 def _no_such_file(wanted: InputSpec, value: Any) -> Error:

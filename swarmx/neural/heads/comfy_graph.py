@@ -80,7 +80,10 @@ def read_graph(graph: object) -> ImageJob:
     if not nodes:
         return ImageJob()
     counts = kinds(name for name, _ in nodes.values())
-    of_samplers = [_sampling(node, nodes) for node in nodes.values() if _KINDS["samplers"].search(node[0])]
+    sources = {key: sources_of(inputs, nodes) for key, (_, inputs) in nodes.items()}
+    of_samplers = [
+        _sampling(key, nodes, sources) for key, (name, _) in nodes.items() if _KINDS["samplers"].search(name)
+    ]
     steps = [s for s, _, _ in of_samplers]
     work = [s * m * b for s, m, b in of_samplers]
     sizes = [m for _, m, _ in of_samplers if math.isfinite(m)]
@@ -149,10 +152,13 @@ def nodes_of(graph: object) -> Iterator[tuple[str, Node]]:
                 return
 
 
-def _sampling(node: Node, nodes: Mapping[str, Node]) -> tuple[float, float, float]:
+def _sampling(
+    key: str, nodes: Mapping[str, Node], sources: Mapping[str, tuple[str, ...]]
+) -> tuple[float, float, float]:
     """Steps, megapixels and batch of a sampler: its own inputs, or the nearest upstream that have them."""
     steps = width = height = batch = _NAN
-    for _, inputs in _upstream(node, nodes):
+    for near in _upstream(key, sources):
+        inputs = nodes[near][1]
         if math.isnan(steps) and "steps" in inputs:
             steps = follow(inputs["steps"], nodes, most=_MAX_STEPS)  # less `denoise` makes them smaller, not fewer
         if math.isnan(width) and "width" in inputs and "height" in inputs:
@@ -164,18 +170,23 @@ def _sampling(node: Node, nodes: Mapping[str, Node]) -> tuple[float, float, floa
     return steps, width * height / _MEGAPIXEL, batch
 
 
-def _upstream(node: Node, nodes: Mapping[str, Node]) -> Iterator[Node]:
+def _upstream(key: str, sources: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
     """The node, and all that it is fed by, nearest first, each once."""
-    queue, seen = deque([node]), set[str]()
+    queue, seen = deque([key]), {key}
     for _ in range(_MAX_WALK):
         if not queue:
             return
         current = queue.popleft()
         yield current
-        for value in current[1].values():
-            if is_link(value) and (key := target(value)) not in seen and key in nodes:
-                seen.add(key)
-                queue.append(nodes[key])
+        for near in sources[current]:
+            if near not in seen:
+                seen.add(near)
+                queue.append(near)
+
+
+def sources_of(inputs: Mapping[str, object], nodes: Mapping[str, Node]) -> tuple[str, ...]:
+    """The nodes that feed one with these inputs, each once: it may have more inputs than a walk should look at."""
+    return tuple(dict.fromkeys(key for value in inputs.values() if is_link(value) and (key := target(value)) in nodes))
 
 
 def follow(value: object, nodes: Mapping[str, Node], *, most: float) -> float:

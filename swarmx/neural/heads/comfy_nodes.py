@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import msgspec
 
-from swarmx.neural.heads.comfy_graph import follow, is_link, nodes_of, target, weight_names
+from swarmx.neural.heads.comfy_graph import Node, follow, is_link, nodes_of, sources_of, target, weight_names
 
 _MEGAPIXEL = 1024.0 * 1024.0
 _MAX_SIDE, _MAX_BATCH, _MAX_STEPS, _MAX_FACTOR = 65_536.0, 4096.0, 10_000.0, 64.0
+_MAX_MEGAPIXELS = _MAX_SIDE * _MAX_SIDE / _MEGAPIXEL
 _LEAST_WALK, _MAX_WALK, _WALKS = 16, 500, 20_000
 
 # Evaluations of the network that a step of a sampler takes; all others take one (k-diffusion's sampling functions).
@@ -46,27 +48,43 @@ class NodeWork(msgspec.Struct, frozen=True, kw_only=True):
     amounts: tuple[float, ...] = ()
 
 
+class _Graph(NamedTuple):
+    """A graph whose nodes were read once each: those that feed each, and the weights that it names first, by id."""
+
+    nodes: Mapping[str, Node]
+    sources: Mapping[str, tuple[str, ...]]
+    weights: Mapping[str, str]
+    walk: int
+    """How many nodes may be seen from one: a graph of thousands must not take seconds to read."""
+
+
 def node_works(graph: object) -> dict[str, NodeWork]:
     """By node id; empty for what is no graph. Never fails, reads the first 2,000 nodes."""
     nodes = dict(nodes_of(graph))
-    return {key: _work(key, nodes) for key in nodes}
+    read = _Graph(
+        nodes,
+        {key: sources_of(inputs, nodes) for key, (_, inputs) in nodes.items()},
+        {key: found for key, (_, inputs) in nodes.items() if (found := next(weight_names(inputs), ""))},
+        max(_LEAST_WALK, min(_MAX_WALK, _WALKS // max(1, len(nodes)))),
+    )
+    return {key: _work(key, read) for key in nodes}
 
 
-def _work(key: str, nodes: Mapping[str, tuple[str, Mapping[str, object]]]) -> NodeWork:
-    name, inputs = nodes[key]
+def _work(key: str, graph: _Graph) -> NodeWork:
+    name, inputs = graph.nodes[key]
     if is_sampler(name, inputs):
-        evaluations = _evaluations(key, nodes)
-        megapixels, pictures = _size(key, nodes)
+        evaluations = _evaluations(key, graph)
+        megapixels, pictures = _size(key, graph)
         work = evaluations * pictures * megapixels
         amounts: tuple[float, ...] = (evaluations, work, work * megapixels)
-        model = _model(key, nodes)
-    elif own := next(iter(weight_names(inputs)), ""):
-        amounts, model = (), own
+        model = _model(key, graph)
+    elif key in graph.weights:
+        amounts, model = (), graph.weights[key]
     else:
-        model = _model(key, nodes) if "code" in name else ""
+        model = _model(key, graph) if "code" in name else ""
         amounts = ()
         if "text" not in name and any(part in name for part in _PIXELS):
-            amounts = (math.prod(_size(key, nodes)),)
+            amounts = (math.prod(_size(key, graph)),)
     return NodeWork(node=key, class_type=name, model=model, amounts=amounts)
 
 
@@ -75,42 +93,45 @@ def is_sampler(name: str, inputs: Mapping[str, object]) -> bool:
     return "sampler" in name and any(is_link(inputs.get(part)) for part in ("latent_image", "latent", "samples"))
 
 
-def _evaluations(key: str, nodes: Mapping[str, tuple[str, Mapping[str, object]]]) -> float:
+def _evaluations(key: str, graph: _Graph) -> float:
     """Evaluations of the network: steps x order of the sampler x 2 with guidance.
 
     A `denoise` below 1 makes the steps smaller, not fewer. One step, of order one, with guidance, where it is not said.
     """
-    sampler = _nearest(key, nodes, "sampler_name")
-    order = _ORDERS.get(sampler, 1.0) if isinstance(sampler, str) else 1.0
-    _, inputs = nodes[key]
-    steps = follow(_nearest(key, nodes, "steps"), nodes, most=_MAX_STEPS)
+    said = (graph.nodes[near][1].get("sampler_name") for near in _upstream(key, graph))
+    sampler = next((name for name in said if isinstance(name, str)), "")  # a link to a selector: that has the name
+    order = _ORDERS.get(sampler, 1.0)
+    _, inputs = graph.nodes[key]
+    steps = follow(_nearest(key, graph, "steps"), graph.nodes, most=_MAX_STEPS)
     steps = steps if steps >= 1.0 else 1.0
-    first = follow(inputs.get("start_at_step"), nodes, most=_MAX_STEPS)
-    last = follow(inputs.get("end_at_step"), nodes, most=_MAX_STEPS)
+    first = follow(inputs.get("start_at_step"), graph.nodes, most=_MAX_STEPS)
+    last = follow(inputs.get("end_at_step"), graph.nodes, most=_MAX_STEPS)
     steps = max(1.0, (min(last, steps) if last > 0.0 else steps) - (first if first > 0.0 else 0.0))
     found = order * steps - (order - 1.0 if sampler in _SINGLE_LAST else 0.0)
-    return found * (1.0 if _unguided(key, nodes) else 2.0)
+    return found * (1.0 if _unguided(key, graph) else 2.0)
 
 
-def _unguided(key: str, nodes: Mapping[str, tuple[str, Mapping[str, object]]]) -> bool:
-    guider = nodes[key][1].get("guider")
-    if is_link(guider) and target(guider) in nodes and nodes[target(guider)][0] == "basicguider":
+def _unguided(key: str, graph: _Graph) -> bool:
+    guider = graph.nodes[key][1].get("guider")
+    if is_link(guider) and target(guider) in graph.nodes and graph.nodes[target(guider)][0] == "basicguider":
         return True
-    return follow(_nearest(key, nodes, "cfg"), nodes, most=1000.0) == 1.0
+    return follow(_nearest(key, graph, "cfg"), graph.nodes, most=1000.0) == 1.0
 
 
-def _size(key: str, nodes: Mapping[str, tuple[str, Mapping[str, object]]]) -> tuple[float, float]:
+def _size(key: str, graph: _Graph) -> tuple[float, float]:
     """Megapixels of one picture, and pictures or frames, at the output of a node; 1 each where nothing says."""
+    nodes = graph.nodes
     factor, current, seen = 1.0, key, set[str]()
-    while current not in seen and len(seen) < _walk(nodes):
+    while current not in seen and len(seen) < graph.walk:
         seen.add(current)
         inputs = nodes[current][1]
         width, height = (follow(inputs.get(side), nodes, most=_MAX_SIDE) for side in ("width", "height"))
         if width > 0.0 and height > 0.0:
             counts = (follow(inputs.get(part), nodes, most=_MAX_BATCH) for part in ("batch_size", "length"))
-            return factor * width * height / _MEGAPIXEL, math.prod(count for count in counts if count > 0.0)
+            megapixels = min(factor * width * height / _MEGAPIXEL, _MAX_MEGAPIXELS)
+            return megapixels, math.prod(count for count in counts if count > 0.0)
         by = next((value for part in _FACTORS if (value := follow(inputs.get(part), nodes, most=_MAX_FACTOR)) > 0), 1.0)
-        factor *= by * by
+        factor = min(factor * by * by, _MAX_MEGAPIXELS)  # many such nodes in a row would make it endless
         carrier = next((inputs[part] for part in _CARRIERS if is_link(inputs.get(part))), None)
         if carrier is None or target(carrier) not in nodes:
             break
@@ -118,31 +139,28 @@ def _size(key: str, nodes: Mapping[str, tuple[str, Mapping[str, object]]]) -> tu
     return factor, 1.0
 
 
-def _model(key: str, nodes: Mapping[str, tuple[str, Mapping[str, object]]]) -> str:
+def _model(key: str, graph: _Graph) -> str:
     """The weights that feed a node, the nearest first."""
-    for near in _upstream(key, nodes):
-        if (found := next(iter(weight_names(nodes[near][1])), "")) and "lora" not in nodes[near][0]:
-            return found
+    for near in _upstream(key, graph):
+        if near in graph.weights and "lora" not in graph.nodes[near][0]:
+            return graph.weights[near]
     return ""
 
 
-def _nearest(key: str, nodes: Mapping[str, tuple[str, Mapping[str, object]]], name: str) -> object:
-    return next((nodes[near][1][name] for near in _upstream(key, nodes) if name in nodes[near][1]), None)
+def _nearest(key: str, graph: _Graph, name: str) -> object:
+    near_inputs = (graph.nodes[near][1] for near in _upstream(key, graph))
+    return next((inputs[name] for inputs in near_inputs if name in inputs), None)
 
 
-def _upstream(key: str, nodes: Mapping[str, tuple[str, Mapping[str, object]]]) -> Iterator[str]:
+def _upstream(key: str, graph: _Graph) -> Iterator[str]:
     """The node and what feeds it, nearest first, each once, as far as one asks."""
     queue, seen = deque([key]), {key}
-    most = _walk(nodes)
     yield key
-    while queue and len(seen) < most:
-        for value in nodes[queue.popleft()][1].values():
-            if is_link(value) and (near := target(value)) in nodes and near not in seen:
+    while queue:
+        for near in graph.sources[queue.popleft()]:
+            if near not in seen:
+                if len(seen) == graph.walk:
+                    return
                 seen.add(near)
                 queue.append(near)
                 yield near
-
-
-def _walk(nodes: Mapping[str, tuple[str, Mapping[str, object]]]) -> int:
-    """How many nodes may be seen from one: a graph of thousands must not take seconds to read."""
-    return max(_LEAST_WALK, min(_MAX_WALK, _WALKS // max(1, len(nodes))))

@@ -23,7 +23,7 @@ from aiohttp import web
 
 from swarmx.compat.comfyui.graph import Graph, signatures, upstream_first
 from swarmx.compat.comfyui.nodes import read_spec
-from swarmx.compat.comfyui.validation import Rejected, validate
+from swarmx.compat.comfyui.validation import Accepted, Rejected, validate
 from tests.compat.comfyui.fake_nodes import object_info
 
 PNG = bytes.fromhex("89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de")
@@ -139,10 +139,8 @@ class FakeComfy:
         verdict = validate(body["prompt"], specs, targets=body.get("partial_execution_targets"), uploads=names)
         if isinstance(verdict, Rejected):
             return web.json_response(verdict.body, status=400)
-        picky = [k for k, n in body["prompt"].items() if n["class_type"] == "Picky" and n["inputs"]["value"] == 7]
-        if picky:
-            row = {"type": "custom_validation_failed", "message": "x", "details": "value", "extra_info": {}}
-            errors = {picky[0]: {"errors": [row], "dependent_outputs": ["9"], "class_type": "Picky"}}
+        outputs, errors = _judged(body["prompt"], verdict)
+        if not outputs:
             problem = {"type": "prompt_outputs_failed_validation", "message": "x", "details": "", "extra_info": {}}
             return web.json_response({"error": problem, "node_errors": errors}, status=400)
         prompt_id = str(body.get("prompt_id") or uuid.uuid4())
@@ -150,11 +148,11 @@ class FakeComfy:
         if "client_id" in body:
             extra["client_id"] = body["client_id"]
         self.received.append(prompt_id)
-        row = (number, len(self.received), prompt_id, body["prompt"], extra, list(verdict.outputs))
+        row = (number, len(self.received), prompt_id, body["prompt"], extra, outputs)
         heapq.heappush(self._pending, row)
         await self._status()
         self._wake.set()
-        return web.json_response({"prompt_id": prompt_id, "number": number, "node_errors": verdict.node_errors})
+        return web.json_response({"prompt_id": prompt_id, "number": number, "node_errors": errors})
 
     async def _get_prompt(self, request: web.Request) -> web.Response:
         return web.json_response(self._remaining())
@@ -246,7 +244,8 @@ class FakeComfy:
         data = self.files.get((request.query.get("type", "output"), request.query["filename"]))
         if data is None:
             return web.Response(status=404)
-        return web.Response(body=data, content_type="image/png")
+        converted = [f" as {kind} {how}" for kind, how in request.query.items() if kind in ("channel", "preview")]
+        return web.Response(body=data + "".join(converted).encode(), content_type="image/png")
 
     # Events
 
@@ -458,6 +457,21 @@ async def serving(*fakes: FakeComfy) -> AsyncIterator[None]:
     finally:
         for fake in fakes:
             await fake.die()
+
+
+def _judged(graph: Graph, verdict: Accepted) -> tuple[list[str], dict[str, Any]]:
+    """The outputs that run, and what is wrong with others, once custom nodes have judged their values: none is a 7."""
+    errors, outputs = dict(verdict.node_errors), []
+    for output in verdict.outputs:
+        above = [(node_id, graph[node_id]) for node_id in upstream_first(graph, [output])]
+        picky = [n for n, node in above if node["class_type"] == "Picky" and node["inputs"]["value"] == 7]
+        for node_id in picky:
+            row = {"type": "custom_validation_failed", "message": "x", "details": "value", "extra_info": {}}
+            about = errors.setdefault(node_id, {"errors": [row], "dependent_outputs": [], "class_type": "Picky"})
+            about["dependent_outputs"].append(output)
+        if not picky:
+            outputs.append(output)
+    return outputs, errors
 
 
 def _row(job: tuple[float, int, str, Graph, dict[str, Any], list[str]]) -> list[Any]:

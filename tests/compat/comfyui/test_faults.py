@@ -66,6 +66,30 @@ async def test_a_job_that_kills_every_server_is_given_up_after_the_attempts_it_m
     assert sum(answer["prompt_id"] in fake.received for fake in fakes) == 2
 
 
+async def test_servers_that_a_job_never_came_to_are_no_attempts(tmp_path: Path) -> None:
+    fakes = tuple(FakeComfy() for _ in range(4))
+    async with serving(*fakes), front(tmp_path, *fakes, attempts=1, refresh_s=60.0, poll_s=1.0) as client:
+        for fake in fakes[:3]:
+            await fake.die()
+        entry = await client.ended((await client.submit(graph()))[1]["prompt_id"])
+        await fakes[3].die()
+        _, answer = await client.submit(graph(2))
+        await eventually(lambda: _is_down(client))
+        for fake in fakes:
+            await fake.start(fake.port)
+        later = await client.ended(answer["prompt_id"])
+    assert [entry["status"]["status_str"], later["status"]["status_str"]] == ["success"] * 2
+    assert [entry["swarmx"]["attempts"], later["swarmx"]["attempts"]] == [1, 1]
+
+
+async def test_a_server_that_dies_while_it_has_nothing_to_do_is_missed_at_once(tmp_path: Path) -> None:
+    fake = FakeComfy()
+    async with serving(fake), front(tmp_path, fake, refresh_s=3600.0) as client:
+        await client.run(graph())  # its events are heard
+        await fake.die()
+        await eventually(lambda: _is_down(client))
+
+
 async def test_a_job_of_a_server_that_hangs_runs_elsewhere_and_is_stopped_there_later(tmp_path: Path) -> None:
     fakes = (FakeComfy(step_s=0.02), FakeComfy(step_s=0.02))
     async with serving(*fakes), front(tmp_path, *fakes, **IMPATIENT) as client:
@@ -163,6 +187,18 @@ async def _queued(client: Client, prompt_id: str) -> bool:
 
 async def _asked(fake: FakeComfy, what: str) -> bool:
     return what in fake.requests
+
+
+async def test_a_job_that_is_cancelled_often_is_stopped_once(tmp_path: Path) -> None:
+    fake = FakeComfy(step_s=0.02)
+    async with serving(fake), front(tmp_path, fake) as client:
+        fake.stuck = True
+        _, answer = await client.submit(graph())
+        await _started_on((fake,), answer["prompt_id"])
+        _, cancelled = await client.ask("POST", "/api/jobs/cancel", {"job_ids": [answer["prompt_id"]] * 1000})
+        await client.ended(answer["prompt_id"])
+    assert cancelled["job_ids"] == [answer["prompt_id"]]
+    assert fake.requests.count("POST /queue") <= 2
 
 
 class _Gated(FakeComfy):
@@ -402,7 +438,6 @@ def _small(seq: int) -> Job:
         priority=0,
         graph=graph(seq, steps=10),
         extra={},
-        targets=None,
         outputs=("9",),
         files=frozenset(),
         created_s=float(seq),

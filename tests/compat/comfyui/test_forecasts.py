@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from swarmx.compat.comfyui.forecasts import JobFacts, NodeForecaster, ServerState
 from tests.compat.comfyui.fake_nodes import graph
@@ -130,3 +132,31 @@ def test_order_and_guidance_count_as_evaluations() -> None:
     )
     assert heun == pytest.approx(2 * euler - 2)
     assert unguided == pytest.approx(euler / 2)
+
+
+odd_values = st.one_of(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8) | st.just("x" * 5000),
+    st.just(10**300) | st.just("b.safetensors"),
+    st.tuples(st.sampled_from(["3", "4", "5", "6", "9", "none"]), st.integers(-1, 3)).map(list),
+    st.lists(st.integers() | st.text(max_size=3), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers() | st.lists(st.text(max_size=3), max_size=2), max_size=2),
+)
+some_inputs = [(node_id, name) for node_id, node in graph().items() for name in node["inputs"]]
+more_inputs = [("3", "width"), ("3", "guider"), ("3", "start_at_step"), ("5", "length"), ("8", "scale_by")]
+
+
+@given(
+    changes=st.dictionaries(st.sampled_from(some_inputs + more_inputs), odd_values, max_size=8), taught=st.booleans()
+)
+def test_whatever_the_inputs_a_graph_is_read_and_forecast(changes: dict[tuple[str, str], object], taught: bool) -> None:
+    odd = graph()
+    for (node_id, name), value in changes.items():
+        odd[node_id]["inputs"][name] = value
+    facts, forecaster, server = JobFacts.of(odd, ("9",)), NodeForecaster(), ServerState(name="a")
+    if taught:
+        teach(forecaster, server, [facts_of(n) for n in range(3)])
+        forecaster.ended(facts, server.copy(), 3.0, dict.fromkeys(facts.nodes, 0.1))
+        server.ran(facts)
+    assert 0.0 < forecaster.forecast(facts, server).mean < math.inf
+    assert forecaster.forecast(facts_of(9), server).mean < 100.0, "it spoils nobody's"
+    assert facts.signatures == {node.signature for node in facts.nodes.values()}

@@ -146,6 +146,45 @@ async def test_a_job_goes_to_the_server_that_has_its_model(tmp_path: Path) -> No
     assert sorted(models) == ["large.safetensors", "small.safetensors"]
 
 
+async def test_an_output_whose_model_nobody_has_does_not_keep_others_from_being_made(tmp_path: Path) -> None:
+    fakes = (FakeComfy(("one.safetensors",)), FakeComfy(("two.safetensors",)))
+    both = graph(model="two.safetensors")
+    both["14"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "absent.safetensors"}}
+    both["18"] = {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["14", 2]}}
+    both["19"] = {"class_type": "SaveImage", "inputs": {"images": ["18", 0], "filename_prefix": "b"}}
+    async with serving(*fakes):
+        async with front(tmp_path, *fakes) as client:
+            _, _, entry = await client.run(both)
+            fakes[1].stuck = True
+            running = (await client.submit(graph(2, model="two.safetensors")))[1]["prompt_id"]
+            await eventually(lambda: _has(fakes[1], running))
+            both["3"]["inputs"]["seed"] = 3
+            status, answer = await client.submit(both)
+        async with front(tmp_path, *fakes) as client:
+            fakes[1].stuck = False
+            waited = await client.ended(answer["prompt_id"])
+    assert (status, answer["node_errors"].keys()) == (200, {"14"})
+    assert [(row["swarmx"]["server"], row["outputs"].keys()) for row in (entry, waited)] == [("s2", {"9"})] * 2
+
+
+async def test_a_front_that_begins_anew_knows_what_a_server_has_that_is_away(tmp_path: Path) -> None:
+    fakes = (FakeComfy(("one.safetensors",)), FakeComfy(("two.safetensors",)))
+    async with serving(*fakes):
+        async with front(tmp_path, *fakes):
+            port = fakes[1].port
+        await fakes[1].die()
+        async with front(tmp_path, *fakes, wait=False) as client:
+            status, answer = await client.submit(graph(model="two.safetensors"))
+            nobody, _ = await client.submit(graph(model="three.safetensors"))
+            await fakes[1].start(port)
+            entry = await client.ended(answer["prompt_id"])
+        (tmp_path / "object_info.json").write_bytes(b'{"s1": 3}')
+        async with front(tmp_path, *fakes) as client:
+            _, _, after = await client.run(graph(2, model="one.safetensors"))
+    assert (status, nobody) == (200, 400)
+    assert [row["swarmx"]["server"] for row in (entry, after)] == ["s2", "s1"]
+
+
 async def test_a_custom_node_that_judges_its_values_itself_is_asked_before_the_client_is_answered(
     tmp_path: Path,
 ) -> None:
@@ -164,6 +203,29 @@ async def test_a_custom_node_that_judges_its_values_itself_is_asked_before_the_c
         assert queue == {"queue_running": [], "queue_pending": []}
         _, _, entry = await client.run(picky(3))
     assert entry["status"]["status_str"] == "success"
+
+
+async def test_a_client_that_names_itself_in_extra_data_only_hears_of_its_job(tmp_path: Path) -> None:
+    fake = FakeComfy()
+    async with serving(fake), front(tmp_path, fake) as client, client.socket() as socket:
+        wanted = {"prompt": graph(), "extra_data": {"client_id": client.client_id}}
+        _, answer = await client.ask("POST", "/prompt", wanted)
+        events = await until_end(socket, answer["prompt_id"])
+        odd, _ = await client.ask("POST", "/prompt", {"prompt": graph(2), "extra_data": {"client_id": [1]}})
+    assert "executed" in [kind for kind, _ in events]
+    assert odd == 200
+
+
+async def test_a_page_of_history_beyond_all_of_it_is_empty(tmp_path: Path) -> None:
+    fake = FakeComfy()
+    async with serving(fake), front(tmp_path, fake) as client:
+        await client.run(graph())
+        beyond = [await client.ask("GET", f"/history?offset={10**20}{more}") for more in ("", "&max_items=5")]
+        within = [await client.ask("GET", f"/history?{name}=-{10**20}") for name in ("offset", "max_items")]
+        _, all_of_it = await client.ask("GET", f"/history?max_items={10**20}")
+    assert beyond == [(200, {})] * 2
+    assert [status for status, _ in within] == [200, 200]
+    assert len(all_of_it) == 1
 
 
 async def test_node_classes_that_are_not_allowed_do_not_exist(tmp_path: Path) -> None:
@@ -284,6 +346,7 @@ async def test_why_a_job_went_where_it_went_can_be_read(tmp_path: Path) -> None:
         (b'{"prompt": {}, "prompt_id": "MINE"}', "invalid_prompt_id"),
         (b'{"prompt": {}, "prompt_id": "0A0A0A0A-0A0A-0A0A-0A0A-0A0A0A0A0A0A"}', "invalid_prompt_id"),
         (b'{"prompt": {}, "number": "first"}', "invalid_prompt"),
+        (b'{"prompt": {}, "number": 1' + b"0" * 400 + b"}", "invalid_prompt"),
         (b'{"prompt": {}, "extra_data": 3}', "invalid_prompt"),
         (b'{"prompt": {}, "partial_execution_targets": "9"}', "invalid_prompt"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -157,6 +158,17 @@ async def test_a_graph_in_parts_makes_the_pictures_that_it_makes_whole_and_is_on
     assert notes[0].startswith(f"split into {len(entry['swarmx']['parts'])} parts")
     assert ("cut behind the node 2" in notes[0]) == ("2" in prompt)
     assert len(notes) == 1 + len(entry["swarmx"]["parts"])
+
+
+async def test_a_graph_runs_in_parts_whatever_ids_a_client_gave_to_others(tmp_path: Path) -> None:
+    fakes = (FakeComfy(), FakeComfy())
+    prompt_id = uuid.uuid4()
+    async with serving(*fakes), splitting(tmp_path, *fakes) as client:
+        for number in range(2):
+            await client.run(graph(number, steps=1), prompt_id=str(uuid.uuid5(prompt_id, str(number))))
+        _, _, entry = await client.run(branches(20, 20), prompt_id=str(prompt_id))
+    assert entry["status"]["status_str"] == "success"
+    assert len(entry["swarmx"]["parts"]) == 2
 
 
 async def test_a_latent_that_three_servers_go_on_from_makes_the_pictures_that_it_makes_on_one(tmp_path: Path) -> None:

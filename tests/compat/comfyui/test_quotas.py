@@ -59,6 +59,39 @@ async def test_uploads_of_the_same_moment_do_not_pass_the_bound(tmp_path: Path) 
     assert [status for status, _ in answers].count(200) == 3
 
 
+@pytest.mark.parametrize("bounds", [{"max_waiting_bytes": 4096}, {"default_tenant": {"max_waiting_bytes": 4096}}])
+async def test_large_graphs_are_refused_while_those_that_wait_come_to_the_bound(
+    tmp_path: Path, bounds: dict[str, Any]
+) -> None:
+    fake = FakeComfy()
+
+    def large(seed: int) -> dict[str, Any]:
+        row = graph(seed)
+        row["6"]["inputs"]["text"] = "x" * 3000
+        return row
+
+    async with serving(fake):
+        async with front(tmp_path, fake, **bounds) as client:
+            fake.stuck = True
+            running = (await client.submit(graph(1)))[1]["prompt_id"]
+            await eventually(lambda: _runs(fake))
+            waiting = [await client.submit(large(seed)) for seed in (2, 3)]
+            status, said = await client.submit(graph(4))
+        async with front(tmp_path, fake, **bounds) as client:
+            after_restart, _ = await client.submit(graph(4))
+            await client.ask("POST", "/queue", {"delete": [waiting[0][1]["prompt_id"]]})
+            with_room, _ = await client.submit(graph(4))
+            fake.stuck = False
+            await client.ended(running)
+    assert [row[0] for row in waiting] == [200, 200]
+    assert (status, said["error"]["type"], after_restart, with_room) == (429, "queue_full", 429, 200)
+    assert "4096 are allowed" in said["error"]["details"]
+
+
+async def _runs(fake: FakeComfy) -> bool:
+    return fake._running is not None
+
+
 async def test_jobs_are_refused_while_their_outputs_fill_the_quota_until_history_is_cleared(tmp_path: Path) -> None:
     fake = FakeComfy()
     async with serving(fake), front(tmp_path, fake, default_tenant={"max_outputs": 2}) as client:
@@ -128,7 +161,8 @@ async def test_outputs_of_an_earlier_version_are_kept_from_now_on(tmp_path: Path
     with sqlite3.connect(tmp_path / "jobs.db") as db:
         db.executescript(
             "ALTER TABLE output DROP COLUMN prompt_id; ALTER TABLE output DROP COLUMN made_s;"
-            "ALTER TABLE output DROP COLUMN size; DROP INDEX job_part; ALTER TABLE job DROP COLUMN parent;"
+            "ALTER TABLE output DROP COLUMN size; DROP INDEX job_part;"
+            "DROP INDEX output_name; ALTER TABLE job DROP COLUMN parent;"
             "PRAGMA user_version = 1;"
         )
     store = JobStore(tmp_path)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import json
+import uuid
 from collections.abc import Mapping
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from swarmx.compat.comfyui.forecasts import JobFacts, JobForecaster, ServerState
 from swarmx.compat.comfyui.jobs import Job
 from swarmx.compat.comfyui.scheduling import Placement, Scheduler, Waiting
 from swarmx.core.forecast import Forecast, from_samples, point
-from tests.compat.comfyui.fake_nodes import graph
+from tests.compat.comfyui.fake import FakeComfy, serving
+from tests.compat.comfyui.fake_nodes import SAMPLERS, graph, node_info
+from tests.compat.comfyui.fronts import front
 
 _NUMBERS = itertools.count(1)
 BOTH = frozenset({"a", "b"})
@@ -74,7 +80,6 @@ def waiting(
         priority=priority,
         graph=graph(seq, model=model, steps=steps),
         extra={},
-        targets=None,
         outputs=("9",),
         files=frozenset(),
         created_s=since_s,
@@ -244,3 +249,77 @@ def test_who_waits_since_nothing_was_known_is_forecast_anew_once_something_is() 
     assert made.expected_wait_s(0.0) == pytest.approx(150.0)
     made.ended("a", seconds=1.0)
     assert made.expected_wait_s(0.0) == pytest.approx(50.5), "what runs at b was taken to need 100 s, this job 1 s"
+
+
+class Fails(Told):
+    """Cannot tell what jobs with this many steps take, and learns of none."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__({})
+        self.steps = steps
+
+    def forecast(self, facts: JobFacts, server: ServerState) -> Forecast:
+        if facts.nodes["3"].work.amounts[0] == 2.0 * self.steps:
+            raise ZeroDivisionError("no forecast")
+        return super().forecast(facts, server)
+
+    def ended(self, facts: JobFacts, server: ServerState, seconds: float, nodes: Mapping[str, float]) -> None:
+        raise ZeroDivisionError("no lesson")
+
+
+def unreadable() -> Waiting:
+    """A job with a text that cannot be written as JSON."""
+    made = waiting()
+    made.job.graph["6"]["inputs"]["text"] = "\ud800"
+    return made
+
+
+def test_a_job_whose_graph_cannot_be_read_runs_and_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    made, odd, plain = scheduler(Told({"a": 1.0, "b": 1.0})), unreadable(), waiting()
+    assert order_of(made, [odd, plain]) == [plain, odd], "it is not taken to be short"
+    assert odd.facts.only({"3"}) is odd.facts, "nor are its parts"
+    assert odd.job.prompt_id in caplog.text
+
+
+def test_a_job_that_cannot_be_forecast_runs_and_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    made, odd, plain = scheduler(Fails(7)), waiting(steps=7), waiting(steps=8)
+    assert order_of(made, [odd, plain]) == [plain, odd]
+    assert odd.job.prompt_id in caplog.text
+    assert made.idle == BOTH, "that nothing is learnt of a job holds no server"
+
+
+def test_a_job_that_cannot_be_placed_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    made, odd, plain = scheduler(Told({})), waiting(), waiting()
+    odd.job = msgspec.structs.replace(odd.job, created_s=None)  # type: ignore[arg-type]
+    made.add(odd)
+    made.add(plain)
+    placed = run(made)
+    assert placed is not None
+    assert placed.waiting is plain
+    assert run(made, 1.0) is None
+    assert caplog.text.count(f"{odd.job.prompt_id} cannot be placed") == 1
+
+
+@pytest.mark.process
+async def test_a_graph_that_is_odd_or_nested_deep_stops_nobody(tmp_path: Path) -> None:
+    fake = FakeComfy()
+    selector = node_info("Selector", {"sampler_name": [SAMPLERS, {}]}, [SAMPLERS], module="custom_nodes.selector")
+    fake.info["Selector"] = selector
+    chosen = graph(1)
+    chosen["20"] = {"class_type": "Selector", "inputs": {"sampler_name": "heun"}}
+    chosen["3"]["inputs"]["sampler_name"] = ["20", 0]
+    statuses = set()
+    async with serving(fake), front(tmp_path, fake) as client:
+        _, _, entry = await client.run(chosen)
+        assert entry["status"]["status_str"] == "success"
+        for depth in (100, *range(880, 1000)):  # up to what the interpreter can read at all
+            nested = '{"a": ' * depth + "1" + "}" * depth
+            body = json.dumps({"prompt": graph(depth), "prompt_id": str(uuid.uuid4())})
+            nested = body.replace('"tiny"', f'"tiny", "more": {nested}')
+            async with client.session.post(f"{client.url}/prompt", data=nested) as response:
+                statuses.add(response.status)
+        _, _, entry = await client.run(graph(2))
+        assert entry["status"]["status_str"] == "success"
+        _, queue = await client.ask("GET", "/prompt")
+    assert queue["exec_info"]["queue_remaining"] == 0
+    assert statuses == {200, 400}

@@ -36,7 +36,7 @@ def book() -> NodeBook:
 
 def job(graph: Graph, *outputs: str) -> Job:
     return Job(
-        prompt_id=ID, tenant="t", client_id="c", number=1.0, seq=1, priority=0, graph=graph, extra={}, targets=None,
+        prompt_id=ID, tenant="t", client_id="c", number=1.0, seq=1, priority=0, graph=graph, extra={},
         outputs=outputs, files=frozenset(), created_s=0.0,
     )  # fmt: skip
 
@@ -99,6 +99,12 @@ def test_a_cut_runs_what_is_shared_once() -> None:
     assert (first.outputs, second.outputs) == ((plan.parts[0].outputs[0], save_id(latent)), plan.parts[1].outputs)
     assert second.graph["13" if second.outputs == ("19",) else "3"]["inputs"]["latent_image"] == [load_id(latent), 0]
     assert first.graph.keys() - {save_id(latent)} == second.graph.keys() - {load_id(latent)} == refined(10, 30).keys()
+
+
+def test_a_branch_that_will_not_run_keeps_no_graph_from_being_cut() -> None:
+    graph = refined(10, 30)
+    graph["50"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "absent.safetensors"}}
+    assert planned(graph, "9", "19") == planned(refined(10, 30), "9", "19")
 
 
 def test_a_second_model_that_another_server_holds_is_worth_a_cut_between_two_samplers() -> None:

@@ -13,9 +13,10 @@ import pytest
 from swarmx.compat.comfyui import store as store_module
 from swarmx.compat.comfyui.jobs import Ended, Job
 from swarmx.compat.comfyui.store import JobStore
+from swarmx.gateway.keys import Keyring
 from tests.compat.comfyui.fake import FakeComfy, serving
 from tests.compat.comfyui.fake_nodes import graph
-from tests.compat.comfyui.fronts import eventually, front
+from tests.compat.comfyui.fronts import Client, eventually, front
 
 pytestmark = pytest.mark.process
 
@@ -45,7 +46,7 @@ async def test_jobs_of_a_store_that_knew_no_parts_are_still_there(tmp_path: Path
             old, _, entry = await client.run(graph(1))
         with closing(sqlite3.connect(tmp_path / "jobs.db")) as db:
             newer = "".join(f"ALTER TABLE output DROP COLUMN {name};" for name in ("prompt_id", "made_s", "size"))
-            parts = "DROP INDEX job_part; ALTER TABLE job DROP COLUMN parent;"
+            parts = "DROP INDEX job_part; DROP INDEX output_name; ALTER TABLE job DROP COLUMN parent;"
             db.executescript(f"{parts} {newer} PRAGMA user_version = 1;")
         async with front(tmp_path, fake) as client:
             again = await client.history(old)
@@ -77,6 +78,78 @@ async def test_the_history_of_a_job_is_its_tenants_alone_and_gone_once_it_is_cle
     await store.clear_history(first.tenant, [first.prompt_id, second.prompt_id])
     assert [await seen(first), await seen(second)] == [[b"", b"", b""]] * 2
     await store.close()
+
+
+async def test_a_name_that_a_server_gives_again_is_its_newest_makers_alone(tmp_path: Path) -> None:
+    fake, keys = FakeComfy(), Keyring(tmp_path / "keys.json")
+    tokens = [keys.add(name, "client", name) for name in ("ann", "bob")]
+    async with serving(fake):
+        async with front(tmp_path, fake, keys=keys) as client:
+            ann, bob = (Client(client.url, client.session, token) for token in tokens)
+            (_, _, hers), (_, _, same) = await ann.run(graph(1)), await bob.run(graph(1))
+            (name,) = {entry["outputs"]["9"]["images"][0]["filename"] for entry in (hers, same)}
+            assert [await _views(who, name) for who in (ann, bob)] == [200, 200], (
+                "one result, which the server still had"
+            )
+            fake.files.clear()
+            fake._saved = 0  # its disk was cleared
+            _, _, his = await bob.run(graph(2))
+            assert his["outputs"]["9"]["images"][0]["filename"] == name
+            assert [await _views(who, name) for who in (ann, bob)] == [404, 200]
+        async with front(tmp_path, fake, keys=keys) as client:
+            ann, bob = (Client(client.url, client.session, token) for token in tokens)
+            assert [await _views(who, name) for who in (ann, bob)] == [404, 200]
+
+
+async def test_a_second_end_of_a_job_changes_nothing(tmp_path: Path) -> None:
+    store, job, end = JobStore(tmp_path), _job(1), Ended(state="completed", ended_s=1.0, history=b"{}")
+    await store.open()
+    await store.accept(job)
+    assert await store.ended(job.prompt_id, end, [("output", "", "s1~a.png")])
+    assert not await store.ended(job.prompt_id, end, [("output", "", "s1~b.png")])
+    made = [await store.made(job.tenant, "output", "", f"s1~{name}.png") for name in "ab"]
+    await store.close()
+    assert made == [True, False]
+
+
+async def test_a_page_of_history_counts_jobs_that_have_one(tmp_path: Path) -> None:
+    fake = FakeComfy()
+    async with serving(fake), front(tmp_path, fake) as client:
+        done, _, _ = await client.run(graph(1))
+        fake.stuck = True
+        ids = [(await client.submit(graph(seed)))[1]["prompt_id"] for seed in range(2, 7)]
+        await client.ask("POST", "/queue", {"delete": ids})  # the first of them runs
+        _, newest = await client.ask("GET", "/history?max_items=3")
+        _, second = await client.ask("GET", "/history?max_items=3&offset=1")
+        fake.stuck = False
+    assert (list(newest), second) == ([done], {})
+
+
+async def test_why_jobs_went_where_they_went_is_forgotten_with_them(tmp_path: Path) -> None:
+    fake = FakeComfy(custom=True)
+    refused = {
+        "20": {"class_type": "Picky", "inputs": {"value": 7}},
+        "21": {"class_type": "PreviewImage", "inputs": {"images": ["20", 0]}},
+    }
+    async with serving(fake):
+        async with front(tmp_path, fake) as client:
+            ids = [(await client.run(graph(seed)))[0] for seed in range(1, 5)]
+            assert (await client.submit(refused))[0] == 400
+
+            async def kept() -> bool:
+                return _decided(tmp_path) == set(ids)
+
+            await eventually(kept)  # its client hears first that it was refused
+            await client.ask("POST", "/history", {"delete": ids[:1]})
+            assert _decided(tmp_path) == set(ids[1:])
+            await client.ask("POST", "/history", {"clear": True})
+            assert _decided(tmp_path) == set()
+            last, _, _ = await client.run(graph(5))
+        with closing(sqlite3.connect(tmp_path / "jobs.db")) as db:  # as an older version left it
+            db.execute("INSERT INTO decision SELECT 'gone', attempt, body FROM decision")
+            db.executescript("DROP INDEX output_name; PRAGMA user_version = 2;")
+        async with front(tmp_path, fake):
+            assert _decided(tmp_path) == {last}
 
 
 async def test_graphs_that_come_together_do_not_pass_the_bound_on_waiting_ones(tmp_path: Path) -> None:
@@ -117,6 +190,16 @@ async def test_a_page_of_jobs_reads_the_graphs_of_that_page_alone(
     assert len(read) <= 30
 
 
+async def _views(client: Client, name: str) -> int:
+    return (await client.ask("GET", f"/view?filename={name}&type=output"))[0]
+
+
+def _decided(folder: Path) -> set[str]:
+    """The jobs of which it is kept why they went where they went."""
+    with closing(sqlite3.connect(folder / "jobs.db")) as db:
+        return {row[0] for row in db.execute("SELECT prompt_id FROM decision")}
+
+
 async def _taken(fake: FakeComfy) -> bool:
     return bool(fake.received)
 
@@ -131,7 +214,6 @@ def _job(seq: int) -> Job:
         priority=0,
         graph=graph(seq),
         extra={},
-        targets=None,
         outputs=("9",),
         files=frozenset(),
         created_s=float(seq),

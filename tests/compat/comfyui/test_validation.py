@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from swarmx.compat.comfyui.graph import cycle_in, models_in, signatures, upstream_first
 from swarmx.compat.comfyui.nodes import NodeBook, merged, read_spec
 from swarmx.compat.comfyui.validation import Accepted, Rejected, validate
-from tests.compat.comfyui.fake_nodes import graph, object_info
+from tests.compat.comfyui.fake_nodes import graph, node_info, object_info
 
 SPECS = {name: read_spec(name, info) for name, info in object_info(["tiny.safetensors"], custom=True).items()}
 
@@ -89,6 +89,70 @@ def test_a_value_may_not_lead_a_server_out_of_what_it_offers() -> None:
     words = graph()
     words["6"]["inputs"]["text"] = "../ what a prompt says is its own affair [output]"
     assert isinstance(validate(words, SPECS), Accepted)
+
+
+def _shows(value: Any, **more: Any) -> dict[str, Any]:
+    """A custom node that takes any value, and shows it."""
+    return {"1": {"class_type": "Shows", "inputs": {"value": value, **more}}, "2": graph()["4"]}
+
+
+_SHOWS = {**SPECS, "Shows": read_spec("Shows", node_info("Shows", {"value": ["*", {}]}, [], out=True, module="odd"))}
+
+
+@pytest.mark.parametrize("link", [["2", 0], ["2", 0.0], ["2", True], ["nobody", 0]])
+def test_a_wrapped_list_that_a_server_takes_for_a_link_is_refused(link: Any) -> None:
+    """It would make the server run a node that nobody has judged."""
+    found = validate(_shows({"__value__": link}), _SHOWS)
+    assert isinstance(found, Rejected)
+    assert [each["type"] for each in found.node_errors["1"]["errors"]] == ["bad_linked_input"]
+
+
+@pytest.mark.parametrize("value", [[1, 2, 3], ["a", "b"], [["2", 0]], {"__value__": ["2", 0]}, []])
+def test_a_list_stays_wrapped_or_the_server_would_take_it_for_a_link(value: Any) -> None:
+    wrapped = _shows({"__value__": value})
+    assert isinstance(validate(wrapped, _SHOWS), Accepted)
+    assert wrapped == _shows({"__value__": value})
+
+
+def test_a_wrapped_number_or_text_is_taken_out() -> None:
+    loose = graph()
+    loose["5"]["inputs"]["width"] = {"__value__": "128"}
+    loose["6"]["inputs"]["text"] = {"__value__": ["4", 0]}
+    assert isinstance(validate(loose, SPECS), Accepted)
+    assert (loose["5"]["inputs"]["width"], loose["6"]["inputs"]["text"]) == (128, "['4', 0]")
+
+
+_FILE = {"filename": "ann_00001_.png", "subfolder": "", "type": "output"}
+
+
+@pytest.mark.parametrize("value", [_FILE, {"camera": [_FILE]}, {"__value__": _FILE}, {"__value__": [_FILE]}])
+def test_a_value_that_names_a_file_as_outputs_do_is_refused(value: Any) -> None:
+    """A node that shows its inputs would make it an output of this client."""
+    found = validate(_shows(value), _SHOWS)
+    assert isinstance(found, Rejected)
+    assert [each["type"] for each in found.node_errors["1"]["errors"]] == ["invalid_input_type"]
+
+
+@pytest.mark.parametrize("note", [_FILE, {"params": _FILE}, [_FILE]])
+def test_a_note_of_a_web_page_on_what_was_made_before_is_left_out(note: Any) -> None:
+    """The class has no such input; some nodes take everything, and show it."""
+    noted = _shows("x", videopreview=note, comment={"type": "x"})
+    assert isinstance(validate(noted, _SHOWS), Accepted)
+    assert noted == _shows("x", comment={"type": "x"})
+
+
+def test_files_and_doubts_are_those_of_nodes_that_will_run() -> None:
+    both = graph()
+    both["20"] = {"class_type": "LoadImage", "inputs": {"image": "cat.png"}}
+    both["21"] = {"class_type": "Picky", "inputs": {"value": 1}}
+    both["22"] = {"class_type": "PreviewImage", "inputs": {"images": ["20", 0], "also": ["21", 0]}}
+    found = validate(both, SPECS, uploads=["cat.png"])
+    assert isinstance(found, Accepted)
+    assert (found.files, found.doubtful) == ({("20", "image")}, True)
+    both["22"]["inputs"]["images"] = ["20", 7]
+    found = validate(both, SPECS, uploads=["cat.png"])
+    assert isinstance(found, Accepted)
+    assert (found.outputs, found.files, found.doubtful) == (("9",), frozenset(), False)
 
 
 def test_only_a_custom_node_may_take_what_its_description_does_not_allow() -> None:
