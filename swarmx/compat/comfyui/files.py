@@ -163,6 +163,11 @@ class Files:
         while len(self._fresh) > _FRESH:
             del self._fresh[next(iter(self._fresh))]
 
+    def stored(self, outputs: Iterable[File]) -> None:
+        """The store knows now whose these are."""
+        for output in outputs:
+            self._fresh.pop(output, None)
+
     async def may_see(self, tenant: str | None, folder: str, subfolder: str, name: str) -> bool:
         """Whether an output is the tenant's (None: whether anybody may ask)."""
         if tenant is None or self._fresh.get((folder, subfolder, name)) == tenant:

@@ -162,10 +162,20 @@ def _without(info: NodeInfo, hidden: str) -> NodeInfo:
     for category, rows in inputs.items():
         shown[category] = rows
         for name, row in rows.items() if isinstance(rows, dict) else ():
-            if isinstance(row, list) and row and isinstance(row[0], list) and any(map(_starts(hidden), row[0])):
-                kept = [option for option in row[0] if not _starts(hidden)(option)]
-                shown[category] = shown[category] | {name: [kept, *row[1:]]}
+            if (kept := _row_without(row, _starts(hidden))) is not row:
+                shown[category] = shown[category] | {name: kept}
     return info | {"input": shown}
+
+
+def _row_without(row: Any, is_hidden: Callable[[object], bool]) -> Any:
+    """An input without such options, of the older form or the newer: `[options, settings]`, `["COMBO", {options}]`."""
+    match row:
+        case [list(options), *rest] if any(map(is_hidden, options)):
+            return [[option for option in options if not is_hidden(option)], *rest]
+        case [kind, {"options": list(options)} as settings, *rest] if any(map(is_hidden, options)):
+            return [kind, settings | {"options": [option for option in options if not is_hidden(option)]}, *rest]
+        case _:
+            return row
 
 
 def _starts(prefix: str) -> Callable[[object], bool]:

@@ -397,6 +397,7 @@ class JobRunner:
         end = Ended(state=outcome.state, ended_s=self._clock(), history=history)
         made, found = files_of(outcome)
         await self.kept(lambda: self._store.ended(job.prompt_id, end, made, found))
+        self._files.stored([*made, *found])
         if job.part is not None:
             await self._parts.ended(job, outcome)
             return

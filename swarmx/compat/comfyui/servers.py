@@ -48,6 +48,7 @@ class Servers(Mapping[str, ComfyServer]):
         self._up: set[str] = set()
         self._abandoned: dict[str, set[str]] = {name: set() for name in self._servers}
         self._doubts = dict.fromkeys(self._servers, 0)
+        self._announced = -1  # the generation of the book that whoever listens was told of last
         self._looks = {name: asyncio.Event() for name in self._servers}
         self.stats: dict[str, dict[str, Any]] = {}
         self.on_change: OnChange = lambda server, *, told: None
@@ -122,13 +123,13 @@ class Servers(Mapping[str, ComfyServer]):
     async def _look(self, name: str) -> None:
         server, doubts = self._servers[name], self._doubts[name]
         await self._fence(name)
-        before = self._book.generation
         self._book.told(name, await server.object_info())
         self.stats[name] = await server.system_stats()
         if self._doubts[name] != doubts:  # it lost a job while it was asked, and may still be at it
             return
-        told = self._book.generation != before
+        told = self._book.generation != self._announced
         if told or name not in self._up:
+            self._announced = self._book.generation
             if name not in self._up:
                 log.info("%s is up", name)
             self._up.add(name)

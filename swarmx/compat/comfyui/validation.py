@@ -30,7 +30,8 @@ _MOST_OUTPUTS = 64  # whose errors are told
 
 Error = dict[str, Any]
 
-_ELSEWHERE = re.compile(r"\[(output|temp)\]\Z|^[/\\]|(^|[/\\])\.\.([/\\]|$)")
+_ELSEWHERE = re.compile(r"\[(output|temp)\]\Z|^[/\\]|(^|[/\\])\.\.([/\\]|$)|^swarmx-")  # the last: copies of uploads
+_LONGEST_CHAIN = 500  # of links: a server goes up them by recursion, and ends where it may not go that deep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +104,14 @@ def _judge(
     files: dict[str, list[str]] = {}
     doubtful: set[str] = set()
     bad: set[str] = set()  # nodes with errors of their own or above them
+    depth: dict[str, int] = {}
     order = upstream_first(graph, outputs)
     for node_id in order:
         judged = _node(graph, node_id, specs, uploads)
+        depth[node_id] = 1 + max((depth[source] for source in sources(graph, node_id)), default=0)
+        if depth[node_id] == _LONGEST_CHAIN + 1:
+            details = f"more than {_LONGEST_CHAIN} nodes, one above the other"
+            judged.errors.append(error("exception_during_validation", "a chain of links is too long", details))
         if judged.errors:
             found[node_id] = judged.errors
         files[node_id] = judged.files
@@ -136,6 +142,7 @@ def _node(graph: Graph, node_id: str, specs: Mapping[str, NodeSpec], uploads: Co
     node = graph[node_id]
     spec, inputs = specs[node["class_type"]], node["inputs"]
     judged = _Judged(doubtful=not spec.core)
+    judged.errors += _astray(graph, spec, inputs)
     for name in [name for name in inputs if name not in spec.inputs and _names_files(inputs[name])]:
         del inputs[name]  # a note of a web page, of what was made before: some nodes show all that they are given
     for name, wanted in spec.inputs.items():
@@ -165,6 +172,23 @@ def _node(graph: Graph, node_id: str, specs: Mapping[str, NodeSpec], uploads: Co
         if problem is not None and (certain or spec.core):
             judged.errors.append(problem)
     return judged
+
+
+def _astray(graph: Graph, spec: NodeSpec, inputs: Mapping[str, Any]) -> Iterable[Error]:
+    """Links to nowhere under names that the class does not have: a server follows them, and does not check them."""
+    for name, value in inputs.items():
+        if name not in spec.inputs and _is_as_a_link(value):
+            link = link_of(value)
+            if link is None or link[0] not in graph:
+                message = "a link is [id of a node of this graph, number of its output]"
+                yield error("bad_linked_input", message, f"{name}: {_short(value)}"[:_LONGEST_VALUE], input_name=name)
+
+
+def _is_as_a_link(value: object) -> bool:
+    """What a server takes for a link, sound or not."""
+    return (
+        isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int | float)
+    )
 
 
 def _linked(
@@ -229,7 +253,7 @@ def _not_a_value(wanted: InputSpec, value: Any) -> Error | None:
     or a node that shows its inputs would seem to have made the file."""
     about: dict[str, Any] = {"input_name": wanted.name, "input_config": None, "received_value": value}
     details = f"{wanted.name}: {_short(value)}"
-    if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int | float):
+    if _is_as_a_link(value):
         message = "a list in __value__ is what a server takes for a link; link the input itself, or send another list"
         return error("bad_linked_input", message, details, **about)
     if _names_files(value):

@@ -6,6 +6,7 @@ import asyncio
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import aiohttp
 import pytest
@@ -184,3 +185,17 @@ async def test_pictures_of_another_tenant_are_neither_painted_nor_loaded_by_thei
             answers.append(await bob.submit(loads))
     assert [status for status, _ in masks] == [200, 400]
     assert [status for status, _ in answers] == [400] * 4
+
+
+async def test_a_picture_that_was_forgotten_cannot_be_asked_for_by_who_made_it_lately(tmp_path: Path) -> None:
+    fake, keys = FakeComfy(), Keyring(tmp_path / "keys.json")
+    token = keys.add("ann", "client", "ann")
+    async with serving(fake), front(tmp_path / "front", fake, keys=keys) as client:
+        ann = Client(client.url, client.session, token)
+        _, _, made = await ann.run(graph())
+        picture = made["outputs"]["9"]["images"][0]
+        path = "/view?" + urlencode(picture)
+        before = await ann.ask("GET", path)
+        await ann.ask("POST", "/history", {"clear": True})
+        after = await ann.ask("GET", path)
+    assert (before[0], after[0]) == (200, 404)

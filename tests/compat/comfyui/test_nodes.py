@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from swarmx.compat.comfyui.nodes import NodeBook
 
 
@@ -49,3 +51,16 @@ def test_thousands_of_options_are_not_all_compared_with_each_other() -> None:
     assert found is not None
     assert len(found) == 2002
     assert Text.compared < 20_000
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        ([["a.mp4", "swarmx-1.mp4"], {"x": 1}], [["a.mp4"], {"x": 1}]),
+        (["COMBO", {"options": ["a.mp4", "swarmx-1.mp4"]}], ["COMBO", {"options": ["a.mp4"]}]),
+    ],
+)
+def test_copies_of_uploads_are_not_shown_in_either_form_of_a_list(row: list[Any], shown: list[Any]) -> None:
+    book = NodeBook(("*",), hidden="swarmx-")
+    book.told("s1", {"LoadVideo": {"input": {"required": {"file": row}}, "output": ["VIDEO"], "output_node": False}})
+    assert book.union["LoadVideo"]["input"]["required"]["file"] == shown

@@ -258,3 +258,35 @@ def test_each_kind_of_invalid_graph_is_refused_by_its_name_at_its_node(
     if node is not None:
         assert [each["type"] for each in found.node_errors[node]["errors"]] == [kind]
         assert found.node_errors[node]["dependent_outputs"] == ["9"]
+
+
+@pytest.mark.parametrize("link", [["nobody", 0], ["4", 0.0], ["4", True]])
+def test_a_link_under_a_name_that_the_class_has_not_leads_to_a_node_of_the_graph_all_the_same(link: list[Any]) -> None:
+    astray = graph()
+    astray["9"]["inputs"]["more"] = link
+    found = validate(astray, SPECS)
+    assert isinstance(found, Rejected)
+    assert found.body["node_errors"]["9"]["errors"][0]["type"] == "bad_linked_input"
+    astray["9"]["inputs"]["more"] = ["4", 0]
+    assert isinstance(validate(astray, SPECS), Accepted)
+
+
+def test_a_chain_that_servers_cannot_go_up_is_refused_also_under_names_that_classes_have_not() -> None:
+    chain = graph()
+    for number in range(600):
+        inputs = graph()["5"]["inputs"] | ({"more": [f"c{number - 1}", 0]} if number else {})
+        chain[f"c{number}"] = {"class_type": "EmptyLatentImage", "inputs": inputs}
+    chain["9"]["inputs"]["more"] = ["c599", 0]
+    assert isinstance(validate(chain, SPECS), Rejected)
+    chain["9"]["inputs"]["more"] = ["c400", 0]
+    assert isinstance(validate(chain, SPECS), Accepted)
+
+
+def test_the_copy_of_an_upload_is_nobodys_to_name() -> None:
+    named = graph() | {
+        "20": {"class_type": "LoadImage", "inputs": {"image": "swarmx-0123456789abcdef.png"}},
+        "21": {"class_type": "PreviewImage", "inputs": {"images": ["20", 0]}},
+    }
+    found = validate(named, SPECS)
+    assert isinstance(found, Accepted)
+    assert found.node_errors["20"]["errors"][0]["message"] == "there is no such file of this client"
