@@ -113,17 +113,18 @@ class Users:
             again = self._accepted(f"{key}-retry", lambda name: self._any().retry(workflow_id, key=name))
         else:
             return
-        workflow_id = await again
-        with suppress(Conflict, Unprocessable):  # it may share the signal with the first one
-            await self._any().signal(workflow_id, "go", {"by": "a user"})
-        await self._ended(workflow_id)
+        await self._let_end(await again)  # it may share the signal with the first one
 
     async def _end_forgotten(self) -> None:
         """Signal what still runs: a key that was forgotten and sent again brought two, and the first has no user."""
         for summary in [summary async for summary in self._any().list(state="running")]:
-            with suppress(Conflict, Unprocessable):  # it has its signal, and is about to end
-                await self._any().signal(summary.workflow_id, "go", {"by": "a user"}, key=summary.workflow_id)
-            await self._ended(summary.workflow_id)
+            await self._let_end(summary.workflow_id)
+
+    async def _let_end(self, workflow_id: str) -> None:
+        """Signal a workflow, which may have its signal or have ended by now, and wait for its end."""
+        with suppress(Conflict, Unprocessable):
+            await self._any().signal(workflow_id, "go", {"by": "a user"})
+        await self._ended(workflow_id)
 
     async def _submitted(self, key: str) -> str:
         spec = f"{SPEC}deadline_s: 7200\n" if self.rng.random() < _DEADLINE else SPEC

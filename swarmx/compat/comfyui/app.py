@@ -13,10 +13,11 @@ from aiohttp import web
 
 from swarmx.compat.comfyui.answers import BadRequest, refusal
 from swarmx.compat.comfyui.auth import KEY, guard, hung_up_on, require
-from swarmx.compat.comfyui.files import PREFIX, Files
+from swarmx.compat.comfyui.files import Files
 from swarmx.compat.comfyui.files_api import FileRoutes
 from swarmx.compat.comfyui.forecasts import JobForecaster, NodeForecaster
 from swarmx.compat.comfyui.front import JobRoutes
+from swarmx.compat.comfyui.graph import PREFIX
 from swarmx.compat.comfyui.info_api import InfoRoutes
 from swarmx.compat.comfyui.kept_costs import KeptCosts
 from swarmx.compat.comfyui.kept_info import KeptInfo

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from swarmx.compat.comfyui.forecasts import JobFacts, ServerState
-from swarmx.compat.comfyui.graph import Graph, above, link_of, links, signatures, with_inputs
+from swarmx.compat.comfyui.graph import Graph, link_of, links, signatures, with_inputs
 from swarmx.compat.comfyui.jobs import Job
 from swarmx.core.forecast import Forecast
 
@@ -238,7 +238,7 @@ class Drafts:
         """Servers that have all that the graph needs with such nodes in it: any cut is as good."""
         key = saves, loads
         if key not in self._able:
-            graph, files, one = above(self.job.graph, self.job.outputs), self.job.files, {0: self.cuts[0]}
+            graph, files, one = self.job.needed, self.job.files, {0: self.cuts[0]}
             if loads:
                 graph, files = loading(graph, one), files | {(load_id(0), "latent")}
             self._able[key] = self.able(saving(graph, one) if saves else graph, files)

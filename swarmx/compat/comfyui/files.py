@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from swarmx.compat.comfyui.graph import Graph, file_name, names_file, with_inputs
+from swarmx.compat.comfyui.graph import PREFIX, Graph, file_name, names_file, with_inputs
 from swarmx.compat.comfyui.jobs import File, Job
 from swarmx.compat.comfyui.server import ComfyServer, FileAway, ServerAway
 from swarmx.compat.comfyui.settings import TenantSettings
 from swarmx.compat.comfyui.store import JobStore, Upload, digest_of
 
 MARK = "~"
-PREFIX = "swarmx-"
 """How the names of copied files begin at servers."""
 FOLDERS = ("input", "output", "temp")
 _FRESH = 10_000
@@ -156,8 +155,8 @@ class Files:
         server, mark, rest = last.partition(MARK)
         return (server, "/".join([*folders, rest])) if mark and rest and server in self._servers else None
 
-    def made(self, tenant: str, outputs: Iterable[tuple[str, str, str]]) -> None:
-        """A job that still runs has made these files (folder, subfolder, name): its client may fetch them at once."""
+    def made(self, tenant: str, outputs: Iterable[File]) -> None:
+        """A job that still runs has made these files: its client may fetch them at once."""
         for output in outputs:
             self._fresh[output] = tenant
         while len(self._fresh) > _FRESH:
@@ -280,8 +279,8 @@ def tagged(server: str, output: Any) -> Any:
     return [tagged(server, value) for value in output] if isinstance(output, list) else output
 
 
-def files_in(output: Any) -> Iterator[tuple[str, str, str]]:
-    """Folder, subfolder and name of every file in an output."""
+def files_in(output: Any) -> Iterator[File]:
+    """Every file in an output."""
     if isinstance(output, dict):
         if names_file(output):
             yield str(output["type"]), str(output.get("subfolder", "")), output["filename"]

@@ -15,7 +15,6 @@ from aiohttp import web
 from swarmx.compat.comfyui.answers import answer, read_json, refusal, whole_number
 from swarmx.compat.comfyui.auth import require
 from swarmx.compat.comfyui.files import Files
-from swarmx.compat.comfyui.graph import above
 from swarmx.compat.comfyui.jobs import ENDED, Job, State, is_canonical
 from swarmx.compat.comfyui.jobs_api import brief, detailed, page_of
 from swarmx.compat.comfyui.nodes import NodeBook
@@ -107,7 +106,7 @@ class JobRoutes:
         if isinstance(verdict, Rejected):
             return answer(verdict.body, status=400)
         job = self._job(key, body, verdict)
-        able = self._book.able(job.graph, above(job.graph, job.outputs), job.files)
+        able = self._book.able(job.graph, job.needed, job.files)
         if not able:
             return refusal(400, self._nobody(job))
         if not await self._may_load(key, job):
@@ -180,7 +179,7 @@ class JobRoutes:
         return max(-10, min(wanted if type(wanted) is int else 0, self._settings.tenant(key.tenant).priority))
 
     def _nobody(self, job: Job) -> dict[str, Any]:
-        missing = self._book.missing(job.graph, above(job.graph, job.outputs), job.files)
+        missing = self._book.missing(job.graph, job.needed, job.files)
         details = "; ".join(f"{name} lacks {', '.join(lacks[:5])}" for name, lacks in sorted(missing.items()))
         return error("no_server_has_all", "no single server has all that the graph needs", details)
 

@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 
 Graph = dict[str, dict[str, Any]]
+PREFIX = "swarmx-"
+"""How copies of uploads are called at servers."""
 """`{id: {"class_type": str, "inputs": {name: value, or [id, output]}}}`."""
 
 _WEIGHTS = re.compile(r"\.(safetensors|ckpt|sft|gguf|pth|pt|bin)$", re.IGNORECASE)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from swarmx.compat.comfyui.graph import Graph
+from swarmx.compat.comfyui.graph import Graph, above
 
 State = Literal["pending", "in_progress", "completed", "failed", "cancelled"]
 """In the words of ComfyUI's jobs API."""
@@ -66,6 +66,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def order(self) -> tuple[float, int]:
         return self.number, self.seq
+
+    @property
+    def needed(self) -> Graph:
+        """The nodes that its outputs need; of a part all: it has what the whole job needs, for its pictures."""
+        return self.graph if self.part is not None else above(self.graph, self.outputs)
 
     @property
     def workflow_id(self) -> str | None:

@@ -159,10 +159,11 @@ def _without(info: NodeInfo, hidden: str) -> NodeInfo:
     if not isinstance(inputs, dict):
         return info
     shown: dict[str, Any] = {}
+    is_hidden = _starts(hidden)
     for category, rows in inputs.items():
         shown[category] = rows
         for name, row in rows.items() if isinstance(rows, dict) else ():
-            if (kept := _row_without(row, _starts(hidden))) is not row:
+            if (kept := _row_without(row, is_hidden)) is not row:
                 shown[category] = shown[category] | {name: kept}
     return info | {"input": shown}
 

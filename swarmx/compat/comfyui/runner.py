@@ -178,8 +178,7 @@ class JobRunner:
     # Placing
 
     def _able(self, job: Job) -> frozenset[str]:
-        nodes = above(job.graph, job.outputs) if job.part is None else job.graph
-        return self._book.able(job.graph, nodes, job.files)
+        return self._book.able(job.graph, job.needed, job.files)
 
     def _servers_changed(self, server: str, *, told: bool) -> None:
         self._scheduler.server(server, up=self._servers.is_up(server))
@@ -267,7 +266,7 @@ class JobRunner:
         if run.cancelled:
             return Lost(reason="cancelled", detail="it was cancelled before the server had it", may_run=False)
         client_id = self._servers.client_id(server)
-        if job.part is None:  # no node goes there that was not judged; parts have the others' nodes for their pictures
+        if job.part is None:  # no node goes there that was not judged
             graph = above(graph, job.outputs)
         try:
             status, body = await comfy.submit(

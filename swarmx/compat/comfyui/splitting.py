@@ -28,7 +28,7 @@ from swarmx.compat.comfyui.drafts import (
     saving,
 )
 from swarmx.compat.comfyui.forecasts import JobFacts, ServerState
-from swarmx.compat.comfyui.graph import Graph, above, links, upstream_first
+from swarmx.compat.comfyui.graph import Graph, links, upstream_first
 from swarmx.compat.comfyui.jobs import Job, PartOf
 from swarmx.compat.comfyui.nodes import NodeSpec
 from swarmx.core.forecast import Forecast
@@ -225,7 +225,7 @@ def part_jobs(job: Job, plan: Plan) -> list[Job]:
     Each has all that the job needs and runs what its own outputs need: pictures carry the graph that made them, and
     that is the whole one, but for the nodes at a cut.
     """
-    found, whole = [], above(job.graph, job.outputs)
+    found, whole = [], job.needed
     for number, part in enumerate(plan.parts):
         needed = {latent: plan.cuts[latent] for latent in part.needs}
         graph = loading(whole, needed) if needed else whole

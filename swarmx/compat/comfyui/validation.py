@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swarmx.compat.comfyui.graph import (
+    PREFIX,
     Graph,
     cycle_in,
     file_name,
@@ -30,7 +31,7 @@ _MOST_OUTPUTS = 64  # whose errors are told
 
 Error = dict[str, Any]
 
-_ELSEWHERE = re.compile(r"\[(output|temp)\]\Z|^[/\\]|(^|[/\\])\.\.([/\\]|$)|^swarmx-")  # the last: copies of uploads
+_ELSEWHERE = re.compile(r"\[(output|temp)\]\Z|^[/\\]|(^|[/\\])\.\.([/\\]|$)|^" + re.escape(PREFIX))
 _LONGEST_CHAIN = 500  # of links: a server goes up them by recursion, and ends where it may not go that deep
 
 
@@ -108,7 +109,8 @@ def _judge(
     order = upstream_first(graph, outputs)
     for node_id in order:
         judged = _node(graph, node_id, specs, uploads)
-        depth[node_id] = 1 + max((depth[source] for source in sources(graph, node_id)), default=0)
+        feeding = list(sources(graph, node_id))
+        depth[node_id] = 1 + max((depth[source] for source in feeding), default=0)
         if depth[node_id] == _LONGEST_CHAIN + 1:
             details = f"more than {_LONGEST_CHAIN} nodes, one above the other"
             judged.errors.append(error("exception_during_validation", "a chain of links is too long", details))
@@ -117,7 +119,7 @@ def _judge(
         files[node_id] = judged.files
         if judged.doubtful:
             doubtful.add(node_id)
-        if judged.errors or any(link is not None and link[0] in bad for link in _links(graph[node_id])):
+        if judged.errors or not bad.isdisjoint(feeding):
             bad.add(node_id)
     good = tuple(node_id for node_id in outputs if node_id not in bad)
     if not good:
@@ -180,8 +182,12 @@ def _astray(graph: Graph, spec: NodeSpec, inputs: Mapping[str, Any]) -> Iterable
         if name not in spec.inputs and _is_as_a_link(value):
             link = link_of(value)
             if link is None or link[0] not in graph:
-                message = "a link is [id of a node of this graph, number of its output]"
-                yield error("bad_linked_input", message, f"{name}: {_short(value)}"[:_LONGEST_VALUE], input_name=name)
+                yield _to_nowhere(name, value, None)
+
+
+def _to_nowhere(name: str, value: list[Any], shown: Any) -> Error:
+    message, details = "a link is [id of a node of this graph, number of its output]", f"{name}: {_short(value)}"
+    return error("bad_linked_input", message, details, input_name=name, input_config=shown, received_value=value)
 
 
 def _is_as_a_link(value: object) -> bool:
@@ -198,9 +204,7 @@ def _linked(
     about: dict[str, Any] = {"input_name": wanted.name, "input_config": wanted.shown}
     link = link_of(value)
     if link is None or link[0] not in graph:
-        details = f"{wanted.name}: {_short(value)}"
-        message = "a link is [id of a node of this graph, number of its output]"
-        return error("bad_linked_input", message, details, **about, received_value=value), True
+        return _to_nowhere(wanted.name, value, wanted.shown), True
     outputs = specs[graph[link[0]]["class_type"]].outputs
     if not 0 <= link[1] < len(outputs):
         details = f"{wanted.name}: the node {link[0]!r} has {len(outputs)} outputs, none with the number {link[1]}"
@@ -342,10 +346,6 @@ def _by_node(graph: Graph, found: Mapping[str, list[Error]], outputs: Sequence[s
         for node_id in order
         if node_id in found
     }
-
-
-def _links(node: Mapping[str, Any]) -> Iterable[tuple[str, int] | None]:
-    return map(link_of, node["inputs"].values())
 
 
 def _shape(prompt: object, targets: object) -> Error | None:

@@ -90,9 +90,8 @@ class WatchedResult(ReplicaResult):  # type: ignore[misc]
     def get(self, timeout_s: float | None) -> Any:
         ends_s = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            left_s = None if ends_s is None else max(0.0, ends_s - time.monotonic())
             try:
-                return self._seen(self._result.get(left_s))
+                return self._seen(self._result.get(_left_s(ends_s)))
             except LOST as error:
                 if not self._may_repeat(error):
                     raise
@@ -186,7 +185,7 @@ class WatchedResult(ReplicaResult):  # type: ignore[misc]
         """Send again, on the loop of the router. Raises TimeoutError once it is `ends_s`: nobody waits for it then."""
         sending = self._begin_again()
         try:
-            self._take(sending.result(None if ends_s is None else max(0.0, ends_s - time.monotonic())))
+            self._take(sending.result(_left_s(ends_s)))
         except TimeoutError:
             sending.cancel()
             raise TimeoutError("Timed out while the request was sent again.") from None
@@ -238,3 +237,7 @@ class WatchedResult(ReplicaResult):  # type: ignore[misc]
                 )
             )
             return result, replica
+
+
+def _left_s(ends_s: float | None) -> float | None:
+    return None if ends_s is None else max(0.0, ends_s - time.monotonic())

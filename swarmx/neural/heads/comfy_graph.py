@@ -157,7 +157,7 @@ def _sampling(
 ) -> tuple[float, float, float]:
     """Steps, megapixels and batch of a sampler: its own inputs, or the nearest upstream that have them."""
     steps = width = height = batch = _NAN
-    for near in _upstream(key, sources):
+    for near in upstream(key, sources, _MAX_WALK):
         inputs = nodes[near][1]
         if math.isnan(steps) and "steps" in inputs:
             steps = follow(inputs["steps"], nodes, most=_MAX_STEPS)  # less `denoise` makes them smaller, not fewer
@@ -170,18 +170,18 @@ def _sampling(
     return steps, width * height / _MEGAPIXEL, batch
 
 
-def _upstream(key: str, sources: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
-    """The node, and all that it is fed by, nearest first, each once."""
+def upstream(key: str, sources: Mapping[str, tuple[str, ...]], most: int) -> Iterator[str]:
+    """A node and what feeds it, nearest first, each once, so many at most, as far as one asks."""
     queue, seen = deque([key]), {key}
-    for _ in range(_MAX_WALK):
-        if not queue:
-            return
-        current = queue.popleft()
-        yield current
-        for near in sources[current]:
+    yield key
+    while queue:
+        for near in sources[queue.popleft()]:
             if near not in seen:
+                if len(seen) == most:
+                    return
                 seen.add(near)
                 queue.append(near)
+                yield near
 
 
 def sources_of(inputs: Mapping[str, object], nodes: Mapping[str, Node]) -> tuple[str, ...]:

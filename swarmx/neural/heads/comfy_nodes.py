@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
 
-from swarmx.neural.heads.comfy_graph import Node, follow, is_link, nodes_of, sources_of, target, weight_names
+from swarmx.neural.heads.comfy_graph import Node, follow, is_link, nodes_of, sources_of, target, upstream, weight_names
 
 _MEGAPIXEL = 1024.0 * 1024.0
 _MAX_SIDE, _MAX_BATCH, _MAX_STEPS, _MAX_FACTOR = 65_536.0, 4096.0, 10_000.0, 64.0
@@ -98,7 +97,7 @@ def _evaluations(key: str, graph: _Graph) -> float:
 
     A `denoise` below 1 makes the steps smaller, not fewer. One step, of order one, with guidance, where it is not said.
     """
-    said = (graph.nodes[near][1].get("sampler_name") for near in _upstream(key, graph))
+    said = (graph.nodes[near][1].get("sampler_name") for near in upstream(key, graph.sources, graph.walk))
     sampler = next((name for name in said if isinstance(name, str)), "")  # a link to a selector: that has the name
     order = _ORDERS.get(sampler, 1.0)
     _, inputs = graph.nodes[key]
@@ -141,26 +140,12 @@ def _size(key: str, graph: _Graph) -> tuple[float, float]:
 
 def _model(key: str, graph: _Graph) -> str:
     """The weights that feed a node, the nearest first."""
-    for near in _upstream(key, graph):
+    for near in upstream(key, graph.sources, graph.walk):
         if near in graph.weights and "lora" not in graph.nodes[near][0]:
             return graph.weights[near]
     return ""
 
 
 def _nearest(key: str, graph: _Graph, name: str) -> object:
-    near_inputs = (graph.nodes[near][1] for near in _upstream(key, graph))
+    near_inputs = (graph.nodes[near][1] for near in upstream(key, graph.sources, graph.walk))
     return next((inputs[name] for inputs in near_inputs if name in inputs), None)
-
-
-def _upstream(key: str, graph: _Graph) -> Iterator[str]:
-    """The node and what feeds it, nearest first, each once, as far as one asks."""
-    queue, seen = deque([key]), {key}
-    yield key
-    while queue:
-        for near in graph.sources[queue.popleft()]:
-            if near not in seen:
-                if len(seen) == graph.walk:
-                    return
-                seen.add(near)
-                queue.append(near)
-                yield near
